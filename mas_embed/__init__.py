@@ -1,0 +1,77 @@
+"""mas-embed: train embedding networks over a sequence of data splits without forgetting the earlier ones.
+
+The public names, loaded when they are first used, so that importing the package costs little more than importing torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mas_embed.config import load_config as load_config
+    from mas_embed.data import Part as Part
+    from mas_embed.data import Split as Split
+    from mas_embed.data import digits as digits
+    from mas_embed.data import join_splits as join_splits
+    from mas_embed.errors import UserError as UserError
+    from mas_embed.experiment import run_experiment as run_experiment
+    from mas_embed.forgetting import ScoreMatrix as ScoreMatrix
+    from mas_embed.importance import Importance as Importance
+    from mas_embed.importance import Projection as Projection
+    from mas_embed.importance import estimate_importance as estimate_importance
+    from mas_embed.importance import explain_coverage as explain_coverage
+    from mas_embed.methods import MAS as MAS
+    from mas_embed.methods import Finetune as Finetune
+    from mas_embed.methods import Frozen as Frozen
+    from mas_embed.models import EmbeddingNet as EmbeddingNet
+    from mas_embed.models import small_conv as small_conv
+    from mas_embed.retrieval import RetrievalScores as RetrievalScores
+    from mas_embed.retrieval import evaluate_retrieval as evaluate_retrieval
+    from mas_embed.seeding import seeded as seeded
+    from mas_embed.training import per_class_sampler as per_class_sampler
+    from mas_embed.training import train_sequence as train_sequence
+
+_HOME = {
+    # importance
+    "Importance": "importance",
+    "Projection": "importance",
+    "estimate_importance": "importance",
+    "explain_coverage": "importance",
+    # methods
+    "Finetune": "methods",
+    "Frozen": "methods",
+    "MAS": "methods",
+    # retrieval and forgetting
+    "RetrievalScores": "retrieval",
+    "ScoreMatrix": "forgetting",
+    "evaluate_retrieval": "retrieval",
+    # data and models
+    "EmbeddingNet": "models",
+    "Part": "data",
+    "Split": "data",
+    "digits": "data",
+    "join_splits": "data",
+    "small_conv": "models",
+    # training and experiments
+    "UserError": "errors",
+    "load_config": "config",
+    "per_class_sampler": "training",
+    "run_experiment": "experiment",
+    "seeded": "seeding",
+    "train_sequence": "training",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'mas_embed' has no attribute '{name}'")
+    value = getattr(import_module(f"mas_embed.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,268 @@
+"""A whole run as one YAML file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+
+from mas_embed.data import DATASETS
+from mas_embed.errors import UserError, unknown_name
+from mas_embed.losses import catalogue
+from mas_embed.methods import METHODS
+from mas_embed.models import MODELS
+from mas_embed.options import resolve_options
+from mas_embed.retrieval import Distance
+from mas_embed.training import per_class_sampler
+
+SAMPLERS: dict[str, Callable[..., Any]] = {"MPerClassSampler": per_class_sampler}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Component(_Section):
+    """Something that is made by name: `mas`, or `{name: mas, strength: 100}`; options are those of its constructor."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Everything but the name (and a method's label)."""
+        return dict(self.model_extra or {})
+
+
+class MethodComponent(Component):
+    """A method; `label` tells two of one name apart, in tables and folders."""
+
+    label: str = Field(default="", pattern=r"^[\w .()=,+-]*$")
+
+    @property
+    def title(self) -> str:
+        """The label, or the name where there is none."""
+        return self.label or self.name
+
+
+class TrainingSection(_Section):
+    """How a split is trained."""
+
+    epochs: PositiveInt = 20
+    batch_size: PositiveInt = 64
+    optimizer: Component = Component(name="Adam")
+    miner: Component | None = None
+    sampler: Component | None = None
+
+
+class EvaluationSection(_Section):
+    """How a split is judged."""
+
+    distance: Distance = "cosine"
+    recall_at: tuple[PositiveInt, ...] = Field(default=(1, 2, 4, 8), min_length=1)
+    primary_metric: str = "mean_average_precision"
+
+    @model_validator(mode="after")
+    def _is_measured(self) -> EvaluationSection:
+        measured = {f"recall_at_{k}" for k in self.recall_at}
+        measured |= {"mean_average_precision", "mean_average_precision_at_r", "r_precision", "mean_reciprocal_rank", "precision_at_1"}
+        if self.primary_metric not in measured:
+            raise unknown_name("evaluation.primary_metric", self.primary_metric, measured)
+        return self
+
+
+class Config(_Section):
+    """A whole run: what `load_config` returns, with every default filled in."""
+
+    name: str = Field(pattern=r"^[\w-]+$")
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    data: Component
+    model: Component
+    loss: Component
+    methods: tuple[MethodComponent, ...] = Field(min_length=1)
+    training: TrainingSection = TrainingSection()
+    evaluation: EvaluationSection = EvaluationSection()
+
+    @field_validator("seeds")
+    @classmethod
+    def _are_distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise UserError(f"seeds must be different numbers >= 0, got {list(seeds)}")
+        return seeds
+
+    @model_validator(mode="after")
+    def _titles_are_distinct(self) -> Config:
+        titles = [method.title for method in self.methods]
+        for title in titles:
+            if titles.count(title) > 1:
+                raise UserError(f"there are two methods '{title}'; give each a label: {{name: {title}, label: ...}}")
+        return self
+
+    def to_yaml(self) -> str:
+        """The config as a file that `load_config` reads, every default filled in."""
+        plain = self.model_dump(mode="json", exclude={"methods": {"__all__": {"label"}}})
+        for method, entry in zip(self.methods, plain["methods"], strict=True):
+            if method.label:
+                entry["label"] = method.label
+        return yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=120)
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Reads and checks a config; every component's options are checked against its constructor and its defaults filled in.
+
+    Args:
+        path: of a YAML file.
+        overrides: `key.path=value`, the value in YAML: "training.epochs=5", "methods.mas.strength=30", "seeds=[0, 1]".
+
+    Raises:
+        UserError: in one sentence what is wrong, and what is accepted.
+
+    Example:
+        >>> load_config("configs/digits.yaml", ["training.epochs=5"]).training.epochs
+        5
+    """
+    raw = _read_yaml(Path(path))
+    for override in overrides:
+        _apply(raw, override)
+    try:
+        config = Config.model_validate(raw)
+    except ValidationError as error:
+        raise _readable(error) from None
+    return _with_resolved_options(config)
+
+
+def _with_resolved_options(config: Config) -> Config:
+    training = config.training
+    return config.model_copy(
+        update={
+            "data": _resolve("data", config.data, DATASETS),
+            "model": _resolve("model", config.model, MODELS),
+            "loss": _resolve("loss", config.loss, _Catalogue("loss", catalogue("losses"))),
+            "methods": tuple(_resolve(f"methods.{method.title}", method, METHODS, given={"model"}) for method in config.methods),
+            "training": training.model_copy(
+                update={
+                    "optimizer": _resolve("training.optimizer", training.optimizer, _optimizers(), given={"params"}),
+                    "miner": _resolve("training.miner", training.miner, _Catalogue("miner", catalogue("miners"))),
+                    "sampler": _resolve("training.sampler", training.sampler, _Catalogue("sampler", SAMPLERS), given={"labels"}),
+                }
+            ),
+        }
+    )
+
+
+def _resolve(where: str, component: Any, known: Mapping[str, Callable[..., Any]], given: Iterable[str] = ()) -> Any:
+    if component is None:
+        return None
+    options = resolve_options(where, known[component.name], component.options, given=frozenset(given))
+    fixed = {"name": component.name} | ({"label": component.label} if isinstance(component, MethodComponent) else {})
+    return type(component).model_validate(fixed | options)
+
+
+class _Catalogue(dict[str, Callable[..., Any]]):
+    """A dict whose missing key is a sentence."""
+
+    def __init__(self, kind: str, components: Mapping[str, Callable[..., Any]]) -> None:
+        super().__init__(components)
+        self._kind = kind
+
+    def __missing__(self, name: str) -> Callable[..., Any]:
+        raise unknown_name(self._kind, name, self)
+
+
+def _optimizers() -> _Catalogue:
+    import torch
+
+    optimizers = {name: value for name, value in vars(torch.optim).items() if isinstance(value, type) and name != "Optimizer"}
+    return _Catalogue("optimizer", optimizers)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which also reads `1e-3` as a number (YAML 1.1 wants `1.0e-3`)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506  (a SafeLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise UserError(f"cannot read the config {path}: {reason}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} must hold 'key: value' pairs such as 'name: digits', got {type(raw).__name__}")
+    return raw
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    """Sets one `key.path=value`; a list of components is entered by name or label."""
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise UserError(f"an override must look like key.path=value, got '{override}'")
+    try:
+        value = yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
+    except yaml.YAMLError:
+        raise UserError(f"the value of the override '{override}' is not valid YAML") from None
+    place: Any = raw
+    for depth, key in enumerate(keys[:-1]):
+        place = _enter(place, key, ".".join(keys[: depth + 1]))
+    if not isinstance(place, dict):
+        raise UserError(f"cannot set '{path}': {'.'.join(keys[:-1])} is a list; name one of its entries first")
+    place[keys[-1]] = value
+
+
+def _enter(place: Any, key: str, path: str) -> dict[str, Any] | list[Any]:
+    if isinstance(place, list):
+        names = [entry if isinstance(entry, str) else entry.get("label", entry.get("name")) for entry in place]
+        if key not in names:
+            raise unknown_name(f"entry '{path}': there is no", key, [str(name) for name in names])
+        container, index = place, names.index(key)
+    else:
+        container, index = place, key
+        if place.get(key) is None:
+            place[key] = {}
+    entry = container[index]
+    if isinstance(entry, str):
+        entry = container[index] = {"name": entry}
+    if not isinstance(entry, dict | list):
+        raise UserError(f"cannot set a key inside '{path}': it is {entry!r}, not a section")
+    return entry
+
+
+def _readable(error: ValidationError) -> UserError:
+    """The first mistake as one sentence."""
+    first = error.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, UserError):
+        return cause
+    path = _path_names(first["loc"])
+    if first["type"] == "extra_forbidden":
+        return unknown_name("key", path, _keys_beside(first["loc"]))
+    if first["type"] == "missing":
+        return UserError(f"the config needs '{path}'")
+    return UserError(f"{path}={first['input']!r} is not accepted: {first['msg'][0].lower()}{first['msg'][1:]}")
+
+
+def _path_names(location: Sequence[str | int]) -> str:
+    return ".".join(str(part) for part in location)
+
+
+def _keys_beside(location: Sequence[str | int]) -> list[str]:
+    section: type[BaseModel] = {"training": TrainingSection, "evaluation": EvaluationSection}.get(str(location[0]), Config)
+    prefix = _path_names(location[:-1])
+    return [f"{prefix}.{name}" if prefix else name for name in section.model_fields]

@@ -1,0 +1,25 @@
+"""The one kind of error for what a user can put right."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something that was given cannot be used; the message is one sentence: what was given, what is accepted, what to do.
+
+    The command line prints the sentence and exits with code 2.
+    """
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> UserError:
+    """A `UserError` for a name that is not known, naming the nearest known one.
+
+    >>> unknown_name("method", "maas", ["finetune", "mas"])
+    UserError("unknown method 'maas': did you mean 'mas'? (known: finetune, mas)")
+    """
+    names = sorted(map(str, known))
+    nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"did you mean '{nearest[0]}'? " if nearest else ""
+    return UserError(f"unknown {kind} '{name}': {hint}(known: {', '.join(names)})")

@@ -1,0 +1,295 @@
+"""A whole run: every method and seed of a config, trained, judged and written to one directory."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mas_embed import losses
+from mas_embed.config import SAMPLERS, Component, Config, MethodComponent
+from mas_embed.data import DATASETS, Split, join_splits
+from mas_embed.errors import UserError
+from mas_embed.files import write_file
+from mas_embed.forgetting import ScoreMatrix
+from mas_embed.methods import METHODS, Method
+from mas_embed.models import MODELS
+from mas_embed.report import write_report
+from mas_embed.seeding import seeded
+from mas_embed.training import SequenceResult, check_splits, train_sequence
+from mas_embed.training.sequence import OnEvent
+
+MEASURES = ("final_average", "forgetting", "backward_transfer", "learning")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method with one seed of a run directory."""
+
+    method: MethodComponent
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        return f"{self.method.title}/seed{self.seed}"
+
+
+def run_experiment(
+    config: Config,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_event: OnEvent = lambda event: None,
+) -> dict[str, Any]:
+    """Trains every method with every seed, and writes the run directory with its report.
+
+    Every method of a seed starts from the same weights. Everything is made once before anything is written, so that a mistake in the
+    config leaves no trace. Results are written after every method and seed.
+
+    Args:
+        config: from `load_config`.
+        out: the run directory; by default `runs/<name>`.
+        resume: go on where a run of the same config stopped.
+        overwrite: replace the results that the directory holds.
+        on_event: is told what `train_sequence` tells, with "method" and "seed", and `{"event": "run", ...}` when one has ended.
+
+    Returns:
+        What `results.json` holds.
+
+    Raises:
+        UserError: the config cannot be trained, or the directory holds results and neither `resume` nor `overwrite` is set.
+    """
+    out = Path(out) if out is not None else Path("runs") / config.name
+    splits = make_splits(config)
+    results = _prepare_directory(config, splits, out, resume=resume, overwrite=overwrite)
+    done = {(run["method"], run["seed"]) for run in results["runs"]}
+    for run in runs_of(config):
+        if (run.method.title, run.seed) in done:
+            on_event({"event": "skip", "method": run.method.title, "seed": run.seed})
+            continue
+        record = _train(config, splits, run, out, resume, on_event)
+        results["runs"].append(record)
+        write_results(out, results)
+        on_event({"event": "run", **record})
+    write_report(out)
+    return results
+
+
+def runs_of(config: Config) -> Iterator[Run]:
+    """Every method and seed, in the order in which they are trained: seed by seed, so that a table fills evenly."""
+    for seed in config.seeds:
+        for method in config.methods:
+            yield Run(method, seed)
+
+
+def make_splits(config: Config) -> list[Split]:
+    """The splits of a config, after everything else that it names was made once, on every split that is trained.
+
+    Raises:
+        UserError: names what cannot be made, or cannot be trained.
+    """
+    splits: list[Split] = _made("data", lambda: DATASETS[config.data.name](**config.data.options))
+    check_splits(splits)
+    for method in config.methods:
+        model = make_model(config, seed=0)
+        make_method(method, model)
+        for split in training_splits(method, splits):
+            _check_sampler(config, split)
+    _training_parts(config)
+    _made("training.optimizer", lambda: _optimizer(config.training.optimizer)(list(model.parameters())))
+    return splits
+
+
+def training_splits(method: MethodComponent, splits: Sequence[Split]) -> list[Split]:
+    """What a method trains on: the sequence, or for "joint" one split that holds everything."""
+    return [join_splits(splits)] if method.name == "joint" else list(splits)
+
+
+def make_model(config: Config, *, seed: int) -> nn.Module:
+    """The model of a config, its initial weights drawn from the seed."""
+    with seeded(seed):
+        return _made("model", lambda: MODELS[config.model.name](**config.model.options))
+
+
+def make_method(component: MethodComponent, model: nn.Module) -> Method:
+    """The method of a config for a model."""
+    return _made(f"methods.{component.title}", lambda: METHODS[component.name](model, **component.options))
+
+
+def write_results(out: Path, results: Mapping[str, Any]) -> None:
+    """Writes `results.json`, atomically."""
+    write_file(out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+
+
+def _train(config: Config, splits: list[Split], run: Run, out: Path, resume: bool, on_event: OnEvent) -> dict[str, Any]:
+    folder = out / run.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"method": run.method.title, "seed": run.seed}
+    model = make_model(config, seed=run.seed)
+    with (folder / "log.jsonl").open("a" if resume else "w", encoding="utf-8") as log:
+
+        def record(event: Mapping[str, Any]) -> None:
+            log.write(json.dumps(event) + "\n")
+            log.flush()
+            on_event({**event, **about})
+
+        result = train_sequence(
+            model,
+            training_splits(run.method, splits),
+            method=make_method(run.method, model),
+            **_training_parts(config),
+            evaluate_on=splits,
+            seed=run.seed,
+            checkpoint=folder / "checkpoint.safetensors",
+            resume=resume,
+            on_event=record,
+        )
+    return about | {"options": run.method.options} | _described(result)
+
+
+def _training_parts(config: Config) -> dict[str, Any]:
+    """The arguments of `train_sequence` that the config gives."""
+    training, evaluation = config.training, config.evaluation
+    miner, sampler = training.miner, training.sampler
+    return {
+        "loss": _made("loss", lambda: losses.build("losses", config.loss.name, config.loss.options)),
+        "miner": _made("training.miner", lambda: losses.build("miners", miner.name, miner.options)) if miner else None,
+        "sampler": partial(SAMPLERS[sampler.name], **sampler.options) if sampler else None,
+        "optimizer": _optimizer(training.optimizer),
+        "epochs": training.epochs,
+        "batch_size": training.batch_size,
+        "distance": evaluation.distance,
+        "recall_at": evaluation.recall_at,
+    }
+
+
+def _optimizer(component: Component) -> Any:
+    return partial(getattr(torch.optim, component.name), **component.options)
+
+
+def _check_sampler(config: Config, split: Split) -> None:
+    sampler = config.training.sampler
+    if sampler is not None:
+        _made(f"training.sampler on split '{split.name}'", lambda: SAMPLERS[sampler.name](split.train.labels, **sampler.options))
+
+
+def _made(where: str, make: Any) -> Any:
+    """What `make` returns; an error of a library's constructor is told as the user's."""
+    try:
+        return make()
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    except (TypeError, ValueError, AssertionError, KeyError) as error:
+        raise UserError(f"{where} cannot be made with these options: {error or type(error).__name__}") from error
+
+
+def _described(result: SequenceResult) -> dict[str, Any]:
+    """A result as JSON has it: undefined measures are null."""
+    measures = {name: {measure: _number(getattr(matrix, measure)) for measure in MEASURES} for name, matrix in result.scores.items()}
+    for name, matrix in result.scores.items():
+        measures[name]["forward_transfer"] = _number(_forward_transfer(matrix, result.initial[name]))
+    return {
+        "scores": {name: matrix.scores.tolist() for name, matrix in result.scores.items()},
+        "initial": result.initial,
+        "all": result.all,
+        "measures": measures,
+        "seconds": {name: round(value, 3) for name, value in result.seconds.items()},
+    }
+
+
+def _forward_transfer(matrix: ScoreMatrix, initial: list[float]) -> float:
+    return matrix.forward_transfer(initial) if matrix.is_sequential else math.nan
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _prepare_directory(config: Config, splits: Sequence[Split], out: Path, *, resume: bool, overwrite: bool) -> dict[str, Any]:
+    """Makes the run directory; returns the results that are there already."""
+    if resume and overwrite:
+        raise UserError("--resume keeps what is there and --overwrite replaces it; give one of them")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; name another directory with --out")
+    exists = any((out / name).exists() for name in ("config.yaml", "results.json"))
+    if exists and not (resume or overwrite):
+        raise UserError(f"{out} holds a run already: pass --resume to go on with it, --overwrite to replace it, or another --out")
+    if exists and resume:
+        return _results_to_resume(config, out)
+    if exists:
+        _remove_run(out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_file(out / "config.yaml", config.to_yaml())
+    write_file(out / "environment.json", json.dumps(describe_environment(), indent=1) + "\n")
+    return {
+        "schema": 1,
+        "name": config.name,
+        "splits": [split.name for split in splits],
+        "primary_metric": config.evaluation.primary_metric,
+        "runs": [],
+    }
+
+
+def _results_to_resume(config: Config, out: Path) -> dict[str, Any]:
+    written = (out / "config.yaml").read_text(encoding="utf-8") if (out / "config.yaml").exists() else ""
+    if written != config.to_yaml():
+        raise UserError(f"{out} holds a run of another config, which this one cannot resume; compare {out / 'config.yaml'}")
+    try:
+        results: dict[str, Any] = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        splits = [split.name for split in make_splits(config)]
+        return {"schema": 1, "name": config.name, "splits": splits, "primary_metric": config.evaluation.primary_metric, "runs": []}
+    except json.JSONDecodeError as error:
+        raise UserError(f"{out / 'results.json'} is not valid JSON ({error}); start anew with --overwrite") from None
+    return results
+
+
+def _remove_run(out: Path) -> None:
+    """Removes what a run wrote, by its own config, and nothing else."""
+    for log in out.glob("*/seed*/log.jsonl"):
+        shutil.rmtree(log.parent)
+        if not any(log.parent.parent.iterdir()):
+            log.parent.parent.rmdir()
+    for name in ("config.yaml", "environment.json", "results.json", "report.html", "scores.png"):
+        (out / name).unlink(missing_ok=True)
+
+
+def describe_environment() -> dict[str, Any]:
+    """The hardware and the versions that a figure was measured with."""
+    packages = ("torch", "torchvision", "pytorch-metric-learning", "accelerate", "scikit-learn", "numpy", "faiss-gpu", "faiss-cpu")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "mas-embed": importlib.metadata.version("mas-embed"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "packages": versions,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())

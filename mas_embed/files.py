@@ -1,0 +1,53 @@
+"""Files that are whole or not there: written beside their place, flushed to disk, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mas_embed.errors import UserError
+
+METADATA_KEY = "mas_embed"
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Writes a file atomically: after a crash the old content is still there, or the new one is."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Writes tensors and a JSON description as one safetensors file, atomically; no pickle is involved."""
+    on_cpu = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    write_file(path, safetensors.torch.save(on_cpu, {METADATA_KEY: json.dumps(description)}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads what `write_tensors` wrote.
+
+    Raises:
+        UserError: the file is not there, is no safetensors file, or was written by something else.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read {path} as a safetensors file: {error}") from None
+    if METADATA_KEY not in metadata:
+        raise UserError(f"{path} is a safetensors file, but not one that mas-embed wrote")
+    return tensors, json.loads(metadata[METADATA_KEY])

@@ -1,0 +1,8 @@
+"""How much each parameter matters to the embeddings, from unlabeled data; usable alone, with any `nn.Module`."""
+
+from mas_embed.importance.coverage import Coverage, CoverageRow, explain_coverage
+from mas_embed.importance.estimate import estimate_importance
+from mas_embed.importance.outputs import Projection
+from mas_embed.importance.record import Importance
+
+__all__ = ["Coverage", "CoverageRow", "Importance", "Projection", "estimate_importance", "explain_coverage"]

@@ -1,0 +1,119 @@
+"""`estimate_importance`: the loop over batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mas_embed.errors import UserError
+from mas_embed.forward import Embed, batch_to, device_of, embed_batch, evaluating
+from mas_embed.importance.engine import BatchImportance
+from mas_embed.importance.outputs import Output, resolve_output
+from mas_embed.importance.record import Importance
+
+
+def estimate_importance(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    output: str | Output | Callable[[Tensor, Any], Tensor] = "squared_norm",
+    granularity: Literal["sample", "batch"] = "sample",
+    exponent: Literal[1, 2] = 1,
+    embed: Embed | str | None = None,
+    progress: bool = False,
+) -> Importance:
+    """How much each parameter matters to the model's embeddings: `Omega_p = 1/N sum_n |d output(x_n) / d theta_p|^exponent`.
+
+    Taken in eval mode, per sample, from unlabeled inputs, and exact: layers with a rule (Linear, Conv2d, BatchNorm2d) take their
+    per-sample gradients from one ordinary backward pass of the batch; every other parameter takes `torch.func` per-sample
+    gradients; `explain_coverage` tells which. The result does not depend on the batch size or the order of the samples.
+    The model is left as it was: mode, buffers, `.grad`, `requires_grad`, hooks and random state.
+
+    Args:
+        model: any module that embeds a batch as [N, D]. Parameters with `requires_grad=False` are left out.
+        batches: an iterable of batches: a tensor; a tuple or list whose first element is the input (labels are ignored); a
+            mapping. Samples come first in every tensor. Batches are moved to the model's device.
+        output: the scalar of a sample whose sensitivity is measured. "squared_norm" is the paper's `||F(x)||^2`; "vector" its
+            vector variant, `sum_c |dF_c|`, in D backward passes; "projection" the mean over 8 random unit directions v of
+            `|d<v, z(x)>|`, z the embedding at unit length, for embeddings that are compared by cosine; or a callable
+            `(embeddings [N, D], batch) -> Tensor [N]`.
+        granularity: "sample" is the definition. "batch" takes `|sum over a batch|` instead, still divided by N: opposite
+            samples cancel and the result depends on the batch size; only for reproducing published numbers.
+        exponent: 1 for MAS, 2 for the (empirical Fisher) squared gradient.
+        embed: how to embed instead of `model(input)`: `(model, batch) -> Tensor [N, D]`, or the name of a method of the model.
+        progress: show a progress bar.
+
+    Returns:
+        The importance by parameter name, values >= 0; zero for a parameter that the embeddings do not depend on.
+
+    Raises:
+        UserError: no batches; no trainable parameter; embeddings that are not [N, D], not finite, of unit length under
+            "squared_norm", or that depend on the other samples of their batch.
+
+    Source: Aljundi, Babiloni, Elhoseiny, Rohrbach, Tuytelaars, *Memory Aware Synapses*, ECCV 2018. "projection" is this project's.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = model.weight.data.copy_(torch.tensor([[1.0, 2.0]]))
+        >>> opposite = torch.tensor([[1.0, 1.0], [1.0, -1.0]])  # embeddings 3 and -1, gradients 2 F(x) x = (6, 6) and (-2, 2)
+        >>> estimate_importance(model, [opposite])["weight"]
+        tensor([[4., 4.]])
+    """
+    _refuse_bad_arguments(model, batches, granularity, exponent)
+    device, resolved, num_batches = device_of(model), resolve_output(output), 0
+    settings = {"output": resolved.name, "granularity": granularity, "exponent": exponent}
+    accumulate = BatchImportance if granularity == "sample" else _BatchGradients
+    accumulator = accumulate(model, output=resolved, exponent=exponent, embed=embed)
+    with evaluating(model), torch.enable_grad():
+        for batch in _shown(batches, progress):
+            accumulator.add(batch_to(batch, device))
+            num_batches += 1
+    if num_batches == 0:
+        raise UserError("batches is empty: importance needs at least one batch of inputs (an iterator can be read only once)")
+    return Importance(accumulator.sums, accumulator.num_samples, settings)
+
+
+class _BatchGradients:
+    """`|sum over the batch of g_n|^exponent`, summed over batches: what most libraries call MAS."""
+
+    def __init__(self, model: nn.Module, *, output: Output, exponent: int, embed: Embed | str | None) -> None:
+        self._model, self._output, self._exponent, self._embed = model, output, exponent, embed
+        self._trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.sums = {
+            name: torch.zeros_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32), requires_grad=False)
+            for name, parameter in self._trainable.items()
+        }
+        self.num_samples = 0
+
+    def add(self, batch: Any) -> None:
+        values = self._output.values(embed_batch(self._model, batch, self._embed), batch)
+        scale = 1 / values.shape[1] if self._output.reduction == "mean" else 1.0
+        for total in values.sum(0):
+            gradients = torch.autograd.grad(total, list(self._trainable.values()), retain_graph=True, allow_unused=True)
+            for name, gradient in zip(self._trainable, gradients, strict=True):
+                if gradient is not None:
+                    self.sums[name].add_(gradient.to(self.sums[name].dtype).abs().pow_(self._exponent), alpha=scale)
+        self.num_samples += len(values)
+
+
+def _refuse_bad_arguments(model: nn.Module, batches: Iterable[Any], granularity: str, exponent: int) -> None:
+    if isinstance(batches, Tensor | Mapping):
+        kind = type(batches).__name__
+        raise UserError(f"batches must be an iterable of batches, got one {kind}; pass [batch], or a DataLoader")
+    if granularity not in ("sample", "batch"):
+        raise UserError(f"granularity must be 'sample' or 'batch', got {granularity!r}")
+    if exponent not in (1, 2):
+        raise UserError(f"exponent must be 1 (MAS) or 2 (squared gradient), got {exponent!r}")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError("the model has no trainable parameter; importance of what never changes is not needed")
+
+
+def _shown(batches: Iterable[Any], progress: bool) -> Iterable[Any]:
+    if not progress:
+        return batches
+    from rich.progress import track
+
+    return track(batches, description="importance", transient=True)

@@ -1,0 +1,135 @@
+"""The scalars of a sample whose sensitivity to the parameters is the importance.
+
+Every output maps the embeddings [N, D] of a batch to values [N, K]: K scalars per sample, each differentiated on its own.
+N samples, D embedding size, K scalars.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from mas_embed.errors import UserError, unknown_name
+
+
+class Output(Protocol):
+    """K scalars per sample; importance takes the sum or the mean of the K absolute gradients."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def reduction(self) -> Literal["sum", "mean"]: ...
+    def values(self, embeddings: Tensor, batch: Any) -> Tensor:
+        """The scalars [N, K]."""
+        ...
+
+
+@dataclass(frozen=True)
+class SquaredNorm:
+    """`||F(x)||_2^2`: the output of Memory Aware Synapses (Aljundi et al., ECCV 2018). K = 1."""
+
+    name: str = "squared_norm"
+    reduction: Literal["sum"] = "sum"
+
+    def values(self, embeddings: Tensor, batch: Any) -> Tensor:
+        return embeddings.square().sum(dim=1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Vector:
+    """Every output unit in turn, `sum_c |dF_c/dtheta|`: the paper's vector variant. K = D backward passes."""
+
+    name: str = "vector"
+    reduction: Literal["sum"] = "sum"
+
+    def values(self, embeddings: Tensor, batch: Any) -> Tensor:
+        return embeddings
+
+
+@dataclass(frozen=True)
+class Projection:
+    """`<v, z(x)>`, averaged over K directions v; z is the embedding scaled to unit length, so that only its direction counts.
+
+    The directions are random and orthonormal (in blocks of D where K > D), drawn once from `seed` and shared by all
+    samples: the estimate depends neither on the batch size nor on the order of the samples, and shards merge exactly.
+    An all-zero embedding has no direction and counts as zero.
+
+    Args:
+        num_directions: K >= 1, backward passes per batch.
+        seed: of the directions.
+    """
+
+    num_directions: int = 8
+    seed: int = 0
+    reduction: Literal["mean"] = "mean"
+
+    @property
+    def name(self) -> str:
+        return f"projection(num_directions={self.num_directions}, seed={self.seed})"
+
+    def values(self, embeddings: Tensor, batch: Any) -> Tensor:
+        norms = embeddings.norm(dim=1, keepdim=True)
+        # The gradient of a norm at zero is not defined: zero rows are divided by one instead and weigh nothing.
+        is_zero = (norms == 0).detach()
+        directions_KD = self._directions(embeddings.shape[1]).to(embeddings)
+        unit_ND = embeddings / torch.where(is_zero, torch.ones_like(norms), norms)
+        return (unit_ND @ directions_KD.T) * (~is_zero)
+
+    def _directions(self, size: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        blocks = []
+        for start in range(0, self.num_directions, size):
+            gaussian = torch.randn(size, size, generator=generator, dtype=torch.float64)
+            blocks.append(torch.linalg.qr(gaussian).Q.T[: self.num_directions - start])
+        return torch.cat(blocks)
+
+
+@dataclass(frozen=True)
+class Custom:
+    """A user's `function(embeddings [N, D], batch) -> Tensor [N]`, whose entry n may depend on sample n only. K = 1."""
+
+    function: Callable[[Tensor, Any], Tensor]
+    reduction: Literal["sum"] = "sum"
+
+    @property
+    def name(self) -> str:
+        return f"custom({getattr(self.function, '__name__', type(self.function).__name__)})"
+
+    def values(self, embeddings: Tensor, batch: Any) -> Tensor:
+        values = self.function(embeddings, batch)
+        if values.shape != embeddings.shape[:1]:
+            raise UserError(
+                f"output must return one value a sample, shape {list(embeddings.shape[:1])}, got {list(values.shape)}"
+            )
+        return values.unsqueeze(1)
+
+
+OUTPUTS: dict[str, type[SquaredNorm | Vector | Projection]] = {
+    "squared_norm": SquaredNorm,
+    "vector": Vector,
+    "projection": Projection,
+}
+
+
+def resolve_output(output: str | Output | Callable[[Tensor, Any], Tensor]) -> Output:
+    """The output that a name, an `Output` or a callable stands for."""
+    if isinstance(output, str):
+        if output not in OUTPUTS:
+            raise unknown_name("output", output, OUTPUTS)
+        return OUTPUTS[output]()
+    return output if hasattr(output, "values") else Custom(output)  # type: ignore[arg-type, return-value]
+
+
+def refuse_unit_length(embeddings: Tensor) -> None:
+    """Raises `UserError` if all rows of the embeddings [N, D] have length one, where the squared norm measures nothing."""
+    norms = embeddings.detach().norm(dim=1)
+    tolerance = 1e-5 if embeddings.dtype in (torch.float32, torch.float64) else 1e-2
+    if bool(((norms - 1).abs() < tolerance).all()):
+        raise UserError(
+            "output='squared_norm' on embeddings of unit length is constant, so its importance is zero everywhere: "
+            "take output='projection' (what moves the direction), or pass embed=... to embed before the normalisation"
+        )

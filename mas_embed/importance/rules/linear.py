@@ -1,0 +1,36 @@
+"""`y = x W^T + b`. N samples, T positions (all dimensions between the first and the last), I/O in/out features."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+
+from mas_embed.importance.rules.blocks import accumulation_dtype, sample_blocks
+from mas_embed.importance.rules.registry import rule
+
+
+@rule(nn.Linear, min_ndim=2)
+def linear(layer: nn.Linear, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]) -> dict[str, Tensor]:
+    """Per-sample gradients `g_n = delta_n^T x_n` (sum over T); O(N T I O) time."""
+    dtype = accumulation_dtype(grad_output)
+    input_NTI = input.detach().reshape(len(input), -1, layer.in_features).to(dtype)
+    delta_NTO = grad_output.reshape(len(input), -1, layer.out_features).to(dtype)
+    sums = {}
+    if "weight" in names:
+        sums["weight"] = _weight(input_NTI, delta_NTO, exponent)
+    if "bias" in names:
+        sums["bias"] = delta_NTO.sum(1).abs_().pow_(exponent).sum(0)
+    return sums
+
+
+def _weight(input_NTI: Tensor, delta_NTO: Tensor, exponent: int) -> Tensor:
+    if input_NTI.shape[1] == 1:
+        # One position: |delta_o x_i|^p = |delta_o|^p |x_i|^p, so the sum over samples is one matrix product.
+        return delta_NTO[:, 0].abs().pow_(exponent).T @ input_NTI[:, 0].abs().pow_(exponent)
+    size = input_NTI.shape[2] * delta_NTO.shape[2]
+    total = torch.zeros(delta_NTO.shape[2], input_NTI.shape[2], dtype=delta_NTO.dtype, device=delta_NTO.device)
+    for block in sample_blocks(len(input_NTI), size * delta_NTO.element_size()):
+        total += torch.bmm(delta_NTO[block].mT, input_NTI[block]).abs_().pow_(exponent).sum(0)
+    return total

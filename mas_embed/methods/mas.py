@@ -1,0 +1,58 @@
+"""Memory Aware Synapses: importance is the sensitivity of the embeddings, from unlabeled data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from mas_embed.forward import Embed
+from mas_embed.importance import Importance, estimate_importance
+from mas_embed.importance.outputs import Output, resolve_output
+from mas_embed.methods.base import METHODS
+from mas_embed.methods.elastic import Accumulation, Elastic
+
+
+@METHODS.register("mas")
+class MAS(Elastic):
+    """Memory Aware Synapses (Aljundi et al., ECCV 2018): `strength * sum_p Omega_p (theta_p - theta*_p)^2` is added to the loss.
+
+    Omega is the mean absolute per-sample gradient of the output (see `estimate_importance`), estimated when a split ends and
+    added to what the splits before left; theta* are the parameters as they were then.
+
+    Args:
+        model: any module that embeds a batch as [N, D].
+        strength: lambda of the paper, >= 0. Its scale depends on the output, the model and the loss: choose it on held-out data.
+        output: "squared_norm" (the paper's), "vector", "projection" (for embeddings of unit length), or a callable.
+        accumulation: of importance over the splits: "sum" (the paper's), "mean" or "max".
+        embed: how to embed instead of `model(input)` for importance: `(model, batch) -> Tensor [N, D]`, or the name of a
+            method of the model, such as the one that leaves the final normalisation out.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> mas = MAS(model, strength=10.0)
+        >>> float(mas.penalty())
+        0.0
+        >>> importance = mas.consolidate([torch.randn(8, 2)])  # a split ends
+        >>> _ = model.weight.data.add_(0.1)  # the next one moves the weights
+        >>> bool(mas.penalty() > 0)
+        True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        strength: float = 1.0,
+        output: str | Output | Callable[[Tensor, Any], Tensor] = "squared_norm",
+        accumulation: Accumulation = "sum",
+        embed: Embed | str | None = None,
+    ) -> None:
+        super().__init__(model, strength=strength, accumulation=accumulation)
+        self.output, self.embed = resolve_output(output), embed
+
+    def estimate(self, batches: Iterable[Any]) -> Importance:
+        """The mean absolute per-sample gradient of the output."""
+        return estimate_importance(self.model, batches, output=self.output, embed=self.embed)

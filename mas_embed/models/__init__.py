@@ -1,0 +1,5 @@
+"""Embedding networks, by name in `MODELS`."""
+
+from mas_embed.models.embedding import MODELS, EmbeddingNet, small_conv
+
+__all__ = ["MODELS", "EmbeddingNet", "small_conv"]

@@ -1,0 +1,7 @@
+"""Figures, tables and one HTML page; reads a run directory, and nothing of training."""
+
+from mas_embed.report.figures import scores_figure
+from mas_embed.report.page import read_results, write_report
+from mas_embed.report.tables import Table, summary_table
+
+__all__ = ["Table", "read_results", "scores_figure", "summary_table", "write_report"]

@@ -1,0 +1,75 @@
+"""Pictures of a run: what was known of every split, after every split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from mas_embed.report.tables import methods_of, metric_name, score_matrices
+
+# Okabe and Ito's colours, which people who see colours differently can tell apart
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def scores_figure(results: Mapping[str, Any]) -> Figure:
+    """One heat map of R[i, j] per method above one panel per split, its score over time; means over the seeds.
+
+    A shade around a line is one standard deviation over the seeds. A method with a single row (joint training) is a dashed line.
+    """
+    methods, metric = methods_of(results), results["primary_metric"]
+    num_splits = len(results["splits"])
+    figure = Figure(figsize=(max(3.1 * len(methods), 2.4 * num_splits, 6), 6.2), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=[1.35, 1])
+    upper.suptitle(f"{metric_name(metric)} on split j after training through split i", fontsize=11)
+    lower.suptitle(f"{metric_name(metric)} of each split over time", fontsize=11)
+    axes = upper.subplots(1, len(methods), squeeze=False)[0]
+    for axis, method in zip(axes, methods, strict=True):
+        image = _draw_matrix(axis, score_matrices(results, method, metric).mean(0), results["splits"], method)
+    upper.colorbar(image, ax=list(axes), shrink=0.8, pad=0.01)
+    panels = lower.subplots(1, num_splits, squeeze=False, sharey=True)[0]
+    for split_index, axis in enumerate(panels):
+        _draw_split(axis, split_index, {method: score_matrices(results, method, metric) for method in methods}, results["splits"])
+    panels[0].set_ylabel(metric_name(metric))
+    lower.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(methods), frameon=False)
+    return figure
+
+
+def _draw_matrix(axis: Axes, scores: NDArray[np.float64], splits: list[str], method: str) -> Any:
+    image = axis.imshow(scores, vmin=0, vmax=1, cmap="viridis")
+    for (row, column), value in np.ndenumerate(scores):
+        axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="black" if value > 0.6 else "white")
+    row_names = splits if len(scores) == len(splits) else ["all at once"]
+    axis.set_xticks(range(len(splits)), splits, fontsize=8)
+    axis.set_yticks(range(len(row_names)), row_names, fontsize=8)
+    axis.set_title(method, fontsize=10, fontweight="bold")
+    axis.set_xlabel("score on split j", fontsize=8)
+    axis.set_ylabel("after training split i", fontsize=8)
+    return image
+
+
+def _draw_split(axis: Axes, split_index: int, matrices: Mapping[str, NDArray[np.float64]], splits: list[str]) -> None:
+    positions = np.arange(len(splits))
+    for color, (method, scores) in zip(_cycled(COLORS, len(matrices)), matrices.items(), strict=True):
+        column = scores[:, :, split_index]
+        mean, deviation = column.mean(0), column.std(0, ddof=1) if len(column) > 1 else np.zeros(column.shape[1])
+        if len(mean) == len(splits):
+            axis.plot(positions, mean, color=color, marker="o", markersize=3, linewidth=1.6, label=method)
+            axis.fill_between(positions, mean - deviation, mean + deviation, color=color, alpha=0.18, linewidth=0)
+        else:
+            axis.axhline(mean[0], color=color, linestyle="--", linewidth=1.4, label=method)
+    axis.axvline(split_index, color="0.6", linewidth=0.8, linestyle=":")
+    axis.set_title(f"split {splits[split_index]}", fontsize=9)
+    axis.set_xticks(positions, splits, fontsize=7)
+    axis.set_xlabel("after training", fontsize=8)
+    axis.set_ylim(0, 1.02)
+    axis.tick_params(axis="y", labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _cycled(colors: tuple[str, ...], count: int) -> list[str]:
+    return [colors[index % len(colors)] for index in range(count)]

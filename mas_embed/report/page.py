@@ -1,0 +1,101 @@
+"""A run directory's report: one picture and one HTML page that needs no other file."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+
+from mas_embed.errors import UserError
+from mas_embed.files import write_file
+from mas_embed.report.figures import scores_figure
+from mas_embed.report.tables import Table, methods_of, metric_name, summary_table
+
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{{ name }}</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1150px; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0 }
+th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #ddd; font-variant-numeric: tabular-nums }
+th:first-child, td:first-child { text-align: left }
+img { max-width: 100% }
+pre { background: #f6f6f6; padding: 1rem; overflow: auto; font-size: 13px }
+summary { cursor: pointer }
+</style>
+<h1>{{ name }}</h1>
+{% macro show(table) %}
+<h2>{{ table.title }}</h2>
+<table>
+<tr>{% for cell in table.header %}<th>{{ cell }}</th>{% endfor %}</tr>
+{% for row in table.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table>
+{% endmacro %}
+{{ show(summary) }}
+<p><em>Final average</em>: the mean over all splits in the end. <em>Forgetting</em>: how far a split fell from its best (lower is
+better). <em>Backward transfer</em>: the change since a split was learned. <em>Learning</em>: the score on a split right after it.
+<em>Seconds</em>: training, and what the method does when a split ends.</p>
+<p><img src="data:image/png;base64,{{ picture }}" alt="score matrices and scores over time"></p>
+{{ show(final) }}
+<details><summary>Config</summary><pre>{{ config }}</pre></details>
+<details><summary>Environment</summary><pre>{{ environment }}</pre></details>
+</html>
+"""
+
+
+def write_report(run_directory: str | Path) -> None:
+    """Writes `scores.png` and `report.html` from a run directory's `results.json`.
+
+    Raises:
+        UserError: there are no results to report.
+    """
+    folder = Path(run_directory)
+    results = read_results(folder)
+    if not results["runs"]:
+        raise UserError(f"{folder} holds no finished run to report")
+    picture = io.BytesIO()
+    scores_figure(results).savefig(picture, format="png", dpi=130)
+    page = Environment(autoescape=True).from_string(PAGE)
+    html = page.render(
+        name=results["name"],
+        summary=summary_table(results),
+        final=_final_scores(results),
+        picture=base64.b64encode(picture.getvalue()).decode(),
+        config=_text(folder / "config.yaml"),
+        environment=_text(folder / "environment.json"),
+    )
+    write_file(folder / "scores.png", picture.getvalue())
+    write_file(folder / "report.html", html)
+
+
+def read_results(run_directory: str | Path) -> dict[str, Any]:
+    """What a run directory's `results.json` holds."""
+    path = Path(run_directory) / "results.json"
+    try:
+        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no {path}; name the directory of a run") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+    return results
+
+
+def _final_scores(results: Mapping[str, Any]) -> Table:
+    """Every metric over all queries after the last split, by method, mean over the seeds."""
+    metrics = list(results["runs"][0]["all"])
+    rows = []
+    for method in methods_of(results):
+        finals = [run["all"] for run in results["runs"] if run["method"] == method]
+        rows.append([method, *(f"{sum(final[metric] for final in finals) / len(finals):.3f}" for metric in metrics)])
+    return Table("In the end, over the queries of all splits together", ["method", *map(metric_name, metrics)], rows)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""

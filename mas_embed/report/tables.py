@@ -1,0 +1,80 @@
+"""A run's results as a table: mean and standard deviation over the seeds, a row a method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+COLUMNS = {
+    "final_average": "final average",
+    "forgetting": "forgetting",
+    "backward_transfer": "backward transfer",
+    "learning": "learning",
+}
+
+METRIC_NAMES = {
+    "mean_average_precision": "mAP",
+    "mean_average_precision_at_r": "mAP@R",
+    "r_precision": "R-precision",
+    "mean_reciprocal_rank": "MRR",
+    "precision_at_1": "precision@1",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A header, and rows of text cells."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+    def to_markdown(self) -> str:
+        """The table in Markdown, columns aligned."""
+        lines = [self.header, ["---", *["---:"] * (len(self.header) - 1)], *self.rows]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(self.header))]
+        return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines)
+
+
+def metric_name(metric: str) -> str:
+    """A metric as people write it: "mAP", "recall@4"."""
+    return METRIC_NAMES.get(metric, metric.replace("recall_at_", "recall@"))
+
+
+def methods_of(results: Mapping[str, Any]) -> list[str]:
+    """The methods of a run, in the order in which they were trained first."""
+    return list(dict.fromkeys(run["method"] for run in results["runs"]))
+
+
+def score_matrices(results: Mapping[str, Any], method: str, metric: str) -> NDArray[np.float64]:
+    """The score matrices [seeds, rows, S] of a method."""
+    return np.array([run["scores"][metric] for run in results["runs"] if run["method"] == method])
+
+
+def summary_table(results: Mapping[str, Any]) -> Table:
+    """Final average, forgetting, backward transfer and learning of the primary metric, and seconds, by method.
+
+    Values are mean ± sample standard deviation over the seeds, "-" where a measure is not defined for the method.
+    """
+    metric = results["primary_metric"]
+    rows = []
+    for method in methods_of(results):
+        runs = [run for run in results["runs"] if run["method"] == method]
+        cells = [_mean_and_deviation([run["measures"][metric][measure] for run in runs]) for measure in COLUMNS]
+        seconds = [run["seconds"]["training"] + run["seconds"]["importance"] for run in runs]
+        rows.append([method, *cells, _mean_and_deviation(seconds, digits=1)])
+    num_seeds = len({run["seed"] for run in results["runs"]})
+    title = f"{results['name']}: {metric_name(metric)} over {len(results['splits'])} splits, mean ± deviation of {num_seeds} seed"
+    return Table(title + "s" * (num_seeds != 1), ["method", *COLUMNS.values(), "seconds"], rows)
+
+
+def _mean_and_deviation(values: Sequence[float | None], digits: int = 3) -> str:
+    numbers = [value for value in values if value is not None]
+    if not numbers:
+        return "-"
+    mean = f"{np.mean(numbers):.{digits}f}"
+    return f"{mean} ± {np.std(numbers, ddof=1):.{digits}f}" if len(numbers) > 1 else mean

@@ -1,0 +1,30 @@
+"""Randomness that is passed: every random draw of a run comes from a seed that was given."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def seeded(*seed: int) -> Iterator[None]:
+    """Runs its body with Python's, NumPy's and torch's generators seeded from the integers `seed`; restores their states after.
+
+    The losses, miners and samplers of pytorch-metric-learning draw from these global generators. Several integers
+    (a run's seed and a split's index, say) are mixed, so that neighbouring values give unrelated streams.
+    """
+    mixed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        random.seed(mixed)
+        np.random.seed(mixed)
+        torch.manual_seed(mixed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

@@ -1,0 +1,64 @@
+"""Where a sequence stands after a split, on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from mas_embed.errors import UserError
+from mas_embed.files import read_tensors, write_tensors
+from mas_embed.methods import Method
+
+
+def save_checkpoint(path: Path, model: nn.Module, method: Method, progress: Mapping[str, Any]) -> None:
+    """Writes the model, the method's state and `progress` (JSON) as one safetensors file, atomically."""
+    tensors, numbers = _flatten({"model": model.state_dict(), "method": method.state_dict()})
+    write_tensors(path, tensors, {"kind": "checkpoint", "numbers": numbers, "progress": progress})
+
+
+def load_checkpoint(path: Path, model: nn.Module, method: Method) -> dict[str, Any]:
+    """Takes model and method back to where they were; returns `progress`.
+
+    Raises:
+        UserError: the file is not a checkpoint, or one of another model.
+    """
+    tensors, description = read_tensors(path)
+    if description.get("kind") != "checkpoint":
+        raise UserError(f"{path} is not a checkpoint but holds {description.get('kind')}")
+    state = _unflatten(tensors | description["numbers"])
+    try:
+        model.load_state_dict(state.get("model", {}))
+    except RuntimeError as error:
+        raise UserError(f"the checkpoint {path} is of another model: {' '.join(str(error).split())}") from None
+    method.load_state_dict(state.get("method", {}))
+    return dict(description["progress"])
+
+
+def _flatten(state: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Nested dicts as flat ones, keys joined by '/': tensors, and everything else."""
+    tensors: dict[str, Tensor] = {}
+    others: dict[str, Any] = {}
+    for key, value in state.items():
+        if isinstance(value, Mapping):
+            inner_tensors, inner_others = _flatten(value, f"{prefix}{key}/")
+            tensors |= inner_tensors
+            others |= inner_others or ({} if value else {f"{prefix}{key}": {}})
+        elif isinstance(value, Tensor):
+            tensors[f"{prefix}{key}"] = value
+        else:
+            others[f"{prefix}{key}"] = value
+    return tensors, others
+
+
+def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, key = path.split("/")
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[key] = value
+    return nested

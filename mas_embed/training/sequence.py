@@ -1,0 +1,194 @@
+"""The loop over splits, as the paper's algorithm has it."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from mas_embed.data import Split
+from mas_embed.errors import UserError
+from mas_embed.forgetting import ScoreMatrix
+from mas_embed.methods import Method
+from mas_embed.retrieval import Distance
+from mas_embed.seeding import seeded
+from mas_embed.training.checkpoint import load_checkpoint, save_checkpoint
+from mas_embed.training.evaluation import check_splits, evaluate_splits
+from mas_embed.training.loading import MakeSampler, ordered_batches, training_batches
+from mas_embed.training.step import Loss, train_epoch
+
+OnEvent = Callable[[Mapping[str, Any]], None]
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+@dataclass
+class SequenceResult:
+    """What a model knew after every split.
+
+    Attributes:
+        scores: `ScoreMatrix` by metric: R[i, j] on split j after training through split i.
+        initial: by metric the scores [S] of the untrained model.
+        all: by metric the mean over the queries of all splits, after the last.
+        seconds: wall time of "training", "importance" (what the method does when a split ends) and "evaluation".
+    """
+
+    scores: dict[str, ScoreMatrix]
+    initial: dict[str, list[float]]
+    all: dict[str, float]
+    seconds: dict[str, float]
+
+
+@dataclass
+class _Progress:
+    """What has been recorded so far; goes into the checkpoint as it is."""
+
+    rows: list[dict[str, list[float]]] = field(default_factory=list)
+    initial: dict[str, list[float]] = field(default_factory=dict)
+    all: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=lambda: {"training": 0.0, "importance": 0.0, "evaluation": 0.0})
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] += time.perf_counter() - start
+
+
+def train_sequence(
+    model: nn.Module,
+    splits: Sequence[Split],
+    *,
+    method: Method,
+    loss: Loss,
+    miner: Callable[[Tensor, Tensor], Any] | None = None,
+    sampler: MakeSampler | None = None,
+    optimizer: MakeOptimizer = torch.optim.Adam,
+    epochs: int = 20,
+    batch_size: int = 64,
+    evaluate_on: Sequence[Split] | None = None,
+    distance: Distance = "cosine",
+    recall_at: Sequence[int] = (1, 2, 4, 8),
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    accelerator: Accelerator | None = None,
+    on_event: OnEvent = lambda event: None,
+) -> SequenceResult:
+    """Trains a model on one split after another and measures after each what it knows of all.
+
+    Every split starts with a fresh optimizer and a fresh copy of the loss and the miner, so that no momentum, proxy or memory of the
+    last split lives on. After a split the method consolidates on the split's training inputs, then the queries of every split are
+    ranked against one gallery of all splits' held-out items. The same seed on the same machine gives the same scores.
+
+    Args:
+        model: embeds a batch of inputs as [N, D]; trained in place.
+        splits: in the order in which they are learned.
+        method: how old knowledge is kept; made with `model`.
+        loss: `(embeddings [N, D], labels [N], mined) -> Tensor []`, such as a pytorch-metric-learning loss.
+        miner: `(embeddings, labels) -> mined`, such as a pytorch-metric-learning miner.
+        sampler: `labels [N] -> Sampler` of one epoch; None for every item once, shuffled.
+        optimizer: `parameters -> Optimizer`.
+        epochs: passes over each split.
+        batch_size: of training; evaluation takes four times as many, without gradients.
+        evaluate_on: the splits that are judged, where they are not those that are trained (joint training).
+        distance: by which held-out items are ranked.
+        recall_at: the K of recall at K.
+        seed: of batches, miners and whatever the model draws; mixed with the split's index.
+        checkpoint: a file that is written after every split.
+        resume: go on from `checkpoint` if it exists; the split in which training stopped starts again.
+        accelerator: for devices, precision and several processes; by default what `accelerate` finds.
+        on_event: is told `{"event": "epoch", ...}` and `{"event": "split", ...}` as they end.
+
+    Raises:
+        UserError: a split is empty or asks for a class that no gallery has; or there is a checkpoint and `resume` is False.
+    """
+    judged = list(evaluate_on if evaluate_on is not None else splits)
+    check_splits(splits)
+    check_splits(judged)
+    accelerator = accelerator or Accelerator()
+    model = accelerator.prepare_model(model)
+
+    def evaluate() -> tuple[dict[str, list[float]], dict[str, float]]:
+        with progress.timed("evaluation"):
+            raw_model = accelerator.unwrap_model(model)
+            by_split, over_all = evaluate_splits(raw_model, judged, distance=distance, recall_at=recall_at, batch_size=4 * batch_size)
+        return {name: [scores.as_dict()[name] for scores in by_split] for name in over_all}, over_all
+
+    progress = _restore(checkpoint, resume, accelerator.unwrap_model(model), method)
+    progress.initial = progress.initial or evaluate()[0]
+    for split_index in range(len(progress.rows), len(splits)):
+        split, place = splits[split_index], {"split_index": split_index, "num_splits": len(splits)}
+        if method.is_learning:
+            with seeded(seed, split_index), progress.timed("training"):
+                train_split(
+                    model,
+                    split,
+                    loss=copy.deepcopy(loss),
+                    miner=copy.deepcopy(miner),
+                    method=method,
+                    sampler=sampler,
+                    optimizer=optimizer,
+                    epochs=epochs,
+                    batch_size=batch_size,
+                    accelerator=accelerator,
+                    on_event=lambda event, place=place: on_event({**event, **place}),  # type: ignore[misc]
+                )
+            with progress.timed("importance"):
+                method.consolidate(ordered_batches(split.train, batch_size=batch_size))
+        row, progress.all = evaluate()
+        progress.rows.append(row)
+        if checkpoint is not None:
+            save_checkpoint(checkpoint, accelerator.unwrap_model(model), method, vars(progress))
+        on_event({"event": "split", "split": split.name, **place, "scores": row})
+    return _result(progress)
+
+
+def train_split(
+    model: nn.Module,
+    split: Split,
+    *,
+    loss: Loss,
+    miner: Callable[[Tensor, Tensor], Any] | None,
+    method: Method,
+    sampler: MakeSampler | None,
+    optimizer: MakeOptimizer,
+    epochs: int,
+    batch_size: int,
+    accelerator: Accelerator,
+    on_event: OnEvent,
+) -> None:
+    """Trains the model on one split; a loss with parameters of its own (proxies) is trained with it."""
+    loss_parameters: list[nn.Parameter] = []
+    if isinstance(loss, nn.Module):
+        loss.to(accelerator.device)
+        loss_parameters = list(loss.parameters())
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    batches, optimizer_ = accelerator.prepare(
+        training_batches(split.train, batch_size=batch_size, sampler=sampler), optimizer([*trainable, *loss_parameters])
+    )
+    for epoch in range(epochs):
+        mean_loss = train_epoch(
+            model, batches, loss=loss, miner=miner, method=method, optimizer=optimizer_, accelerator=accelerator
+        )
+        on_event({"event": "epoch", "split": split.name, "epoch": epoch, "loss": mean_loss, "num_batches": len(batches)})
+
+
+def _restore(checkpoint: Path | None, resume: bool, model: nn.Module, method: Method) -> _Progress:
+    if checkpoint is None or not checkpoint.exists():
+        return _Progress()
+    if not resume:
+        raise UserError(f"there is a checkpoint already at {checkpoint}; pass resume=True to go on from it, or another path")
+    return _Progress(**load_checkpoint(checkpoint, model, method))
+
+
+def _result(progress: _Progress) -> SequenceResult:
+    scores = {name: ScoreMatrix([row[name] for row in progress.rows]) for name in progress.rows[0]}
+    return SequenceResult(scores, progress.initial, progress.all, progress.seconds)

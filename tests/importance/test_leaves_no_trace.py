@@ -1,0 +1,93 @@
+import pytest
+import torch
+from mas_embed import estimate_importance, explain_coverage
+from torch import nn
+
+
+def build():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.PReLU(), nn.Dropout(0.5), nn.Flatten(), nn.LSTM(27, 4), _First(), nn.Linear(4, 2)
+    )
+    model[1].eval()
+    model[7].bias.requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    return model, torch.randn(6, 1, 5, 5)
+
+
+class _First(nn.Module):
+    def forward(self, output_and_state):
+        return output_and_state[0]
+
+
+def trace(model):
+    hooks = {
+        (name, kind): len(getattr(module, kind))
+        for name, module in model.named_modules()
+        for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    }
+    return {
+        "modes": [module.training for module in model.modules()],
+        "tensors": [tensor.clone() for tensor in model.state_dict().values()],
+        "identities": [id(parameter) for parameter in model.parameters()],
+        "grads": [parameter.grad.clone() for parameter in model.parameters()],
+        "requires_grad": [parameter.requires_grad for parameter in model.parameters()],
+        "hooks": hooks,
+        "random": torch.get_rng_state(),
+        "attributes": [sorted(vars(module)) for module in model.modules()],
+        "grad mode": torch.is_grad_enabled(),
+    }
+
+
+def assert_same(before, after):
+    for key, value in before.items():
+        if key in ("tensors", "grads"):
+            assert all(map(torch.equal, value, after[key])), key
+        elif key == "random":
+            assert torch.equal(value, after[key])
+        else:
+            assert value == after[key], key
+
+
+@pytest.mark.parametrize("granularity", ["sample", "batch"])
+def test_nothing_is_left_behind(granularity):
+    model, inputs = build()
+    before = trace(model)
+    estimate_importance(model, inputs.split(2), granularity=granularity)
+    explain_coverage(model, inputs)
+    assert_same(before, trace(model))
+
+
+def test_nothing_is_left_behind_after_an_exception_in_the_middle():
+    model, inputs = build()
+    before = trace(model)
+
+    def batches():
+        yield inputs
+        raise KeyError("broken loader")
+
+    with pytest.raises(KeyError, match="broken loader"):
+        estimate_importance(model, batches())
+
+    def failing(embeddings, batch):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        estimate_importance(model, [inputs], output=failing)
+    assert_same(before, trace(model))
+
+
+def test_a_shuffling_loader_does_not_move_the_random_state():
+    model, inputs = build()
+    before = trace(model)
+    estimate_importance(model, torch.utils.data.DataLoader(inputs, batch_size=2, shuffle=True))
+    assert_same(before, trace(model))
+
+
+def test_works_under_no_grad():
+    model, inputs = build()
+    expected = estimate_importance(model, [inputs])
+    with torch.no_grad():
+        importance = estimate_importance(model, [inputs])
+    assert all(torch.equal(importance[name], expected[name]) for name in expected)

@@ -1,0 +1,64 @@
+import pickle
+
+import pytest
+import torch
+from mas_embed import Importance, UserError, estimate_importance
+from safetensors.torch import save_file
+
+
+def record(values, num_samples=2, **settings):
+    return Importance({"a": torch.tensor(values)}, num_samples, settings)
+
+
+def test_is_a_mapping_of_means():
+    importance = record([2.0, 4.0])
+    assert importance["a"].tolist() == [1.0, 2.0]
+    assert list(importance) == ["a"]
+    assert len(importance) == 1
+    assert importance.num_samples == 2
+    with pytest.raises(KeyError):
+        importance["b"]
+
+
+def test_merging_is_by_counts():
+    merged = Importance.merge(record([2.0], 1), record([4.0], 3))
+    assert merged["a"].tolist() == [1.5]
+    assert merged.num_samples == 4
+
+
+def test_merging_refuses_what_does_not_belong_together():
+    with pytest.raises(UserError, match="different settings"):
+        Importance.merge(record([1.0], output="vector"), record([1.0], output="squared_norm"))
+    with pytest.raises(UserError, match="parameters differ: a"):
+        Importance.merge(record([1.0]), record([1.0, 2.0]))
+
+
+def test_saved_and_loaded_is_the_same(tmp_path):
+    model = torch.nn.Linear(3, 2)
+    importance = estimate_importance(model, [torch.randn(5, 3)], output="vector")
+    importance.save(tmp_path / "importance.safetensors")
+    loaded = Importance.load(tmp_path / "importance.safetensors")
+    assert dict(loaded).keys() == dict(importance).keys()
+    assert all(torch.equal(loaded[name], importance[name]) for name in importance)
+    assert (loaded.num_samples, loaded.settings) == (importance.num_samples, importance.settings)
+    assert loaded.settings == {"output": "vector", "granularity": "sample", "exponent": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["importance.safetensors"]
+
+
+def test_what_is_no_importance_is_refused_in_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="cannot read"):
+        Importance.load(tmp_path / "missing.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(UserError, match="not one that mas-embed wrote"):
+        Importance.load(tmp_path / "foreign.safetensors")
+
+
+def test_a_pickle_is_refused_without_running_it(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    (tmp_path / "evil.safetensors").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(UserError, match="cannot read"):
+        Importance.load(tmp_path / "evil.safetensors")
+    assert not (tmp_path / "ran").exists()
