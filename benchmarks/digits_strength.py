@@ -1,8 +1,9 @@
-"""Chooses MAS's strength on the digits, on held-out data that no reported figure uses: the validation part, and seeds of its own.
+"""Chooses MAS's strength on the digits, on data that no reported figure uses: the validation part, with seeds of its own.
 
     python benchmarks/digits_strength.py
 
-Prints a table (Markdown) and the same as JSON lines; the chosen strength of an output is the one with the highest final average.
+Prints a table (Markdown) and the same as JSON lines; the chosen strength of an output is the one with the highest final
+average.
 """
 
 from __future__ import annotations
@@ -36,7 +37,11 @@ def main() -> None:
     ]
     config = load_config(
         arguments.config,
-        ["data.held_out=validation", f"seeds={json.dumps(arguments.seeds)}", f"methods={json.dumps([*methods, 'finetune'])}"],
+        [
+            "data.held_out=validation",
+            f"seeds={json.dumps(arguments.seeds)}",
+            f"methods={json.dumps([*methods, 'finetune'])}",
+        ],
     )
 
     def show(event: dict[str, object]) -> None:
@@ -54,7 +59,11 @@ def main() -> None:
         chosen = max(arguments.strengths, key=lambda strength: means[f"{title} {strength:g}"])
         print(f"chosen for {title}: strength {chosen:g}")
     for method, mean in means.items():
-        print(json.dumps({"benchmark": "digits_strength", "method": method, "final_average": mean, "seeds": arguments.seeds}))
+        print(
+            json.dumps(
+                {"benchmark": "digits_strength", "method": method, "final_average": mean, "seeds": arguments.seeds}
+            )
+        )
     print(json.dumps(describe_environment()))
 
 

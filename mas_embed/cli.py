@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
 from mas_embed.config import Config, load_config
-from mas_embed.errors import UserError
-from mas_embed.experiment import make_model, make_splits, run_experiment, runs_of, training_splits
+from mas_embed.errors import RunError, UserError
+from mas_embed.experiment import make_model, make_splits, run_experiment, runs_of
 from mas_embed.importance import explain_coverage
 from mas_embed.report import Table, read_results, summary_table, write_report
 
@@ -34,7 +35,11 @@ errors = Console(stderr=True)
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file: one whole run.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a key of the config, as in methods.mas.strength=30; repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY.PATH=VALUE",
+        help="Override a key of the config, as in methods.mas.strength=30; repeatable.",
+    ),
 ]
 
 
@@ -53,11 +58,20 @@ def run(
         with RunProgress(loaded) as progress:
             results = run_experiment(loaded, folder, resume=resume, overwrite=overwrite, on_event=progress)
     except KeyboardInterrupt:
-        errors.print("interrupted; run the same command with --resume to go on after the last finished split", soft_wrap=True)
+        errors.print(
+            "interrupted; run the same command with --resume to go on after the last finished split", soft_wrap=True
+        )
         raise typer.Exit(130) from None
+    except (UserError, RunError):
+        raise
+    except Exception as error:
+        log = _write_traceback(folder)
+        raise RunError(f"{type(error).__name__}: {error} (traceback in {log})") from error
     console.print()
     console.print(_rich(summary_table(results)))
-    console.print(f"report  {escape(str(folder / 'report.html'))}\nfigure  {escape(str(folder / 'scores.png'))}", highlight=False)
+    console.print(
+        f"report  {escape(str(folder / 'report.html'))}\nfigure  {escape(str(folder / 'scores.png'))}", highlight=False
+    )
     console.print(f"scores  {escape(str(folder / 'results.json'))}", highlight=False)
 
 
@@ -85,7 +99,9 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def report(run_directory: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A directory that a run wrote.")]) -> None:
+def report(
+    run_directory: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A directory that a run wrote.")],
+) -> None:
     """Rebuild the report of a run directory from its results."""
     write_report(run_directory)
     console.print(_rich(summary_table(read_results(run_directory))))
@@ -120,7 +136,9 @@ class RunProgress:
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Takes an event of `run_experiment`."""
-        {"epoch": self._on_epoch, "split": self._on_split, "run": self._on_run, "skip": self._on_skip}[event["event"]](event)
+        {"epoch": self._on_epoch, "split": self._on_split, "run": self._on_run, "skip": self._on_skip}[event["event"]](
+            event
+        )
 
     def _on_epoch(self, event: Mapping[str, Any]) -> None:
         epoch, epochs = event["epoch"] + 1, self._config.training.epochs
@@ -139,16 +157,18 @@ class RunProgress:
         forgetting = f"  forgetting {measures['forgetting']:.3f}" if measures["forgetting"] is not None else ""
         seconds = sum(event["seconds"].values())
         self._num_done += 1
-        line = f"{event['method']:<16} seed {event['seed']}  final average {measures['final_average']:.3f}{forgetting}  ({seconds:.0f} s)"
-        self._progress.console.print(escape(line), highlight=False)
+        line = f"{event['method']:<16} seed {event['seed']}  final average {measures['final_average']:.3f}{forgetting}"
+        self._progress.console.print(escape(f"{line}  ({seconds:.0f} s)"), highlight=False)
 
     def _on_skip(self, event: Mapping[str, Any]) -> None:
         self._num_done += 1
-        self._progress.console.print(escape(f"{event['method']:<16} seed {event['seed']}  done already"), highlight=False)
+        self._progress.console.print(
+            escape(f"{event['method']:<16} seed {event['seed']}  done already"), highlight=False
+        )
 
 
 def _rich(table: Table) -> RichTable:
-    rich_table = RichTable(title=escape(table.title), title_justify="left")
+    rich_table = RichTable(title=escape(table.title), title_justify="left", box=box.SIMPLE)
     for index, name in enumerate(table.header):
         rich_table.add_column(name, justify="left" if index == 0 else "right")
     for row in table.rows:
@@ -163,13 +183,13 @@ def main() -> None:
     except UserError as error:
         errors.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
-    except Exception as error:
-        path = _write_traceback()
-        errors.print(f"[red]failed:[/red] {escape(f'{type(error).__name__}: {error} (traceback in {path})')}", soft_wrap=True)
+    except RunError as error:
+        errors.print(f"[red]failed:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
-def _write_traceback() -> str:
-    with tempfile.NamedTemporaryFile("w", prefix="mas-embed-", suffix=".log", delete=False, encoding="utf-8") as file:
-        traceback.print_exc(file=file)
-    return file.name
+def _write_traceback(folder: Path) -> Path:
+    """Keeps the exception that is being handled in the run directory, or in a temporary one if there is none yet."""
+    path = (folder if folder.is_dir() else Path(tempfile.mkdtemp(prefix="mas-embed-"))) / "error.log"
+    path.write_text(traceback.format_exc(), encoding="utf-8")
+    return path

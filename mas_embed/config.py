@@ -47,7 +47,7 @@ class Component(_Section):
 class MethodComponent(Component):
     """A method; `label` tells two of one name apart, in tables and folders."""
 
-    label: str = Field(default="", pattern=r"^[\w .()=,+-]*$")
+    label: str = Field(default="", pattern=r"^(\w[\w .()=,+-]*)?$")
 
     @property
     def title(self) -> str:
@@ -64,6 +64,11 @@ class TrainingSection(_Section):
     miner: Component | None = None
     sampler: Component | None = None
 
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _is_adam_unless_named(cls, value: Any) -> Any:
+        return {"name": "Adam", **value} if isinstance(value, dict) else value
+
 
 class EvaluationSection(_Section):
     """How a split is judged."""
@@ -75,7 +80,13 @@ class EvaluationSection(_Section):
     @model_validator(mode="after")
     def _is_measured(self) -> EvaluationSection:
         measured = {f"recall_at_{k}" for k in self.recall_at}
-        measured |= {"mean_average_precision", "mean_average_precision_at_r", "r_precision", "mean_reciprocal_rank", "precision_at_1"}
+        measured |= {
+            "mean_average_precision",
+            "mean_average_precision_at_r",
+            "r_precision",
+            "mean_reciprocal_rank",
+            "precision_at_1",
+        }
         if self.primary_metric not in measured:
             raise unknown_name("evaluation.primary_metric", self.primary_metric, measured)
         return self
@@ -118,7 +129,7 @@ class Config(_Section):
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """Reads and checks a config; every component's options are checked against its constructor and its defaults filled in.
+    """Reads and checks a config: options are checked against the constructors, and their defaults filled in.
 
     Args:
         path: of a YAML file.
@@ -148,12 +159,16 @@ def _with_resolved_options(config: Config) -> Config:
             "data": _resolve("data", config.data, DATASETS),
             "model": _resolve("model", config.model, MODELS),
             "loss": _resolve("loss", config.loss, _Catalogue("loss", catalogue("losses"))),
-            "methods": tuple(_resolve(f"methods.{method.title}", method, METHODS, given={"model"}) for method in config.methods),
+            "methods": tuple(
+                _resolve(f"methods.{method.title}", method, METHODS, given={"model"}) for method in config.methods
+            ),
             "training": training.model_copy(
                 update={
                     "optimizer": _resolve("training.optimizer", training.optimizer, _optimizers(), given={"params"}),
                     "miner": _resolve("training.miner", training.miner, _Catalogue("miner", catalogue("miners"))),
-                    "sampler": _resolve("training.sampler", training.sampler, _Catalogue("sampler", SAMPLERS), given={"labels"}),
+                    "sampler": _resolve(
+                        "training.sampler", training.sampler, _Catalogue("sampler", SAMPLERS), given={"labels"}
+                    ),
                 }
             ),
         }
@@ -182,7 +197,9 @@ class _Catalogue(dict[str, Callable[..., Any]]):
 def _optimizers() -> _Catalogue:
     import torch
 
-    optimizers = {name: value for name, value in vars(torch.optim).items() if isinstance(value, type) and name != "Optimizer"}
+    optimizers = {
+        name: value for name, value in vars(torch.optim).items() if isinstance(value, type) and name != "Optimizer"
+    }
     return _Catalogue("optimizer", optimizers)
 
 
@@ -230,15 +247,15 @@ def _enter(place: Any, key: str, path: str) -> dict[str, Any] | list[Any]:
     if isinstance(place, list):
         names = [entry if isinstance(entry, str) else entry.get("label", entry.get("name")) for entry in place]
         if key not in names:
-            raise unknown_name(f"entry '{path}': there is no", key, [str(name) for name in names])
-        container, index = place, names.index(key)
+            raise unknown_name(f"entry in '{path}': there is no", key, [str(name) for name in names])
+        index: Any = names.index(key)
     else:
-        container, index = place, key
+        index = key
         if place.get(key) is None:
             place[key] = {}
-    entry = container[index]
+    entry = place[index]
     if isinstance(entry, str):
-        entry = container[index] = {"name": entry}
+        entry = place[index] = {"name": entry}
     if not isinstance(entry, dict | list):
         raise UserError(f"cannot set a key inside '{path}': it is {entry!r}, not a section")
     return entry
@@ -263,6 +280,6 @@ def _path_names(location: Sequence[str | int]) -> str:
 
 
 def _keys_beside(location: Sequence[str | int]) -> list[str]:
-    section: type[BaseModel] = {"training": TrainingSection, "evaluation": EvaluationSection}.get(str(location[0]), Config)
-    prefix = _path_names(location[:-1])
+    sections: dict[str, type[BaseModel]] = {"training": TrainingSection, "evaluation": EvaluationSection}
+    section, prefix = sections.get(str(location[0]), Config), _path_names(location[:-1])
     return [f"{prefix}.{name}" if prefix else name for name in section.model_fields]

@@ -1,4 +1,4 @@
-"""The one kind of error for what a user can put right."""
+"""Errors that speak to the user: what can be put right before a run, and what went wrong in one."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Something that was given cannot be used; the message is one sentence: what was given, what is accepted, what to do.
+    """Something that was given cannot be used; one sentence says what was given, what is accepted, what to do.
 
     The command line prints the sentence and exits with code 2.
     """
+
+
+class RunError(RuntimeError):
+    """A run that was set up well has failed, as when training diverges; the command line exits with code 1."""
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> UserError:

@@ -20,14 +20,16 @@ from torch import nn
 from mas_embed import losses
 from mas_embed.config import SAMPLERS, Component, Config, MethodComponent
 from mas_embed.data import DATASETS, Split, join_splits
-from mas_embed.errors import UserError
+from mas_embed.errors import RunError, UserError
 from mas_embed.files import write_file
 from mas_embed.forgetting import ScoreMatrix
+from mas_embed.forward import embed_batch
 from mas_embed.methods import METHODS, Method
 from mas_embed.models import MODELS
 from mas_embed.report import write_report
 from mas_embed.seeding import seeded
 from mas_embed.training import SequenceResult, check_splits, train_sequence
+from mas_embed.training.loading import training_batches
 from mas_embed.training.sequence import OnEvent
 
 MEASURES = ("final_average", "forgetting", "backward_transfer", "learning")
@@ -55,21 +57,24 @@ def run_experiment(
 ) -> dict[str, Any]:
     """Trains every method with every seed, and writes the run directory with its report.
 
-    Every method of a seed starts from the same weights. Everything is made once before anything is written, so that a mistake in the
-    config leaves no trace. Results are written after every method and seed.
+    Every method of a seed starts from the same weights. Everything is made once before anything is written, so that a
+    mistake in the config leaves no trace. Results are written after every method and seed.
 
     Args:
         config: from `load_config`.
         out: the run directory; by default `runs/<name>`.
         resume: go on where a run of the same config stopped.
         overwrite: replace the results that the directory holds.
-        on_event: is told what `train_sequence` tells, with "method" and "seed", and `{"event": "run", ...}` when one has ended.
+        on_event: is told what `train_sequence` tells, with "method" and "seed", and `{"event": "run", ...}` when one
+            has ended.
 
     Returns:
         What `results.json` holds.
 
     Raises:
-        UserError: the config cannot be trained, or the directory holds results and neither `resume` nor `overwrite` is set.
+        UserError: the config cannot be trained, or the directory holds results and neither `resume` nor `overwrite` is
+            set.
+        RunError: training diverged.
     """
     out = Path(out) if out is not None else Path("runs") / config.name
     splits = make_splits(config)
@@ -100,16 +105,32 @@ def make_splits(config: Config) -> list[Split]:
     Raises:
         UserError: names what cannot be made, or cannot be trained.
     """
+    with seeded(0):  # trying out draws at random, and the caller's state is not to move
+        return _make_splits(config)
+
+
+def _make_splits(config: Config) -> list[Split]:
     splits: list[Split] = _made("data", lambda: DATASETS[config.data.name](**config.data.options))
     check_splits(splits)
     for method in config.methods:
-        model = make_model(config, seed=0)
-        make_method(method, model)
         for split in training_splits(method, splits):
             _check_sampler(config, split)
-    _training_parts(config)
-    _made("training.optimizer", lambda: _optimizer(config.training.optimizer)(list(model.parameters())))
+        _try_out(config, method, splits[0])
     return splits
+
+
+def _try_out(config: Config, component: MethodComponent, split: Split) -> None:
+    """One batch through everything that a run calls, on a model that is thrown away."""
+    model, parts = make_model(config, seed=0), _training_parts(config)
+    method = make_method(component, model)
+    inputs, labels = next(
+        iter(training_batches(split.train, batch_size=config.training.batch_size, sampler=parts["sampler"]))
+    )
+    embeddings = _made("model", lambda: embed_batch(model, inputs))
+    mined = _made("training.miner", lambda: parts["miner"](embeddings, labels)) if parts["miner"] else None
+    _made("loss", lambda: parts["loss"](embeddings, labels, mined))
+    _made("training.optimizer", lambda: parts["optimizer"](list(model.parameters())))
+    _made(f"methods.{component.title}", lambda: method.consolidate([inputs]))
 
 
 def training_splits(method: MethodComponent, splits: Sequence[Split]) -> list[Split]:
@@ -145,17 +166,21 @@ def _train(config: Config, splits: list[Split], run: Run, out: Path, resume: boo
             log.flush()
             on_event({**event, **about})
 
-        result = train_sequence(
-            model,
-            training_splits(run.method, splits),
-            method=make_method(run.method, model),
-            **_training_parts(config),
-            evaluate_on=splits,
-            seed=run.seed,
-            checkpoint=folder / "checkpoint.safetensors",
-            resume=resume,
-            on_event=record,
-        )
+        try:
+            result = train_sequence(
+                model,
+                training_splits(run.method, splits),
+                method=make_method(run.method, model),
+                **_training_parts(config),
+                evaluate_on=splits,
+                seed=run.seed,
+                checkpoint=folder / "checkpoint.safetensors",
+                resume=resume,
+                on_event=record,
+            )
+        except (RunError, UserError) as error:
+            # The config was tried out before: what is refused now is what training has made of it
+            raise RunError(f"{run.method.title} seed {run.seed}: {error}") from error
     return about | {"options": run.method.options} | _described(result)
 
 
@@ -182,7 +207,10 @@ def _optimizer(component: Component) -> Any:
 def _check_sampler(config: Config, split: Split) -> None:
     sampler = config.training.sampler
     if sampler is not None:
-        _made(f"training.sampler on split '{split.name}'", lambda: SAMPLERS[sampler.name](split.train.labels, **sampler.options))
+        _made(
+            f"training.sampler on split '{split.name}'",
+            lambda: SAMPLERS[sampler.name](split.train.labels, **sampler.options),
+        )
 
 
 def _made(where: str, make: Any) -> Any:
@@ -191,13 +219,17 @@ def _made(where: str, make: Any) -> Any:
         return make()
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    except (TypeError, ValueError, AssertionError, KeyError) as error:
-        raise UserError(f"{where} cannot be made with these options: {error or type(error).__name__}") from error
+    except (TypeError, ValueError, AssertionError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{where} does not work with these options: {reason}") from error
 
 
 def _described(result: SequenceResult) -> dict[str, Any]:
     """A result as JSON has it: undefined measures are null."""
-    measures = {name: {measure: _number(getattr(matrix, measure)) for measure in MEASURES} for name, matrix in result.scores.items()}
+    measures = {
+        name: {measure: _number(getattr(matrix, measure)) for measure in MEASURES}
+        for name, matrix in result.scores.items()
+    }
     for name, matrix in result.scores.items():
         measures[name]["forward_transfer"] = _number(_forward_transfer(matrix, result.initial[name]))
     return {
@@ -217,7 +249,9 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _prepare_directory(config: Config, splits: Sequence[Split], out: Path, *, resume: bool, overwrite: bool) -> dict[str, Any]:
+def _prepare_directory(
+    config: Config, splits: Sequence[Split], out: Path, *, resume: bool, overwrite: bool
+) -> dict[str, Any]:
     """Makes the run directory; returns the results that are there already."""
     if resume and overwrite:
         raise UserError("--resume keeps what is there and --overwrite replaces it; give one of them")
@@ -225,7 +259,9 @@ def _prepare_directory(config: Config, splits: Sequence[Split], out: Path, *, re
         raise UserError(f"{out} is a file; name another directory with --out")
     exists = any((out / name).exists() for name in ("config.yaml", "results.json"))
     if exists and not (resume or overwrite):
-        raise UserError(f"{out} holds a run already: pass --resume to go on with it, --overwrite to replace it, or another --out")
+        raise UserError(
+            f"{out} holds a run already: pass --resume to go on with it, --overwrite to replace it, or another --out"
+        )
     if exists and resume:
         return _results_to_resume(config, out)
     if exists:
@@ -245,12 +281,20 @@ def _prepare_directory(config: Config, splits: Sequence[Split], out: Path, *, re
 def _results_to_resume(config: Config, out: Path) -> dict[str, Any]:
     written = (out / "config.yaml").read_text(encoding="utf-8") if (out / "config.yaml").exists() else ""
     if written != config.to_yaml():
-        raise UserError(f"{out} holds a run of another config, which this one cannot resume; compare {out / 'config.yaml'}")
+        raise UserError(
+            f"{out} holds a run of another config, which this one cannot resume; compare {out / 'config.yaml'}"
+        )
     try:
         results: dict[str, Any] = json.loads((out / "results.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         splits = [split.name for split in make_splits(config)]
-        return {"schema": 1, "name": config.name, "splits": splits, "primary_metric": config.evaluation.primary_metric, "runs": []}
+        return {
+            "schema": 1,
+            "name": config.name,
+            "splits": splits,
+            "primary_metric": config.evaluation.primary_metric,
+            "runs": [],
+        }
     except json.JSONDecodeError as error:
         raise UserError(f"{out / 'results.json'} is not valid JSON ({error}); start anew with --overwrite") from None
     return results
@@ -262,13 +306,22 @@ def _remove_run(out: Path) -> None:
         shutil.rmtree(log.parent)
         if not any(log.parent.parent.iterdir()):
             log.parent.parent.rmdir()
-    for name in ("config.yaml", "environment.json", "results.json", "report.html", "scores.png"):
+    for name in ("config.yaml", "environment.json", "results.json", "report.html", "scores.png", "error.log"):
         (out / name).unlink(missing_ok=True)
 
 
 def describe_environment() -> dict[str, Any]:
     """The hardware and the versions that a figure was measured with."""
-    packages = ("torch", "torchvision", "pytorch-metric-learning", "accelerate", "scikit-learn", "numpy", "faiss-gpu", "faiss-cpu")
+    packages = (
+        "torch",
+        "torchvision",
+        "pytorch-metric-learning",
+        "accelerate",
+        "scikit-learn",
+        "numpy",
+        "faiss-gpu",
+        "faiss-cpu",
+    )
     versions = {}
     for package in packages:
         try:
@@ -292,4 +345,6 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )

@@ -11,10 +11,10 @@ from mas_embed.errors import UserError
 
 
 class ScoreMatrix:
-    """`R[i, j]`: the score on split j after training through split i, over S splits. Every measure is a mean over splits.
+    """`R[i, j]`: the score on split j after training through split i, over S splits.
 
-    Measures over the earlier splits are NaN where there are none (S = 1), and measures that need a score after each split are NaN
-    for the single row [1, S] that joint training gives.
+    Every measure is a mean over splits. Measures over the earlier splits are NaN where there are none (S = 1), and measures that need a score after each
+    split are NaN for the single row [1, S] that joint training gives.
 
     Args:
         scores: [S, S], row i after split i; or [1, S], after training on everything at once. Higher is better.
@@ -74,7 +74,7 @@ class ScoreMatrix:
         return _mean([self.scores[last, j] - self.scores[j, j] for j in range(last)])
 
     def forward_transfer(self, initial: ArrayLike) -> float:
-        """`mean_{j>0} (R[j-1, j] - initial[j])`, with `initial` [S] the scores of the untrained model (Lopez-Paz & Ranzato, 2017)."""
+        """`mean_{j>0} (R[j-1, j] - initial[j])`, `initial` [S] being the untrained model's scores (Lopez-Paz & Ranzato, 2017)."""
         baseline = self._per_split(initial, "initial")
         return _mean([self.scores[j - 1, j] - baseline[j] for j in range(1, len(self.scores))])
 
@@ -87,7 +87,9 @@ class ScoreMatrix:
     def _per_split(self, values: ArrayLike, name: str) -> NDArray[np.float64]:
         array = np.asarray(values, dtype=np.float64)
         if array.shape != (self.scores.shape[1],):
-            raise UserError(f"{name} must have one score per split, shape [{self.scores.shape[1]}], got {list(array.shape)}")
+            raise UserError(
+                f"{name} must have one score per split, shape [{self.scores.shape[1]}], got {list(array.shape)}"
+            )
         return array
 
 

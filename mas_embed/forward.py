@@ -31,11 +31,15 @@ def embed_batch(model: nn.Module, batch: Any, embed: Embed | str | None = None) 
     """
     if callable(embed):
         embeddings = embed(model, batch)
+    elif embed and not callable(getattr(model, embed, None)):
+        raise UserError(f"the model, a {type(model).__name__}, has no method '{embed}' to embed with")
     else:
         embeddings = _call(getattr(model, embed) if embed else model, input_of(batch))
     if not isinstance(embeddings, Tensor):
         kind = type(embeddings).__name__
-        raise UserError(f"the model must return a tensor [N, D], got {kind}; pass embed=(model, batch) -> tensor to pick one")
+        raise UserError(
+            f"the model must return a tensor [N, D], got {kind}; pass embed=(model, batch) -> tensor to pick one"
+        )
     if embeddings.ndim != 2:
         raise UserError(f"embeddings must have shape [N, D], got {list(embeddings.shape)}; pool or flatten them first")
     return embeddings

@@ -15,7 +15,9 @@ from mas_embed.errors import UserError, unknown_name
 _PLAIN = (bool, int, float, str)
 
 
-def resolve_options(where: str, constructor: Callable[..., Any], options: Mapping[str, Any], *, given: frozenset[str]) -> dict[str, Any]:
+def resolve_options(
+    where: str, constructor: Callable[..., Any], options: Mapping[str, Any], *, given: frozenset[str]
+) -> dict[str, Any]:
     """The options with every default of the constructor filled in that can be written in a config.
 
     Args:
@@ -46,14 +48,18 @@ def constructor_parameters(constructor: Callable[..., Any]) -> dict[str, inspect
     """The named parameters of a constructor, with types resolved; behind `**kwargs`, those of the base classes too."""
     functions = [constructor]
     if inspect.isclass(constructor):
-        functions = [vars(base)["__init__"] for base in constructor.__mro__ if "__init__" in vars(base) and base is not object]
+        functions = [
+            vars(base)["__init__"] for base in constructor.__mro__ if "__init__" in vars(base) and base is not object
+        ]
     found: dict[str, inspect.Parameter] = {}
     for function in functions:
         own = inspect.signature(function).parameters.values()
         types = _types(function)
         for parameter in own:
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) and parameter.name != "self":
-                found.setdefault(parameter.name, parameter.replace(annotation=types.get(parameter.name, parameter.empty)))
+                found.setdefault(
+                    parameter.name, parameter.replace(annotation=types.get(parameter.name, parameter.empty))
+                )
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own):
             break
     return found
@@ -76,7 +82,11 @@ def _checked(where: str, parameter: inspect.Parameter, value: Any) -> Any:
         checked = TypeAdapter(expected, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
     except ValidationError as error:
         raise UserError(f"{where}={value!r} is not accepted: {error.errors()[0]['msg'].lower()}") from None
-    except (PydanticSchemaGenerationError, SchemaError, TypeError):  # a type that pydantic cannot check; the constructor will
+    except (
+        PydanticSchemaGenerationError,
+        SchemaError,
+        TypeError,
+    ):  # a type that pydantic cannot check; the constructor will
         return value
     # An integer stays one where a float is accepted, so that the resolved config reads as it was written
     return value if isinstance(value, int) and isinstance(checked, float) else checked

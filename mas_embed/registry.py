@@ -33,7 +33,9 @@ class Registry(Mapping[str, Callable[..., Any]]):
 
         def decorate(component: Component) -> Component:
             if name in self._components:
-                raise ValueError(f"{self.kind} '{name}' is registered already, as {self._components[name].__qualname__}")
+                raise ValueError(
+                    f"{self.kind} '{name}' is registered already, as {self._components[name].__qualname__}"
+                )
             self._components[name] = component
             return component
 

@@ -12,7 +12,7 @@ import torch
 
 @contextmanager
 def seeded(*seed: int) -> Iterator[None]:
-    """Runs its body with Python's, NumPy's and torch's generators seeded from the integers `seed`; restores their states after.
+    """Runs its body with the generators of Python, NumPy and torch seeded from integers; restores their states after.
 
     The losses, miners and samplers of pytorch-metric-learning draw from these global generators. Several integers
     (a run's seed and a split's index, say) are mixed, so that neighbouring values give unrelated streams.

@@ -21,12 +21,13 @@ HeldOut = Literal["test", "validation"]
 def digits(*, num_splits: int = 5, held_out: HeldOut = "test", seed: int = 0) -> list[Split]:
     """1,797 images of 8x8 pixels in 10 classes (Alpaydin & Kaynak, 1998), dealt into splits of consecutive digits.
 
-    Of every class a quarter of the images is the test part, and a fifth of the rest the validation part; only what remains is
-    trained on. Held-out images are queries and gallery at once.
+    Of every class a quarter of the images is the test part, and a fifth of the rest the validation part; only what
+    remains is trained on. Held-out images are queries and gallery at once.
 
     Args:
         num_splits: 1, 2, 5 or 10.
-        held_out: what the splits are judged by: "test" for figures that are reported, "validation" for choosing options.
+        held_out: what the splits are judged by: "test" for figures that are reported, "validation" for choosing
+            options.
         seed: of the partition into train, validation and test.
 
     Returns:

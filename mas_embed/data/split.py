@@ -31,7 +31,9 @@ class Part(Dataset[tuple[Any, int]]):
         if len(self.ids) == 0:
             object.__setattr__(self, "ids", torch.arange(len(self.labels)))
         if not len(self.inputs) == len(self.labels) == len(self.ids):
-            raise UserError(f"a part has {len(self.inputs)} inputs, {len(self.labels)} labels and {len(self.ids)} ids; give one each")
+            raise UserError(
+                f"a part has {len(self.inputs)} inputs, {len(self.labels)} labels and {len(self.ids)} ids; give one each"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -48,8 +50,8 @@ class Split:
         name: shown in tables and figures.
         train: what is learned.
         query: held-out items that are looked for.
-        gallery: held-out items that are searched, together with those of every other split; may be the very `query`, whose own
-            items are then left out by their ids.
+        gallery: held-out items that are searched, together with those of every other split; may be the very `query`,
+            whose own items are then left out by their ids.
     """
 
     name: str

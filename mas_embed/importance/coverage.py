@@ -47,7 +47,9 @@ class Coverage:
         cells = [("parameter", "shape", "layer", "importance by")]
         cells += [(row.name, "x".join(map(str, row.shape)) or "scalar", row.layer, row.way) for row in self.rows]
         widths = [max(len(row[column]) for row in cells) for column in range(4)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+        ]
         counts = Counter(row.way for row in self.rows)
         return "\n".join([*lines, ", ".join(f"{count} {way}" for way, count in counts.items())])
 
@@ -56,14 +58,15 @@ def explain_coverage(model: nn.Module, batch: Any = None, *, embed: Embed | str 
     """Which way the importance of every parameter of the model goes, each parameter in exactly one row.
 
     - "rule": an exact rule for its layer, at the cost of the backward pass;
-    - "fallback": exact per-sample gradients, slower (no rule for its layer; used more than once; shared between layers);
+    - "fallback": exact per-sample gradients, slower (no rule for its layer; used more than once; shared between
+      layers);
     - "frozen": `requires_grad=False`, left out;
     - "unused": the embeddings do not depend on it, importance zero.
 
     Args:
         model: the embedding model.
-        batch: with one, the model is run on it and what is told is what happens. Without, the way is read off the layers: reuse
-            outside of layers and unused parameters are then not seen.
+        batch: with one, the model is run on it and what is told is what happens. Without, the way is read off the
+            layers: reuse outside of layers and unused parameters are then not seen.
         embed: see `estimate_importance`.
 
     Example:

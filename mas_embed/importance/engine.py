@@ -3,9 +3,11 @@
 The path of a batch:
 
 1. `_Tape` hooks every layer that has a rule; a hook keeps the layer's input and puts a `_Tap` behind its output.
-2. The autograd graph is read: a parameter goes by its layer's rule if the layer ran exactly once, sample by sample, and that
+2. The autograd graph is read: a parameter goes by its layer's rule if the layer ran exactly once, sample by sample, and
+that
    run is the parameter's only use; with no use at all its importance is zero; everything else takes the exact fallback.
-3. The backward pass runs from the summed output to the taps, each of which calls its rule. It asks for no parameter's gradient,
+3. The backward pass runs from the summed output to the taps, each of which calls its rule. It asks for no parameter's
+gradient,
    so autograd never forms the batch's weight gradients.
 """
 
@@ -56,7 +58,7 @@ class LayerCall:
 
 
 class BatchImportance:
-    """Adds up `sum_n |g_n|^exponent` over batches, for every trainable parameter of a model; see the module's first lines.
+    """Adds up `sum_n |g_n|^exponent` over batches, for every trainable parameter; see the module's first lines.
 
     Args:
         model: in the mode in which it is to be differentiated (eval).
@@ -75,7 +77,9 @@ class BatchImportance:
         self._fallback = PerSampleGradients(model, output=output, exponent=exponent, embed=embed)
         self._samplewise_layers: set[nn.Module] | None = None
         self.sums = {
-            name: torch.zeros_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32), requires_grad=False)
+            name: torch.zeros_like(
+                parameter, dtype=torch.promote_types(parameter.dtype, torch.float32), requires_grad=False
+            )
             for name, parameter in model.named_parameters()
             if parameter.requires_grad
         }
@@ -113,7 +117,9 @@ class BatchImportance:
 
     def _values(self, embeddings: Tensor, batch: Any) -> Tensor:
         if not bool(embeddings.isfinite().all()):
-            raise UserError("the embeddings contain NaN or infinite values; look for such values in the inputs or the weights")
+            raise UserError(
+                "the embeddings contain NaN or infinite values; look for such values in the inputs or the weights"
+            )
         if isinstance(self._output, SquaredNorm):
             refuse_unit_length(embeddings)
         return self._output.values(embeddings, batch)
@@ -152,7 +158,9 @@ class BatchImportance:
             calls_of[layer][0].wanted = names
         return ways
 
-    def _is_covered(self, local_name: str, calls: list[LayerCall], graph: AutogradGraph | None, num_samples: int) -> bool:
+    def _is_covered(
+        self, local_name: str, calls: list[LayerCall], graph: AutogradGraph | None, num_samples: int
+    ) -> bool:
         """Whether the layer's rule sees the parameter's one use: one call, on the way to the output, with samples first."""
         if len(calls) != 1 or graph is None or self._samplewise_layers is None:
             return False
@@ -176,7 +184,9 @@ class BatchImportance:
                 try:
                     alone = embed_batch(self._model, first, self._embed)
                 except (RuntimeError, ValueError, IndexError) as error:
-                    raise UserError(f"the model cannot embed one sample without the other samples of its batch: {error}") from error
+                    raise UserError(
+                        f"the model cannot embed one sample without the other samples of its batch: {error}"
+                    ) from error
             _refuse_coupled_samples(alone.detach(), embeddings[:1])
         return {call.layer for call in calls if len(call.input) == 1}
 
@@ -195,13 +205,13 @@ class _Tap(torch.autograd.Function):
     """Identity that hands its incoming gradient to a layer call; `anchor` makes every tap reachable by the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, anchor: Tensor, call: LayerCall, receive: Any) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, output: Tensor, anchor: Tensor, call: LayerCall, receive: Any) -> Tensor:
         ctx.call, ctx.receive = call, receive
         # Not a view of the output: an in-place activation that follows may overwrite it.
         return output.detach()
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
         ctx.receive(ctx.call, grad_output)
         return grad_output, None, None, None
 
@@ -219,7 +229,7 @@ def _tape(model: nn.Module, receive: Any, anchor: Tensor | None) -> Iterator[lis
         calls.append(call)
         if anchor is None:
             return None
-        tapped: Tensor = _Tap.apply(output, anchor, call, receive)  # type: ignore[no-untyped-call]
+        tapped: Tensor = _Tap.apply(output, anchor, call, receive)
         call.node = tapped.grad_fn
         return tapped
 
@@ -238,6 +248,6 @@ def _refuse_coupled_samples(alone: Tensor, in_batch: Tensor) -> None:
     tolerance = {torch.float64: 1e-7, torch.float32: 1e-2}.get(in_batch.dtype, 1e-1)
     if alone.shape != in_batch.shape or bool((alone - in_batch).norm() > tolerance * (1e-6 + in_batch.norm())):
         raise UserError(
-            "a sample's embedding changes with the other samples of its batch, so it has no gradient of its own: batches must have "
-            "the samples in their first dimension, and layers that use batch statistics (BatchNorm without running ones) must go"
+            "a sample's embedding changes with the other samples of its batch, so it has no gradient of its own: batches "
+            "must have the samples in their first dimension, and layers that use the batch's statistics must go"
         )

@@ -25,25 +25,27 @@ def estimate_importance(
     embed: Embed | str | None = None,
     progress: bool = False,
 ) -> Importance:
-    """How much each parameter matters to the model's embeddings: `Omega_p = 1/N sum_n |d output(x_n) / d theta_p|^exponent`.
+    """How much each parameter matters: `Omega_p = 1/N sum_n |d output(x_n) / d theta_p|^exponent`.
 
-    Taken in eval mode, per sample, from unlabeled inputs, and exact: layers with a rule (Linear, Conv2d, BatchNorm2d) take their
-    per-sample gradients from one ordinary backward pass of the batch; every other parameter takes `torch.func` per-sample
-    gradients; `explain_coverage` tells which. The result does not depend on the batch size or the order of the samples.
-    The model is left as it was: mode, buffers, `.grad`, `requires_grad`, hooks and random state.
+    Taken in eval mode, per sample, from unlabeled inputs, and exact: layers with a rule (Linear, Conv2d, BatchNorm2d)
+    take their per-sample gradients from one ordinary backward pass of the batch; every other parameter takes
+    `torch.func` per-sample gradients; `explain_coverage` tells which. The result does not depend on the batch size or
+    the order of the samples. The model is left as it was: mode, buffers, `.grad`, `requires_grad`, hooks and random
+    state.
 
     Args:
         model: any module that embeds a batch as [N, D]. Parameters with `requires_grad=False` are left out.
-        batches: an iterable of batches: a tensor; a tuple or list whose first element is the input (labels are ignored); a
-            mapping. Samples come first in every tensor. Batches are moved to the model's device.
-        output: the scalar of a sample whose sensitivity is measured. "squared_norm" is the paper's `||F(x)||^2`; "vector" its
-            vector variant, `sum_c |dF_c|`, in D backward passes; "projection" the mean over 8 random unit directions v of
-            `|d<v, z(x)>|`, z the embedding at unit length, for embeddings that are compared by cosine; or a callable
-            `(embeddings [N, D], batch) -> Tensor [N]`.
-        granularity: "sample" is the definition. "batch" takes `|sum over a batch|` instead, still divided by N: opposite
-            samples cancel and the result depends on the batch size; only for reproducing published numbers.
+        batches: an iterable of batches: a tensor; a tuple or list whose first element is the input (labels are
+            ignored); a mapping. Samples come first in every tensor. Batches are moved to the model's device.
+        output: the scalar of a sample whose sensitivity is measured. "squared_norm" is the paper's `||F(x)||^2`;
+            "vector" its vector variant, `sum_c |dF_c|`, in D backward passes; "projection" the mean over 8 random unit
+            directions v of `|d<v, z(x)>|`, z the embedding at unit length, for embeddings that are compared by cosine;
+            or a callable `(embeddings [N, D], batch) -> Tensor [N]`.
+        granularity: "sample" is the definition. "batch" takes `|sum over a batch|` instead, still divided by N:
+            opposite samples cancel and the result depends on the batch size; only for reproducing published numbers.
         exponent: 1 for MAS, 2 for the (empirical Fisher) squared gradient.
-        embed: how to embed instead of `model(input)`: `(model, batch) -> Tensor [N, D]`, or the name of a method of the model.
+        embed: how to embed instead of `model(input)`: `(model, batch) -> Tensor [N, D]`, or the name of a method of the
+            model.
         progress: show a progress bar.
 
     Returns:
@@ -53,12 +55,14 @@ def estimate_importance(
         UserError: no batches; no trainable parameter; embeddings that are not [N, D], not finite, of unit length under
             "squared_norm", or that depend on the other samples of their batch.
 
-    Source: Aljundi, Babiloni, Elhoseiny, Rohrbach, Tuytelaars, *Memory Aware Synapses*, ECCV 2018. "projection" is this project's.
+    Source: Aljundi, Babiloni, Elhoseiny, Rohrbach, Tuytelaars, *Memory Aware Synapses*, ECCV 2018. "projection" is this
+        project's.
 
     Example:
         >>> model = torch.nn.Linear(2, 1, bias=False)
         >>> _ = model.weight.data.copy_(torch.tensor([[1.0, 2.0]]))
-        >>> opposite = torch.tensor([[1.0, 1.0], [1.0, -1.0]])  # embeddings 3 and -1, gradients 2 F(x) x = (6, 6) and (-2, 2)
+        >>> opposite = torch.tensor([[1.0, 1.0], [1.0, -1.0]])  # embeddings 3 and -1, gradients 2 F(x) x = (6, 6) and
+        (-2, 2)
         >>> estimate_importance(model, [opposite])["weight"]
         tensor([[4., 4.]])
     """
@@ -72,7 +76,9 @@ def estimate_importance(
             accumulator.add(batch_to(batch, device))
             num_batches += 1
     if num_batches == 0:
-        raise UserError("batches is empty: importance needs at least one batch of inputs (an iterator can be read only once)")
+        raise UserError(
+            "batches is empty: importance needs at least one batch of inputs (an iterator can be read only once)"
+        )
     return Importance(accumulator.sums, accumulator.num_samples, settings)
 
 
@@ -83,7 +89,9 @@ class _BatchGradients:
         self._model, self._output, self._exponent, self._embed = model, output, exponent, embed
         self._trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.sums = {
-            name: torch.zeros_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32), requires_grad=False)
+            name: torch.zeros_like(
+                parameter, dtype=torch.promote_types(parameter.dtype, torch.float32), requires_grad=False
+            )
             for name, parameter in self._trainable.items()
         }
         self.num_samples = 0

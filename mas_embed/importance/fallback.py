@@ -17,9 +17,10 @@ CHUNK_BYTES = 256 * 2**20
 
 
 class PerSampleGradients:
-    """`|g_n|^exponent` summed over a batch's samples, for chosen parameters, by differentiating each sample's own output.
+    """`sum_n |g_n|^exponent` of a batch, for chosen parameters, by differentiating each sample's own output.
 
-    Remembers whether `torch.func.vmap` can trace the model; once it could not, every sample is differentiated on its own.
+    Remembers whether `torch.func.vmap` can trace the model; once it could not, every sample is differentiated on its
+    own.
     """
 
     def __init__(self, model: nn.Module, *, output: Output, exponent: int, embed: Embed | str | None) -> None:
@@ -37,7 +38,7 @@ class PerSampleGradients:
             num_outputs: K, the scalars per sample.
         """
         own = dict(self._embedder.model.named_parameters())
-        parameters = {name: own[name] for name in names}
+        parameters: dict[str, Tensor] = {name: own[name] for name in names}
         if self.is_vectorized:
             try:
                 with warnings.catch_warnings():
@@ -48,12 +49,16 @@ class PerSampleGradients:
                 self.is_vectorized = False  # the loop below is exact too, and repeats any error that is the model's own
         return self._looped(parameters, batch, num_samples, num_outputs)
 
-    def _vectorized(self, parameters: dict[str, Tensor], batch: Any, num_samples: int, num_outputs: int) -> dict[str, Tensor]:
+    def _vectorized(
+        self, parameters: dict[str, Tensor], batch: Any, num_samples: int, num_outputs: int
+    ) -> dict[str, Tensor]:
         detached = {f"model.{name}": parameter.detach() for name, parameter in parameters.items()}
         per_sample, rebuild = split_samples(batch, num_samples)
 
         def value(parameters: dict[str, Tensor], sample: list[Tensor], output_index: int) -> Tensor:
-            return functional_call(self._embedder, parameters, (rebuild([tensor.unsqueeze(0) for tensor in sample]),))[0, output_index]
+            return functional_call(self._embedder, parameters, (rebuild([tensor.unsqueeze(0) for tensor in sample]),))[
+                0, output_index
+            ]
 
         sums = _zeros(parameters)
         chunk = max(1, CHUNK_BYTES // sum(tensor.numel() * tensor.element_size() for tensor in parameters.values()))
@@ -65,7 +70,9 @@ class PerSampleGradients:
                     total += gradients[f"model.{name}"].to(total.dtype).abs().pow_(self._exponent).sum(0)
         return sums
 
-    def _looped(self, parameters: dict[str, Tensor], batch: Any, num_samples: int, num_outputs: int) -> dict[str, Tensor]:
+    def _looped(
+        self, parameters: dict[str, Tensor], batch: Any, num_samples: int, num_outputs: int
+    ) -> dict[str, Tensor]:
         sums = _zeros(parameters)
         for sample in iterate_samples(batch, num_samples):
             values = self._embedder(sample)[0]
@@ -121,6 +128,8 @@ def iterate_samples(batch: Any, num_samples: int) -> Iterator[Any]:
 
 def _zeros(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
     return {
-        name: torch.zeros_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32), requires_grad=False)
+        name: torch.zeros_like(
+            parameter, dtype=torch.promote_types(parameter.dtype, torch.float32), requires_grad=False
+        )
         for name, parameter in parameters.items()
     }

@@ -9,7 +9,8 @@ from torch import Tensor
 
 # Nodes that hand a parameter on unchanged (cast, reshaped, transposed): what counts is who takes it after them.
 _PASSING_ON = frozenset(
-    f"{name}Backward0" for name in ("T", "Transpose", "Permute", "View", "UnsafeView", "Unsqueeze", "Squeeze", "Expand", "ToCopy")
+    f"{name}Backward0"
+    for name in ("T", "Transpose", "Permute", "View", "UnsafeView", "Unsqueeze", "Squeeze", "Expand", "ToCopy")
 )
 
 
@@ -23,7 +24,8 @@ class AutogradGraph:
     def __init__(self, root: Tensor) -> None:
         self._consumers: dict[Any, list[Any]] = defaultdict(list)
         self._leaves: dict[int, Any] = {}
-        stack, self._nodes = [root.grad_fn], {root.grad_fn}
+        stack: list[Any] = [root.grad_fn]
+        self._nodes: set[Any] = set(stack)
         while stack:
             node = stack.pop()
             if hasattr(node, "variable"):
@@ -46,5 +48,6 @@ class AutogradGraph:
 
     def _num_takers(self, node: Any) -> int:
         return sum(
-            self._num_takers(consumer) if type(consumer).__name__ in _PASSING_ON else 1 for consumer in self._consumers[node]
+            self._num_takers(consumer) if type(consumer).__name__ in _PASSING_ON else 1
+            for consumer in self._consumers[node]
         )

@@ -1,7 +1,7 @@
 """The scalars of a sample whose sensitivity to the parameters is the importance.
 
-Every output maps the embeddings [N, D] of a batch to values [N, K]: K scalars per sample, each differentiated on its own.
-N samples, D embedding size, K scalars.
+Every output maps the embeddings [N, D] of a batch to values [N, K]: K scalars per sample, each differentiated on its
+own. N samples, D embedding size, K scalars.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Vector:
 
 @dataclass(frozen=True)
 class Projection:
-    """`<v, z(x)>`, averaged over K directions v; z is the embedding scaled to unit length, so that only its direction counts.
+    """`<v, z(x)>`, averaged over K directions v; z is the embedding scaled to unit length: only its direction counts.
 
     The directions are random and orthonormal (in blocks of D where K > D), drawn once from `seed` and shared by all
     samples: the estimate depends neither on the batch size nor on the order of the samples, and shards merge exactly.
@@ -121,7 +121,7 @@ def resolve_output(output: str | Output | Callable[[Tensor, Any], Tensor]) -> Ou
         if output not in OUTPUTS:
             raise unknown_name("output", output, OUTPUTS)
         return OUTPUTS[output]()
-    return output if hasattr(output, "values") else Custom(output)  # type: ignore[arg-type, return-value]
+    return output if hasattr(output, "values") else Custom(output)  # type: ignore[return-value]
 
 
 def refuse_unit_length(embeddings: Tensor) -> None:

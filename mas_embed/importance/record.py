@@ -58,10 +58,14 @@ class Importance(Mapping[str, Tensor]):
         """
         for other in others:
             if other.settings != first.settings:
-                raise UserError(f"importance of different settings does not merge: {first.settings} and {other.settings}")
+                raise UserError(
+                    f"importance of different settings does not merge: {first.settings} and {other.settings}"
+                )
             if _shapes(first) != _shapes(other):
                 differing = sorted({name for name, _ in _shapes(first).items() ^ _shapes(other).items()})
-                raise UserError(f"importance of different models does not merge; these parameters differ: {', '.join(differing)}")
+                raise UserError(
+                    f"importance of different models does not merge; these parameters differ: {', '.join(differing)}"
+                )
         sums = {name: torch.stack([record._sums[name] for record in (first, *others)]).sum(0) for name in first}
         return cls(sums, sum(record.num_samples for record in (first, *others)), first.settings)
 

@@ -10,7 +10,11 @@ from typing import Any, Literal
 Kind = Literal["losses", "miners", "samplers", "distances", "reducers", "regularizers"]
 
 # Options of pytorch-metric-learning's classes that are components themselves, and where those are found
-NESTED_KINDS: dict[str, Kind] = {"distance": "distances", "reducer": "reducers", "embedding_regularizer": "regularizers"}
+NESTED_KINDS: dict[str, Kind] = {
+    "distance": "distances",
+    "reducer": "reducers",
+    "embedding_regularizer": "regularizers",
+}
 
 
 def catalogue(kind: Kind) -> dict[str, type]:
@@ -20,7 +24,10 @@ def catalogue(kind: Kind) -> dict[str, type]:
     True
     """
     module = import_module(f"pytorch_metric_learning.{kind}")
-    return {name: value for name, value in vars(module).items() if inspect.isclass(value) and not name.startswith("Base")}
+    classes = {name: value for name, value in vars(module).items() if inspect.isclass(value)}
+    return {
+        name: value for name, value in classes.items() if not name.startswith("Base") and not name.endswith("Mixin")
+    }
 
 
 def build(kind: Kind, name: str, options: Mapping[str, Any]) -> Any:

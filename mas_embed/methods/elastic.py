@@ -20,14 +20,14 @@ Accumulation = Literal["sum", "mean", "max"]
 class Elastic(Method):
     """Pulls every parameter back to its anchor, by how important it was to the splits so far.
 
-    A subclass says where importance comes from, in `estimate`. Parameters are told apart by name. Those that are frozen, and those
-    that were added to the model after the last `consolidate` (a grown head), are free.
+    A subclass says where importance comes from, in `estimate`. Parameters are told apart by name. Those that are
+    frozen, and those that were added to the model after the last `consolidate` (a grown head), are free.
 
     Args:
         model: the embedding model that is trained.
         strength: factor of the penalty, >= 0, finite; 0 is finetune.
-        accumulation: how the importance of a new split joins that of the splits before: "sum" (the paper's), "mean" over
-            the splits, or "max" of the two.
+        accumulation: how the importance of a new split joins that of the splits before: "sum" (the paper's), "mean"
+            over the splits, or "max" of the two.
 
     Attributes:
         importance: accumulated importance by parameter name, values >= 0; empty before the first `consolidate`.
@@ -94,14 +94,19 @@ class Elastic(Method):
         """Takes over a state; refuses one of a model whose parameters have other names or shapes.
 
         Raises:
-            UserError: names the parameters that differ. Parameters of the model that the state lacks are not an error: they are free.
+            UserError: names the parameters that differ. Parameters of the model that the state lacks are not an error:
+                they are free.
         """
         own = self._parameters()
         for name, anchor in state["anchor"].items():
             if name not in own:
-                raise UserError(f"the state protects a parameter '{name}' that the model does not have; load it into the model it is of")
+                raise UserError(
+                    f"the state protects a parameter '{name}' that the model does not have; load it into the model it is of"
+                )
             if own[name].shape != anchor.shape:
-                raise UserError(f"parameter '{name}' has shape {list(own[name].shape)} but {list(anchor.shape)} in the state")
+                raise UserError(
+                    f"parameter '{name}' has shape {list(own[name].shape)} but {list(anchor.shape)} in the state"
+                )
         self.importance = {name: tensor.to(own[name].device, copy=True) for name, tensor in state["importance"].items()}
         self.anchor = {name: tensor.to(own[name].device, copy=True) for name, tensor in state["anchor"].items()}
         self.num_splits = int(state["num_splits"])
@@ -121,10 +126,12 @@ class Elastic(Method):
     def _protected(self) -> list[tuple[nn.Parameter, Tensor, Tensor]]:
         """Parameter, anchor and importance of everything that is protected and trainable."""
         own = {name: parameter for name, parameter in self._parameters().items() if parameter.requires_grad}
-        for name in self.anchor.keys() & own.keys():
+        for name in [name for name in self.anchor if name in own]:
             if own[name].shape != self.anchor[name].shape:
                 shapes = f"{list(own[name].shape)}, but {list(self.anchor[name].shape)}"
-                raise UserError(f"parameter '{name}' has shape {shapes} when the last split ended; give a grown layer a new name")
+                raise UserError(
+                    f"parameter '{name}' has shape {shapes} when the last split ended; give a grown layer a new name"
+                )
             if self.anchor[name].device != own[name].device:
                 self.anchor[name] = self.anchor[name].to(own[name].device)
                 self.importance[name] = self.importance[name].to(own[name].device)

@@ -16,18 +16,19 @@ from mas_embed.methods.elastic import Accumulation, Elastic
 
 @METHODS.register("mas")
 class MAS(Elastic):
-    """Memory Aware Synapses (Aljundi et al., ECCV 2018): `strength * sum_p Omega_p (theta_p - theta*_p)^2` is added to the loss.
+    """Memory Aware Synapses (Aljundi et al., ECCV 2018): a loss of `strength * sum_p Omega_p (theta_p - theta*_p)^2`.
 
-    Omega is the mean absolute per-sample gradient of the output (see `estimate_importance`), estimated when a split ends and
-    added to what the splits before left; theta* are the parameters as they were then.
+    Omega is the mean absolute per-sample gradient of the output (see `estimate_importance`), estimated when a split
+    ends and added to what the splits before left; theta* are the parameters as they were then.
 
     Args:
         model: any module that embeds a batch as [N, D].
-        strength: lambda of the paper, >= 0. Its scale depends on the output, the model and the loss: choose it on held-out data.
+        strength: lambda of the paper, >= 0. Its scale depends on the output, the model and the loss: choose it on
+            held-out data.
         output: "squared_norm" (the paper's), "vector", "projection" (for embeddings of unit length), or a callable.
         accumulation: of importance over the splits: "sum" (the paper's), "mean" or "max".
-        embed: how to embed instead of `model(input)` for importance: `(model, batch) -> Tensor [N, D]`, or the name of a
-            method of the model, such as the one that leaves the final normalisation out.
+        embed: how to embed instead of `model(input)` for importance: `(model, batch) -> Tensor [N, D]`, or the name of
+            a method of the model, such as the one that leaves the final normalisation out.
 
     Example:
         >>> import torch

@@ -34,7 +34,9 @@ class EmbeddingNet(nn.Module):
 
 
 @MODELS.register("small_conv")
-def small_conv(*, embedding_size: int = 32, channels: int = 1, width: int = 32, is_normalized: bool = True) -> EmbeddingNet:
+def small_conv(
+    *, embedding_size: int = 32, channels: int = 1, width: int = 32, is_normalized: bool = True
+) -> EmbeddingNet:
     """A convolutional embedding network for images of 8 to 32 pixels a side; its size does not depend on theirs.
 
     Two 3x3 convolutions with a 2x2 pooling between them, pooled to 4x4, one hidden layer, and the embedding.

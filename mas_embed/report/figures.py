@@ -19,12 +19,14 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 def scores_figure(results: Mapping[str, Any]) -> Figure:
     """One heat map of R[i, j] per method above one panel per split, its score over time; means over the seeds.
 
-    A shade around a line is one standard deviation over the seeds. A method with a single row (joint training) is a dashed line.
+    A shade around a line is one standard deviation over the seeds. A method with a single row (joint training) is a
+    dashed line.
     """
     methods, metric = methods_of(results), results["primary_metric"]
     num_splits = len(results["splits"])
     figure = Figure(figsize=(max(3.1 * len(methods), 2.4 * num_splits, 6), 6.2), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=[1.35, 1])
+    rows: Any = figure.subfigures(2, 1, height_ratios=[1.35, 1])
+    upper, lower = rows
     upper.suptitle(f"{metric_name(metric)} on split j after training through split i", fontsize=11)
     lower.suptitle(f"{metric_name(metric)} of each split over time", fontsize=11)
     axes = upper.subplots(1, len(methods), squeeze=False)[0]
@@ -33,7 +35,12 @@ def scores_figure(results: Mapping[str, Any]) -> Figure:
     upper.colorbar(image, ax=list(axes), shrink=0.8, pad=0.01)
     panels = lower.subplots(1, num_splits, squeeze=False, sharey=True)[0]
     for split_index, axis in enumerate(panels):
-        _draw_split(axis, split_index, {method: score_matrices(results, method, metric) for method in methods}, results["splits"])
+        _draw_split(
+            axis,
+            split_index,
+            {method: score_matrices(results, method, metric) for method in methods},
+            results["splits"],
+        )
     panels[0].set_ylabel(metric_name(metric))
     lower.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(methods), frameon=False)
     return figure
@@ -42,7 +49,9 @@ def scores_figure(results: Mapping[str, Any]) -> Figure:
 def _draw_matrix(axis: Axes, scores: NDArray[np.float64], splits: list[str], method: str) -> Any:
     image = axis.imshow(scores, vmin=0, vmax=1, cmap="viridis")
     for (row, column), value in np.ndenumerate(scores):
-        axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="black" if value > 0.6 else "white")
+        axis.text(
+            column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="black" if value > 0.6 else "white"
+        )
     row_names = splits if len(scores) == len(splits) else ["all at once"]
     axis.set_xticks(range(len(splits)), splits, fontsize=8)
     axis.set_yticks(range(len(row_names)), row_names, fontsize=8)

@@ -37,7 +37,9 @@ class Table:
         """The table in Markdown, columns aligned."""
         lines = [self.header, ["---", *["---:"] * (len(self.header) - 1)], *self.rows]
         widths = [max(len(line[column]) for line in lines) for column in range(len(self.header))]
-        return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines)
+        return "\n".join(
+            "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines
+        )
 
 
 def metric_name(metric: str) -> str:
@@ -76,5 +78,11 @@ def _mean_and_deviation(values: Sequence[float | None], digits: int = 3) -> str:
     numbers = [value for value in values if value is not None]
     if not numbers:
         return "-"
-    mean = f"{np.mean(numbers):.{digits}f}"
-    return f"{mean} ± {np.std(numbers, ddof=1):.{digits}f}" if len(numbers) > 1 else mean
+    mean = _number(float(np.mean(numbers)), digits)
+    return f"{mean} ± {_number(float(np.std(numbers, ddof=1)), digits)}" if len(numbers) > 1 else mean
+
+
+def _number(value: float, digits: int) -> str:
+    """A number without the zero before its point, as tables of scores are set: .435, -.296, 12.1."""
+    text = f"{value:.{digits}f}"
+    return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text

@@ -19,7 +19,8 @@ def embed(model: nn.Module, batches: Iterable[Any], *, embed: Embed | str | None
     Args:
         model: the embedding model; left in the mode in which it was.
         batches: see `estimate_importance`.
-        embed: how to embed instead of `model(input)`: `(model, batch) -> Tensor [N, D]`, or the name of a method of the model.
+        embed: how to embed instead of `model(input)`: `(model, batch) -> Tensor [N, D]`, or the name of a method of the
+            model.
     """
     device = device_of(model)
     with evaluating(model):

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from mas_embed.errors import UserError
-from mas_embed.retrieval.search import Distance, comparable, search
+from mas_embed.retrieval.search import Distance, comparable, find_nearest
 
 BLOCK_ELEMENTS = 2**22
 
@@ -48,8 +48,16 @@ class RetrievalScores:
 
     def as_dict(self) -> dict[str, float]:
         """Every mean by name, recall at K as `recall_at_<K>`."""
-        names = ("mean_average_precision", "mean_average_precision_at_r", "r_precision", "mean_reciprocal_rank", "precision_at_1")
-        return {name: getattr(self, name) for name in names} | {f"recall_at_{k}": value for k, value in self.recall_at.items()}
+        names = (
+            "mean_average_precision",
+            "mean_average_precision_at_r",
+            "r_precision",
+            "mean_reciprocal_rank",
+            "precision_at_1",
+        )
+        return {name: getattr(self, name) for name in names} | {
+            f"recall_at_{k}": value for k, value in self.recall_at.items()
+        }
 
 
 def evaluate_retrieval(
@@ -65,17 +73,19 @@ def evaluate_retrieval(
 ) -> RetrievalScores:
     """Ranks the gallery for every query and scores the rankings; an item is relevant if it has the query's label.
 
-    Average precision of a query with R relevant items is `1/R sum_r #(relevant with score >= s_r) / #(all with score >= s_r)`: equal
-    scores are one group, so it does not depend on the order of the gallery (scikit-learn's definition). It and the reciprocal rank come
-    from the full ranking; the other measures from the nearest neighbours that FAISS finds in float32. Wherever a rank has to be given
-    to items of equal score, irrelevant ones come first: no measure gains by ties, and none depends on the order of the gallery.
+    Average precision of a query with R relevant items is `1/R sum_r #(relevant with score >= s_r) / #(all with score >=
+    s_r)`: equal scores are one group, so it does not depend on the order of the gallery (scikit-learn's definition). It
+    and the reciprocal rank come from the full ranking; the other measures from the nearest neighbours that FAISS finds
+    in float32. Wherever a rank has to be given to items of equal score, irrelevant ones come first: no measure gains by
+    ties, and none depends on the order of the gallery.
 
     Args:
         queries: [Q, D], finite.
         query_labels: [Q] integers.
         gallery: [G, D]. None: the queries are the gallery, and each query's own item is left out.
         gallery_labels: [G] integers; given exactly when the gallery is.
-        query_ids: [Q] integers that tell which item a query is; with `gallery_ids`, gallery items with the query's id are left out.
+        query_ids: [Q] integers that tell which item a query is; with `gallery_ids`, gallery items with the query's id
+            are left out.
         gallery_ids: [G] integers.
         distance: "cosine", "euclidean" or "inner_product" (higher is nearer).
         recall_at: the K of recall at K, each >= 1; a K beyond the gallery takes all of it.
@@ -84,18 +94,20 @@ def evaluate_retrieval(
         Means in [0, 1] and per-query values. Queries without a relevant item are left out of the means and counted.
 
     Raises:
-        UserError: shapes that do not fit, labels that are not integers, embeddings that are not finite (or zero under "cosine"), an
-            empty gallery, or no query with a relevant item.
+        UserError: shapes that do not fit, labels that are not integers, embeddings that are not finite (or zero under
+            "cosine"), an empty gallery, or no query with a relevant item.
 
     O(Q G (D + log G)) time, O(Q + G) memory beyond a block of about 4 million scores.
 
     Example:
         >>> scores = evaluate_retrieval([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.9, 0.2]], [0, 0, 1, 1])
         >>> round(scores.mean_average_precision, 3), scores.precision_at_1
-        (0.708, 0.5)
+        (0.833, 0.75)
     """
     if (gallery is None) != (gallery_labels is None):
-        raise UserError("gallery and gallery_labels go together: give both, or neither to rank the queries among themselves")
+        raise UserError(
+            "gallery and gallery_labels go together: give both, or neither to rank the queries among themselves"
+        )
     if (query_ids is None) != (gallery_ids is None) or (gallery is None and query_ids is not None):
         raise UserError("query_ids and gallery_ids go together, beside a gallery")
     queries_QD, query_labels_Q = _embeddings(queries, "queries"), _integers(query_labels, "query_labels")
@@ -115,14 +127,25 @@ def evaluate_retrieval(
 class _Ranking:
     """The gallery as every query ranks it; scores exist for a block of queries at a time.
 
+    Scores are computed in float64 and compared in the precision of the embeddings, so that equal scores are equal
+    whatever the order, the block, and the library's way of adding up.
+
     Attributes:
         num_relevant: [Q], without the query's own item.
     """
 
     def __init__(
-        self, queries: Tensor, gallery: Tensor, labels: Tensor, gallery_labels: Tensor, ids: Tensor, gallery_ids: Tensor, distance: Distance
+        self,
+        queries: Tensor,
+        gallery: Tensor,
+        labels: Tensor,
+        gallery_labels: Tensor,
+        ids: Tensor,
+        gallery_ids: Tensor,
+        distance: Distance,
     ) -> None:
         self._queries, self._gallery = comparable(queries, gallery, distance)
+        self._precision = torch.promote_types(queries.dtype, gallery.dtype)
         self._labels, self._gallery_labels, self._ids, self._gallery_ids = (
             tensor.to(queries.device) for tensor in (labels, gallery_labels, ids, gallery_ids)
         )
@@ -140,36 +163,52 @@ class _Ranking:
             yield block, self._scores(block), self._is_relevant(block)
 
     def relevance_of_nearest(self, k: int) -> Tensor:
-        """Whether the items at the first k ranks are relevant [Q, min(k, G)]; among equal scores irrelevant ones come first."""
-        # One more than asked for, to see whether equal scores straddle the cut, and the query's own items, which go
-        wanted = min(k + 1 + self._max_own, len(self._gallery))
-        found, positions = (torch.from_numpy(array) for array in search(self._queries, self._gallery, wanted, distance=self._distance))
-        found, positions = found.to(self._labels.device), positions.to(self._labels.device)
-        is_own = self._gallery_ids[positions] == self._ids[:, None]
-        scores = found.masked_fill(is_own, -torch.inf)
-        is_relevant = (self._gallery_labels[positions] == self._labels[:, None]) & ~is_own
-        nearest = _by_rank(scores, is_relevant)[:, :k].clone()
-        if wanted < len(self._gallery):
-            kth = scores.sort(dim=1, descending=True).values[:, k - 1]
-            for block in (kth == found[:, -1]).nonzero()[:, 0].split(_block_size(len(self._gallery))):
-                nearest[block] = _by_rank(self._scores(block), self._is_relevant(block))[:, :k]
+        """Whether the items at the first k ranks are relevant [Q, min(k, G)]; irrelevant ones first among equals.
+
+        FAISS finds candidates in float32; their scores are then computed like all others. Where its rounding could have
+        kept an item out of the first k, or a group of equal scores straddles the cut, the query is ranked in full.
+        """
+        num_gallery = len(self._gallery)
+        # One more than asked for, to see past the cut, and the query's own items, which go
+        wanted = min(k + 1 + self._max_own, num_gallery)
+        found, positions = find_nearest(self._queries, self._gallery, wanted, distance=self._plain_distance)
+        last, candidates = (torch.from_numpy(array).to(self._labels.device) for array in (found[:, -1], positions))
+        nearest = torch.zeros(len(self), min(k, num_gallery), dtype=torch.bool, device=self._labels.device)
+        for block in torch.arange(len(self)).split(_block_size(wanted * self._gallery.shape[1])):
+            scores, is_relevant = self._scores(block, candidates[block]), self._is_relevant(block, candidates[block])
+            nearest[block] = _by_rank(scores, is_relevant)[:, :k]
+            if wanted < num_gallery:
+                kth = scores.sort(dim=1, descending=True).values[:, k - 1]
+                unsure = block[(kth <= last[block] + self._search_error(block)).cpu()]
+                for part in unsure.split(_block_size(num_gallery)):
+                    nearest[part] = _by_rank(self._scores(part), self._is_relevant(part))[:, :k]
         return nearest
 
-    def _scores(self, block: Tensor) -> Tensor:
+    @property
+    def _plain_distance(self) -> Distance:
+        """How prepared rows are compared: cosine is the inner product of unit rows."""
+        return "euclidean" if self._distance == "euclidean" else "inner_product"
+
+    def _search_error(self, block: Tensor) -> Tensor:
+        """A bound [B] on the rounding of FAISS's float32 scores."""
+        lengths, longest = self._queries[block].norm(dim=1), self._gallery.norm(dim=1).max()
+        return 1e-5 * ((lengths + longest).square() if self._distance == "euclidean" else lengths * longest)
+
+    def _scores(self, block: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Scores of a block of queries for all gallery items [B, G], or for the items at `positions` [B, K]; own items -inf."""
+        queries_B1D = self._queries[block].double().unsqueeze(1)
+        gallery = self._gallery.double().unsqueeze(0) if positions is None else self._gallery[positions].double()
+        inner = (queries_B1D @ gallery.mT)[:, 0] if positions is not None else queries_B1D[:, 0] @ gallery[0].T
         if self._distance == "euclidean":
-            # In float64: |q|^2 - 2 q g + |g|^2 of near neighbours is a small difference of large numbers
-            queries, gallery = self._queries[block].double(), self._gallery.double()
-            squared = queries.square().sum(1)[:, None] + gallery.square().sum(1) - 2 * queries @ gallery.T
-            scores = -squared.clamp_min(0)
-        else:
-            scores = self._queries[block] @ self._gallery.T
-        return scores.masked_fill(self._is_own(block), -torch.inf)
+            inner = -(queries_B1D.square().sum(2) + gallery.square().sum(2) - 2 * inner).clamp_min(0)
+        return inner.to(self._precision).masked_fill(self._is_own(block, positions), -torch.inf)
 
-    def _is_own(self, block: Tensor) -> Tensor:
-        return self._ids[block, None] == self._gallery_ids
+    def _is_own(self, block: Tensor, positions: Tensor | None = None) -> Tensor:
+        return self._ids[block, None] == (self._gallery_ids if positions is None else self._gallery_ids[positions])
 
-    def _is_relevant(self, block: Tensor) -> Tensor:
-        return (self._labels[block, None] == self._gallery_labels) & ~self._is_own(block)
+    def _is_relevant(self, block: Tensor, positions: Tensor | None = None) -> Tensor:
+        labels = self._gallery_labels if positions is None else self._gallery_labels[positions]
+        return (self._labels[block, None] == labels) & ~self._is_own(block, positions)
 
 
 def _summarise(ranking: _Ranking, recall_at: tuple[int, ...]) -> RetrievalScores:
@@ -177,7 +216,9 @@ def _summarise(ranking: _Ranking, recall_at: tuple[int, ...]) -> RetrievalScores
     if not bool(is_scored.any()):
         raise UserError("no query has a relevant item in the gallery: no gallery item, itself aside, has its label")
     values = _full_ranking_measures(ranking) | _nearest_measures(ranking, recall_at)
-    per_query = {name: value.masked_fill(~is_scored, torch.nan).double().cpu().numpy() for name, value in values.items()}
+    per_query = {
+        name: value.masked_fill(~is_scored, torch.nan).double().cpu().numpy() for name, value in values.items()
+    }
     mean = {name: float(np.nanmean(value)) for name, value in per_query.items()}
     return RetrievalScores(
         mean_average_precision=mean["average_precision"],
@@ -264,12 +305,22 @@ def _integers(values: ArrayLike | Tensor | None, name: str) -> Tensor:
 
 
 def _refuse_bad_sizes(
-    queries: Tensor, gallery: Tensor, labels: Tensor, gallery_labels: Tensor, ids: Tensor, gallery_ids: Tensor, recall_at: Sequence[int]
+    queries: Tensor,
+    gallery: Tensor,
+    labels: Tensor,
+    gallery_labels: Tensor,
+    ids: Tensor,
+    gallery_ids: Tensor,
+    recall_at: Sequence[int],
 ) -> None:
     if len(queries) == 0 or len(gallery) == 0:
-        raise UserError(f"there must be queries and a gallery, got {len(queries)} queries and {len(gallery)} gallery items")
+        raise UserError(
+            f"there must be queries and a gallery, got {len(queries)} queries and {len(gallery)} gallery items"
+        )
     if queries.shape[1] != gallery.shape[1]:
-        raise UserError(f"queries have {queries.shape[1]} dimensions and the gallery {gallery.shape[1]}; embed both with one model")
+        raise UserError(
+            f"queries have {queries.shape[1]} dimensions and the gallery {gallery.shape[1]}; embed both with one model"
+        )
     for name, rows, numbers in (("query", queries, labels), ("gallery", gallery, gallery_labels)):
         if len(rows) != len(numbers):
             raise UserError(f"there are {len(rows)} {name} embeddings but {len(numbers)} {name}_labels")

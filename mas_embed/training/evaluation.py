@@ -77,4 +77,7 @@ def _embed_part(model: nn.Module, part: Part, batch_size: int) -> torch.Tensor:
 
 def _over_all_queries(by_split: Sequence[RetrievalScores]) -> dict[str, float]:
     weights = [scores.num_queries - scores.num_skipped for scores in by_split]
-    return {name: float(np.average([scores.as_dict()[name] for scores in by_split], weights=weights)) for name in by_split[0].as_dict()}
+    return {
+        name: float(np.average([scores.as_dict()[name] for scores in by_split], weights=weights))
+        for name in by_split[0].as_dict()
+    }

@@ -30,8 +30,9 @@ def ordered_batches(part: Part, *, batch_size: int) -> DataLoader[Any]:
 def per_class_sampler(labels: Tensor, *, m: int) -> Sampler[int]:
     """pytorch-metric-learning's `MPerClassSampler` with an epoch of one pass over the labels, rounded up.
 
-    Deals m images of every class in turn, the classes in random order: a batch of B images holds B / m classes, or all of them
-    several times over where they are fewer. (The library's own default epoch is 100,000 images, whatever the data.)
+    Deals m images of every class in turn, the classes in random order: a batch of B images holds B / m classes, or all
+    of them several times over where they are fewer. (The library's own default epoch is 100,000 images, whatever the
+    data.)
 
     Args:
         labels: [N].
@@ -45,6 +46,8 @@ def per_class_sampler(labels: Tensor, *, m: int) -> Sampler[int]:
     classes, counts = labels.unique(return_counts=True)
     if int(counts.min()) < m:
         scarce = int(classes[counts.argmin()])
-        raise UserError(f"the sampler wants m={m} images per class, but class {scarce} has {int(counts.min())}; lower m")
+        raise UserError(
+            f"the sampler wants m={m} images per class, but class {scarce} has {int(counts.min())}; lower m"
+        )
     length = math.ceil(len(labels) / (m * len(classes))) * m * len(classes)
     return MPerClassSampler(labels, m=m, length_before_new_iter=length)

@@ -84,9 +84,10 @@ def train_sequence(
 ) -> SequenceResult:
     """Trains a model on one split after another and measures after each what it knows of all.
 
-    Every split starts with a fresh optimizer and a fresh copy of the loss and the miner, so that no momentum, proxy or memory of the
-    last split lives on. After a split the method consolidates on the split's training inputs, then the queries of every split are
-    ranked against one gallery of all splits' held-out items. The same seed on the same machine gives the same scores.
+    Every split starts with a fresh optimizer and a fresh copy of the loss and the miner, so that no momentum, proxy or
+    memory of the last split lives on. After a split the method consolidates on the split's training inputs, then the
+    queries of every split are ranked against one gallery of all splits' held-out items. The same seed on the same
+    machine gives the same scores.
 
     Args:
         model: embeds a batch of inputs as [N, D]; trained in place.
@@ -108,7 +109,8 @@ def train_sequence(
         on_event: is told `{"event": "epoch", ...}` and `{"event": "split", ...}` as they end.
 
     Raises:
-        UserError: a split is empty or asks for a class that no gallery has; or there is a checkpoint and `resume` is False.
+        UserError: a split is empty or asks for a class that no gallery has; or there is a checkpoint and `resume` is
+            False.
     """
     judged = list(evaluate_on if evaluate_on is not None else splits)
     check_splits(splits)
@@ -119,7 +121,9 @@ def train_sequence(
     def evaluate() -> tuple[dict[str, list[float]], dict[str, float]]:
         with progress.timed("evaluation"):
             raw_model = accelerator.unwrap_model(model)
-            by_split, over_all = evaluate_splits(raw_model, judged, distance=distance, recall_at=recall_at, batch_size=4 * batch_size)
+            by_split, over_all = evaluate_splits(
+                raw_model, judged, distance=distance, recall_at=recall_at, batch_size=4 * batch_size
+            )
         return {name: [scores.as_dict()[name] for scores in by_split] for name in over_all}, over_all
 
     progress = _restore(checkpoint, resume, accelerator.unwrap_model(model), method)
@@ -178,14 +182,18 @@ def train_split(
         mean_loss = train_epoch(
             model, batches, loss=loss, miner=miner, method=method, optimizer=optimizer_, accelerator=accelerator
         )
-        on_event({"event": "epoch", "split": split.name, "epoch": epoch, "loss": mean_loss, "num_batches": len(batches)})
+        on_event(
+            {"event": "epoch", "split": split.name, "epoch": epoch, "loss": mean_loss, "num_batches": len(batches)}
+        )
 
 
 def _restore(checkpoint: Path | None, resume: bool, model: nn.Module, method: Method) -> _Progress:
     if checkpoint is None or not checkpoint.exists():
         return _Progress()
     if not resume:
-        raise UserError(f"there is a checkpoint already at {checkpoint}; pass resume=True to go on from it, or another path")
+        raise UserError(
+            f"there is a checkpoint already at {checkpoint}; pass resume=True to go on from it, or another path"
+        )
     return _Progress(**load_checkpoint(checkpoint, model, method))
 
 

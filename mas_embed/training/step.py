@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from mas_embed.errors import RunError
 from mas_embed.methods import Method
 
 Loss = Callable[..., Tensor]
@@ -37,7 +39,14 @@ def training_step(
 
 
 def train_epoch(model: nn.Module, batches: Iterable[tuple[Any, Tensor]], **step: Any) -> float:
-    """One pass over a split; returns the mean loss of its batches. `step` goes to `training_step`."""
+    """One pass over a split; returns the mean loss of its batches. `step` goes to `training_step`.
+
+    Raises:
+        RunError: the loss is not finite.
+    """
     model.train()
     losses = [training_step(model, inputs, labels, **step) for inputs, labels in batches]
-    return float(torch.stack(losses).mean())
+    mean_loss = float(torch.stack(losses).mean())
+    if not math.isfinite(mean_loss):
+        raise RunError(f"training diverged, the loss is {mean_loss}: lower the learning rate, or the method's strength")
+    return mean_loss

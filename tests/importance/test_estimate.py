@@ -1,9 +1,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from mas_embed import Importance, Projection, UserError, estimate_importance, explain_coverage
 from oracles import per_sample_importance, squared_norm
 from torch import nn
+
+from mas_embed import Importance, Projection, UserError, estimate_importance, explain_coverage
 
 
 class TwoLinears(nn.Module):
@@ -110,13 +111,20 @@ class SharedBranch(nn.Module):
 
 
 def conv(*args, size=7, **kwargs):
-    return lambda: nn.Sequential(nn.Conv2d(*args, **kwargs), nn.Tanh(), nn.Flatten(), nn.LazyLinear(5)), (args[0], size, size)
+    return lambda: nn.Sequential(nn.Conv2d(*args, **kwargs), nn.Tanh(), nn.Flatten(), nn.LazyLinear(5)), (
+        args[0],
+        size,
+        size,
+    )
 
 
 CASES = {
     "mlp": (lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(inplace=True), nn.Linear(8, 3)), (6,)),
     "linear without bias": (lambda: nn.Linear(6, 3, bias=False), (6,)),
-    "linear over positions": (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Flatten(), nn.Linear(24, 2)), (2, 3, 3)),
+    "linear over positions": (
+        lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Flatten(), nn.Linear(24, 2)),
+        (2, 3, 3),
+    ),
     "conv": conv(3, 4, 3),
     "conv stride padding dilation": conv(3, 4, 3, stride=2, padding=2, dilation=2),
     "conv uneven": conv(2, 4, (3, 2), stride=(1, 2), padding=(2, 1), dilation=(1, 2), bias=False),
@@ -128,13 +136,24 @@ CASES = {
     "conv reflect": conv(2, 4, 3, padding=(1, 2), padding_mode="reflect", stride=2),
     "conv replicate": conv(2, 4, 3, padding="same", padding_mode="replicate", dilation=2),
     "conv leaves a rest": conv(2, 4, 3, stride=3, size=8),
-    "batch norm": (lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)), (2, 5, 5)),
+    "batch norm": (
+        lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)),
+        (2, 5, 5),
+    ),
     "other layers": (
-        lambda: nn.Sequential(nn.ConvTranspose2d(2, 4, 3), nn.GroupNorm(2, 4), nn.PReLU(), nn.Flatten(), nn.LazyLinear(3)),
+        lambda: nn.Sequential(
+            nn.ConvTranspose2d(2, 4, 3), nn.GroupNorm(2, 4), nn.PReLU(), nn.Flatten(), nn.LazyLinear(3)
+        ),
         (2, 4, 4),
     ),
-    "conv1d": (lambda: nn.Sequential(nn.Conv1d(2, 4, 3, padding=1), nn.BatchNorm1d(4), nn.Flatten(), nn.LazyLinear(3)), (2, 6)),
-    "weight norm": (lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 4)), nn.Tanh(), nn.Linear(4, 2)), (6,)),
+    "conv1d": (
+        lambda: nn.Sequential(nn.Conv1d(2, 4, 3, padding=1), nn.BatchNorm1d(4), nn.Flatten(), nn.LazyLinear(3)),
+        (2, 6),
+    ),
+    "weight norm": (
+        lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 4)), nn.Tanh(), nn.Linear(4, 2)),
+        (6,),
+    ),
     "tied": (TwoLinears, (6,)),
     "called twice": (CalledTwice, (6,)),
     "used outside its layer": (UsedOutsideItsLayer, (6,)),
@@ -162,7 +181,9 @@ def make(name, num_samples=7):
 def assert_equal(importance, expected, rtol=1e-10):
     assert importance.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(importance[name], value, rtol=rtol, atol=1e-13, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            importance[name], value, rtol=rtol, atol=1e-13, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -174,7 +195,9 @@ def test_equals_one_autograd_call_per_sample(name, batch_size):
     assert_equal(estimate_importance(model, inputs.split(batch_size)), expected)
 
 
-@pytest.mark.parametrize("name", ["mlp", "conv groups", "batch norm", "class token", "called twice", "linear over positions"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "conv groups", "batch norm", "class token", "called twice", "linear over positions"]
+)
 def test_squared_exponent(name):
     model, inputs = make(name)
     expected = per_sample_importance(model, inputs.split(1), squared_norm(model), exponent=2)
@@ -242,7 +265,9 @@ def test_order_and_merging_change_nothing(name):
     together = estimate_importance(model, [inputs])
     shuffled = estimate_importance(model, inputs[torch.randperm(7)].split(2))
     merged = Importance.merge(
-        estimate_importance(model, [inputs[:2]]), estimate_importance(model, inputs[2:5].split(1)), estimate_importance(model, [inputs[5:]])
+        estimate_importance(model, [inputs[:2]]),
+        estimate_importance(model, inputs[2:5].split(1)),
+        estimate_importance(model, [inputs[5:]]),
     )
     assert merged.num_samples == 7
     for other in (shuffled, merged):
@@ -295,7 +320,9 @@ def test_blocks_of_samples_do_not_change_the_sum(monkeypatch):
     monkeypatch.setattr("mas_embed.importance.fallback.CHUNK_BYTES", 1)
     assert_equal(estimate_importance(model, [inputs]), expected)
     model, inputs = make("class token")
-    assert_equal(estimate_importance(model, [inputs]), per_sample_importance(model, inputs.split(1), squared_norm(model)))
+    assert_equal(
+        estimate_importance(model, [inputs]), per_sample_importance(model, inputs.split(1), squared_norm(model))
+    )
 
 
 @pytest.mark.parametrize(
@@ -320,7 +347,11 @@ def test_a_model_that_takes_several_inputs_by_keyword():
 
     torch.manual_seed(0)
     model = Masked().double()
-    batch = {"input_ids": torch.randint(10, (5, 6)), "attention_mask": torch.ones(5, 6, dtype=torch.long), "labels": torch.arange(5)}
+    batch = {
+        "input_ids": torch.randint(10, (5, 6)),
+        "attention_mask": torch.ones(5, 6, dtype=torch.long),
+        "labels": torch.arange(5),
+    }
     batch["attention_mask"][:, 4:] = 0
     samples = [{key: value[i : i + 1] for key, value in batch.items() if key != "labels"} for i in range(5)]
     expected = per_sample_importance(model, samples, lambda sample: [model(**sample)[0].square().sum()])
@@ -352,7 +383,9 @@ def test_squared_norm_of_unit_length_embeddings_is_refused():
 
 def test_projection_sees_what_the_norm_cannot():
     model, inputs = make("mlp")
-    importance = estimate_importance(model, [inputs], output="projection", embed=lambda model, batch: F.normalize(model(batch)))
+    importance = estimate_importance(
+        model, [inputs], output="projection", embed=lambda model, batch: F.normalize(model(batch))
+    )
     assert all(bool(value.any()) for value in importance.values())
 
 
@@ -362,7 +395,9 @@ def test_samples_that_mix_are_refused():
     with pytest.raises(UserError, match="cannot embed one sample without the other samples"):
         estimate_importance(model, [inputs])
     with pytest.raises(UserError, match="changes with the other samples of its batch"):
-        estimate_importance(nn.Linear(4, 3).double(), [inputs], embed=lambda model, batch: model(batch) - model(batch).mean(0))
+        estimate_importance(
+            nn.Linear(4, 3).double(), [inputs], embed=lambda model, batch: model(batch) - model(batch).mean(0)
+        )
 
 
 @pytest.mark.parametrize(
@@ -402,7 +437,12 @@ def test_frozen_parameters_are_left_out_and_unused_ones_are_zero():
     assert not any(name.startswith("frozen") for name in importance)
     assert not importance["unused.weight"].any()
     ways = explain_coverage(model, inputs).way
-    assert {ways["frozen.weight"], ways["unused.weight"], ways["prelu.weight"], ways["stem.weight"]} == {"frozen", "unused", "fallback", "rule"}
+    assert {ways["frozen.weight"], ways["unused.weight"], ways["prelu.weight"], ways["stem.weight"]} == {
+        "frozen",
+        "unused",
+        "fallback",
+        "rule",
+    }
 
 
 @pytest.mark.parametrize(
@@ -430,7 +470,9 @@ def test_a_users_hook_and_a_patched_layer_do_not_mislead_the_rules():
     model, inputs = make("mlp")
     model[0].register_forward_hook(lambda layer, args, output: 2 * output)
     model[2].forward = lambda x: F.linear(x, model[2].weight * 3, model[2].bias)
-    assert_equal(estimate_importance(model, inputs.split(3)), per_sample_importance(model, inputs.split(1), squared_norm(model)))
+    assert_equal(
+        estimate_importance(model, inputs.split(3)), per_sample_importance(model, inputs.split(1), squared_norm(model))
+    )
 
 
 def test_an_input_changed_in_place_after_its_use_is_refused():

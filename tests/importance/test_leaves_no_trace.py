@@ -1,13 +1,21 @@
 import pytest
 import torch
-from mas_embed import estimate_importance, explain_coverage
 from torch import nn
+
+from mas_embed import estimate_importance, explain_coverage
 
 
 def build():
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.PReLU(), nn.Dropout(0.5), nn.Flatten(), nn.LSTM(27, 4), _First(), nn.Linear(4, 2)
+        nn.Conv2d(1, 3, 3),
+        nn.BatchNorm2d(3),
+        nn.PReLU(),
+        nn.Dropout(0.5),
+        nn.Flatten(),
+        nn.LSTM(27, 4),
+        _First(),
+        nn.Linear(4, 2),
     )
     model[1].eval()
     model[7].bias.requires_grad_(False)

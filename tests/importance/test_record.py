@@ -2,8 +2,9 @@ import pickle
 
 import pytest
 import torch
-from mas_embed import Importance, UserError, estimate_importance
 from safetensors.torch import save_file
+
+from mas_embed import Importance, UserError, estimate_importance
 
 
 def record(values, num_samples=2, **settings):

@@ -1,4 +1,7 @@
-"""`y = conv(x, W) + b`. N samples, G groups, C in-channels x kernel positions of a group, O out-channels of a group, L positions."""
+"""`y = conv(x, W) + b`.
+
+N samples, G groups, C in-channels x kernel positions of a group, O out-channels of a group, L positions.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ from mas_embed.importance.rules.registry import rule
 
 
 @rule(nn.Conv2d, min_ndim=4)
-def conv2d(layer: nn.Conv2d, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]) -> dict[str, Tensor]:
+def conv2d(
+    layer: nn.Conv2d, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]
+) -> dict[str, Tensor]:
     """Per-sample gradients by unfolding: `g_n = delta_n patches_n^T`; any stride, dilation, groups and padding mode."""
     dtype = accumulation_dtype(grad_output)
     delta = grad_output.to(dtype)

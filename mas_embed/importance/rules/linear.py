@@ -12,7 +12,9 @@ from mas_embed.importance.rules.registry import rule
 
 
 @rule(nn.Linear, min_ndim=2)
-def linear(layer: nn.Linear, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]) -> dict[str, Tensor]:
+def linear(
+    layer: nn.Linear, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]
+) -> dict[str, Tensor]:
     """Per-sample gradients `g_n = delta_n^T x_n` (sum over T); O(N T I O) time."""
     dtype = accumulation_dtype(grad_output)
     input_NTI = input.detach().reshape(len(input), -1, layer.in_features).to(dtype)

@@ -12,7 +12,9 @@ from mas_embed.importance.rules.registry import rule
 
 
 @rule(nn.BatchNorm2d, min_ndim=4, applies=lambda layer: layer.running_mean is not None)
-def batch_norm(layer: nn.BatchNorm2d, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]) -> dict[str, Tensor]:
+def batch_norm(
+    layer: nn.BatchNorm2d, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]
+) -> dict[str, Tensor]:
     """Eval mode: `x_hat = (x - running_mean) / sqrt(running_var + eps)` does not depend on the batch."""
     dtype = accumulation_dtype(grad_output)
     delta_NCL = grad_output.to(dtype).flatten(2)

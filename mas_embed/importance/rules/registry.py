@@ -2,12 +2,13 @@
 
 A rule is a pure function `(layer, input, grad_output, exponent, names) -> {name: Tensor}`:
 
-- `input` [N, ...] and `grad_output` [N, ...] are what the layer received in its one call of the batch, and the gradient of
-  the batch's summed output with respect to what it returned; samples do not mix, so slice n belongs to sample n;
+- `input` [N, ...] and `grad_output` [N, ...] are what the layer received in its one call of the batch, and the gradient
+  of the batch's summed output with respect to what it returned; samples do not mix, so slice n belongs to sample n;
 - `names` are the layer's own parameters that are wanted ("weight", "bias");
 - the result has the parameter's shape, in float32 or wider: `sum_n |g_n|^exponent`.
 
-Registering a rule for an exact class (subclasses may compute something else and take the exact fallback) is all it takes::
+Registering a rule for an exact class (subclasses may compute something else and take the exact fallback) is all it
+takes::
 
     @rule(nn.Linear, min_ndim=2)
     def linear(layer, input, grad_output, exponent, names): ...

@@ -1,0 +1,211 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from mas_embed import MAS, UserError, estimate_importance
+
+
+def hand_made():
+    """Weights (1, 2) anchored, importance (3, 5), then moved to (1.5, 1)."""
+    model = nn.Linear(2, 1, bias=False).double()
+    model.weight.data.copy_(torch.tensor([[1.0, 2.0]]))
+    mas = MAS(model, strength=10.0)
+    mas.load_state_dict(
+        {
+            "importance": {"weight": torch.tensor([[3.0, 5.0]], dtype=torch.float64)},
+            "anchor": {"weight": torch.tensor([[1.0, 2.0]], dtype=torch.float64)},
+            "num_splits": 1,
+        }
+    )
+    model.weight.data.copy_(torch.tensor([[1.5, 1.0]]))
+    return model, mas
+
+
+def network(dtype=torch.float64):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).to(dtype), torch.randn(8, 4, dtype=dtype)
+
+
+def consolidated(strength=2.0, **options):
+    model, inputs = network()
+    mas = MAS(model, strength=strength, **options)
+    mas.consolidate([inputs])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model, mas, inputs
+
+
+def test_penalty_by_hand():
+    model, mas = hand_made()
+    # 10 (3 * 0.5^2 + 5 * (-1)^2) = 57.5; gradient 2 * 10 * (3 * 0.5, 5 * -1)
+    assert mas.penalty().item() == pytest.approx(57.5)
+    mas.penalty().backward()
+    assert model.weight.grad.tolist() == [[30.0, -100.0]]
+
+
+def test_gradient_form_by_hand_adds_to_what_is_there():
+    model, mas = hand_made()
+    mas.add_penalty_grad()
+    assert model.weight.grad.tolist() == [[30.0, -100.0]]
+    model.weight.grad = torch.ones(1, 2, dtype=torch.float64)
+    mas.add_penalty_grad()
+    assert model.weight.grad.tolist() == [[31.0, -99.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_gradient_form_equals_autograd_of_the_loss_form(dtype):
+    model, mas, _ = consolidated()
+    model.to(dtype)
+    mas.penalty().backward()
+    by_loss = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    mas.add_penalty_grad()
+    for parameter, expected in zip(model.parameters(), by_loss, strict=True):
+        torch.testing.assert_close(parameter.grad, expected)
+
+
+def test_penalty_is_exactly_zero_before_the_first_split_and_at_the_anchor():
+    model, inputs = network()
+    mas = MAS(model)
+    assert mas.penalty().item() == 0
+    mas.add_penalty_grad()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    loss = model(inputs).sum() + mas.penalty()
+    loss.backward()
+    mas.consolidate([inputs])
+    assert mas.penalty().item() == 0
+
+
+def test_strength_zero_leaves_no_gradient():
+    model, mas, _ = consolidated(strength=0.0)
+    mas.add_penalty_grad()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert mas.penalty().item() == 0
+
+
+def test_consolidate_returns_the_splits_own_importance_and_moves_the_anchor():
+    model, mas, inputs = consolidated()
+    estimated = mas.consolidate([inputs])
+    expected = estimate_importance(model, [inputs])
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(estimated[name], expected[name])
+        assert torch.equal(mas.anchor[name], parameter)
+    assert mas.num_splits == 2
+
+
+@pytest.mark.parametrize(
+    ("accumulation", "expected"),
+    [
+        ("sum", [[1.0, 2.0], [5.0, 5.0], [6.0, 11.0]]),
+        ("mean", [[1, 2], [2.5, 2.5], [2, 11 / 3]]),
+        ("max", [[1, 2], [4, 3], [4, 6]]),
+    ],
+)
+def test_accumulation_by_hand(monkeypatch, accumulation, expected):
+    model = nn.Linear(2, 1, bias=False)
+    mas = MAS(model, accumulation=accumulation)
+    estimates = iter([[[1.0, 2.0]], [[4.0, 3.0]], [[1.0, 6.0]]])
+    monkeypatch.setattr(mas, "estimate", lambda batches: {"weight": torch.tensor(next(estimates))})
+    for values in expected:
+        mas.consolidate([])
+        assert mas.importance["weight"][0].tolist() == pytest.approx(values)
+
+
+def test_a_parameter_added_later_is_free():
+    model, mas, inputs = consolidated()
+    before = mas.penalty().item()
+    model.add_module("grown", nn.Linear(3, 2).double())
+    nn.init.constant_(model.grown.weight, 100.0)
+    assert mas.penalty().item() == before
+    mas.add_penalty_grad()
+    assert model.grown.weight.grad is None
+    mas.consolidate([inputs])
+    assert "grown.weight" in mas.importance
+
+
+def test_a_parameter_frozen_later_is_not_pulled():
+    model, mas, _ = consolidated()
+    model[0].weight.requires_grad_(False)
+    mas.add_penalty_grad()
+    assert model[0].weight.grad is None
+    assert model[2].weight.grad is not None
+
+
+def test_a_parameter_that_changed_its_shape_is_refused():
+    model, mas, _ = consolidated()
+    model[2] = nn.Linear(6, 5).double()
+    for form in (mas.penalty, mas.add_penalty_grad):
+        with pytest.raises(UserError, match=r"'2.(weight|bias)' has shape .*, but .* when the last split ended"):
+            form()
+
+
+def test_gradient_accumulation_takes_the_penalty_once_per_step():
+    model, mas, inputs = consolidated()
+    model(inputs).sum().backward()
+    mas.add_penalty_grad()
+    in_one = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    for micro_batch in inputs.split(2):
+        model(micro_batch).sum().backward()
+    mas.add_penalty_grad()
+    for parameter, expected in zip(model.parameters(), in_one, strict=True):
+        torch.testing.assert_close(parameter.grad, expected)
+
+
+def test_state_loads_into_a_fresh_method_and_resumes_bit_for_bit():
+    model, mas, _ = consolidated()
+    state = copy.deepcopy(mas.state_dict())
+    twin = copy.deepcopy(model)
+    resumed = MAS(twin, strength=2.0)
+    resumed.load_state_dict(state)
+    assert resumed.num_splits == 1
+    for method, own in ((mas, model), (resumed, twin)):
+        optimizer = torch.optim.Adam(own.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            method.add_penalty_grad()
+            optimizer.step()
+    assert all(map(torch.equal, model.parameters(), twin.parameters()))
+
+
+def test_state_of_another_model_is_refused():
+    _, mas, _ = consolidated()
+    other = MAS(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)))
+    with pytest.raises(UserError, match=r"'2.weight' has shape \[2, 6\] but \[3, 6\] in the state"):
+        other.load_state_dict(mas.state_dict())
+    with pytest.raises(UserError, match="'0.weight' that the model does not have"):
+        MAS(nn.Linear(2, 2)).load_state_dict(mas.state_dict())
+
+
+def test_state_does_not_alias_the_model():
+    model, mas, _ = consolidated()
+    anchor = mas.anchor["0.weight"].clone()
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    assert torch.equal(mas.anchor["0.weight"], anchor)
+
+
+@pytest.mark.parametrize("strength", [-1.0, float("nan"), float("inf")])
+def test_a_strength_that_makes_no_sense(strength):
+    with pytest.raises(UserError, match="strength must be a finite number >= 0"):
+        MAS(nn.Linear(2, 2), strength=strength)
+
+
+def test_an_unknown_accumulation_or_output():
+    with pytest.raises(UserError, match="accumulation must be 'sum', 'mean' or 'max'"):
+        MAS(nn.Linear(2, 2), accumulation="average")
+    with pytest.raises(UserError, match="unknown output 'norm'"):
+        MAS(nn.Linear(2, 2), output="norm")
+
+
+def test_nothing_is_left_on_the_model():
+    model, inputs = network()
+    before = [sorted(vars(module)) for module in model.modules()]
+    mas = MAS(model)
+    mas.consolidate([inputs])
+    mas.add_penalty_grad()
+    assert [sorted(vars(module)) for module in model.modules()] == before
+    assert model.training

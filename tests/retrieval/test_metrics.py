@@ -1,0 +1,224 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import average_precision, cut_measures
+from sklearn.metrics import average_precision_score
+
+from mas_embed import UserError, evaluate_retrieval
+
+KS = (1, 2, 4, 8)
+
+
+def scores_of(queries, gallery, distance):
+    queries, gallery = np.asarray(queries, dtype=np.float64), np.asarray(gallery, dtype=np.float64)
+    if distance == "cosine":
+        queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
+        gallery = gallery / np.linalg.norm(gallery, axis=1, keepdims=True)
+    if distance == "euclidean":
+        return -((queries[:, None] - gallery[None]) ** 2).sum(2)
+    return queries @ gallery.T
+
+
+def data(num_queries=30, num_gallery=50, size=5, num_classes=4, seed=0, low=-3, high=4):
+    """Small integers: many ties, and every sum exact in float32."""
+    generator = np.random.default_rng(seed)
+    queries = generator.integers(low, high, (num_queries, size)).astype(np.float32)
+    gallery = generator.integers(low, high, (num_gallery, size)).astype(np.float32)
+    return (
+        queries,
+        generator.integers(num_classes, size=num_queries),
+        gallery,
+        generator.integers(num_classes, size=num_gallery),
+    )
+
+
+def assert_equals_oracles(result, scores, is_relevant, keep=None):
+    """Every value of every query against the loops; `keep` [Q, G] leaves items out."""
+    for query in range(len(scores)):
+        kept = keep[query] if keep is not None else np.ones(scores.shape[1], dtype=bool)
+        own_scores, own_relevant = scores[query][kept].tolist(), is_relevant[query][kept].tolist()
+        if not any(own_relevant):
+            assert all(np.isnan(values[query]) for values in result.per_query.values())
+            continue
+        expected = cut_measures(own_scores, own_relevant, result.recall_at)
+        expected["average_precision"] = average_precision(own_scores, own_relevant)
+        assert {name: values[query] for name, values in result.per_query.items()} == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("distance", ["inner_product", "euclidean"])
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_scikit_learn_and_the_loops_with_ties(distance, seed):
+    queries, query_labels, gallery, gallery_labels = data(seed=seed)
+    result = evaluate_retrieval(queries, query_labels, gallery, gallery_labels, distance=distance)
+    scores, is_relevant = scores_of(queries, gallery, distance), query_labels[:, None] == gallery_labels
+    assert any(len(np.unique(row)) < len(row) for row in scores)
+    expected = [average_precision_score(relevant, row) for relevant, row in zip(is_relevant, scores, strict=True)]
+    np.testing.assert_allclose(result.per_query["average_precision"], expected, rtol=1e-12)
+    assert_equals_oracles(result, scores, is_relevant)
+
+
+def test_cosine_equals_scikit_learn_on_continuous_data():
+    generator = torch.Generator().manual_seed(0)
+    queries, gallery = (torch.randn(n, 6, generator=generator, dtype=torch.float64) for n in (20, 60))
+    query_labels, gallery_labels = torch.arange(20) % 3, torch.arange(60) % 3
+    result = evaluate_retrieval(queries, query_labels, gallery, gallery_labels)
+    scores, is_relevant = scores_of(queries, gallery, "cosine"), (query_labels[:, None] == gallery_labels).numpy()
+    assert_equals_oracles(result, scores, is_relevant)
+    assert result.mean_average_precision == pytest.approx(np.mean(result.per_query["average_precision"]))
+    assert result.recall_at.keys() == set(KS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 12),
+    st.integers(1, 12),
+    st.integers(1, 3),
+    st.sampled_from(["inner_product", "euclidean"]),
+)
+def test_any_small_case_equals_the_loops(seed, num_queries, num_gallery, size, distance):
+    queries, query_labels, gallery, gallery_labels = data(
+        num_queries, num_gallery, size, num_classes=2, seed=seed, low=-1, high=2
+    )
+    is_relevant = query_labels[:, None] == gallery_labels
+    if not is_relevant.any():
+        with pytest.raises(UserError, match="no query has a relevant item"):
+            evaluate_retrieval(queries, query_labels, gallery, gallery_labels, distance=distance)
+        return
+    result = evaluate_retrieval(queries, query_labels, gallery, gallery_labels, distance=distance)
+    assert result.num_skipped == (~is_relevant.any(1)).sum()
+    assert_equals_oracles(result, scores_of(queries, gallery, distance), is_relevant)
+
+
+@pytest.mark.parametrize("distance", ["inner_product", "euclidean"])
+def test_queries_as_gallery_leave_themselves_out_by_identity(distance):
+    embeddings, labels, *_ = data(num_queries=40, num_classes=3, size=2)  # size 2: many duplicates of every point
+    assert len(np.unique(embeddings, axis=0)) < 35
+    result = evaluate_retrieval(embeddings, labels, distance=distance)
+    keep = ~np.eye(40, dtype=bool)
+    assert_equals_oracles(result, scores_of(embeddings, embeddings, distance), labels[:, None] == labels, keep)
+
+
+def test_overlap_is_by_id_wherever_the_item_stands():
+    embeddings, labels, more, more_labels = data(num_queries=20, num_gallery=15)
+    shuffled = np.random.default_rng(1).permutation(35)
+    gallery, gallery_labels = (
+        np.concatenate([embeddings, more])[shuffled],
+        np.concatenate([labels, more_labels])[shuffled],
+    )
+    ids = 1000 + np.arange(35)
+    result = evaluate_retrieval(
+        embeddings,
+        labels,
+        gallery,
+        gallery_labels,
+        query_ids=ids[:20],
+        gallery_ids=ids[shuffled],
+        distance="inner_product",
+    )
+    keep = ids[:20, None] != ids[shuffled]
+    assert_equals_oracles(
+        result, scores_of(embeddings, gallery, "inner_product"), labels[:, None] == gallery_labels, keep
+    )
+
+
+def test_the_order_of_the_gallery_changes_nothing():
+    queries, query_labels, gallery, gallery_labels = data(size=2, num_gallery=80)
+    order = np.random.default_rng(2).permutation(80)
+    one = evaluate_retrieval(queries, query_labels, gallery, gallery_labels, distance="euclidean")
+    other = evaluate_retrieval(queries, query_labels, gallery[order], gallery_labels[order], distance="euclidean")
+    for name, values in one.per_query.items():
+        np.testing.assert_allclose(values, other.per_query[name], rtol=1e-12)
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean", "inner_product"])
+def test_a_collapsed_model_scores_its_prevalence_and_gains_nothing_by_ties(distance):
+    row = torch.randn(1, 7)
+    gallery_labels = torch.tensor([0] * 30 + [1] * 70)
+    result = evaluate_retrieval(row.expand(4, 7), [0, 0, 1, 1], row.expand(100, 7), gallery_labels, distance=distance)
+    assert result.per_query["average_precision"] == pytest.approx([0.3, 0.3, 0.7, 0.7])
+    assert result.precision_at_1 == result.recall_at[8] == 0
+    assert result.per_query["reciprocal_rank"] == pytest.approx([1 / 71, 1 / 71, 1 / 31, 1 / 31])
+
+
+def test_negative_scores_count_like_shifted_ones():
+    generator = np.random.default_rng(0)
+    gallery = generator.integers(1, 9, (50, 3)).astype(np.float32)
+    labels = generator.integers(3, size=50)
+    negative = evaluate_retrieval(-np.ones((3, 3)), [0, 1, 2], gallery, labels, distance="inner_product")
+    shifted = evaluate_retrieval(
+        np.column_stack([-np.ones((3, 3)), np.full(3, 100.0)]),
+        [0, 1, 2],
+        np.column_stack([gallery, np.ones(50)]),
+        labels,
+        distance="inner_product",
+    )
+    np.testing.assert_allclose(negative.per_query["average_precision"], shifted.per_query["average_precision"])
+
+
+def test_labels_beyond_the_precision_of_float32():
+    base = 2**40
+    result = evaluate_retrieval([[1.0, 0.0]], [base], [[1.0, 0.1], [1.0, 0.2]], [base + 1, base])
+    assert result.mean_average_precision == 0.5
+
+
+def test_queries_without_a_relevant_item_are_left_out_and_counted():
+    result = evaluate_retrieval([[1.0, 0.0], [0.0, 1.0]], [0, 7], [[1.0, 0.0], [0.0, 1.0]], [0, 1])
+    assert (result.mean_average_precision, result.num_queries, result.num_skipped) == (1.0, 2, 1)
+    assert np.isnan(result.per_query["average_precision"][1])
+
+
+def test_blocks_change_nothing(monkeypatch):
+    queries, query_labels, gallery, gallery_labels = data()
+    whole = evaluate_retrieval(queries, query_labels, gallery, gallery_labels)
+    monkeypatch.setattr("mas_embed.retrieval.metrics.BLOCK_ELEMENTS", 150)
+    in_blocks = evaluate_retrieval(queries, query_labels, gallery, gallery_labels)
+    for name, values in whole.per_query.items():
+        np.testing.assert_allclose(values, in_blocks.per_query[name], rtol=1e-6)
+
+
+def test_euclidean_survives_a_large_offset():
+    queries, query_labels, gallery, gallery_labels = data(size=3)
+    near = evaluate_retrieval(queries, query_labels, gallery, gallery_labels, distance="euclidean")
+    far = evaluate_retrieval(queries + 1e5, query_labels, gallery + 1e5, gallery_labels, distance="euclidean")
+    for name, values in near.per_query.items():
+        np.testing.assert_allclose(values, far.per_query[name])
+
+
+def test_recall_beyond_the_gallery_takes_all_of_it():
+    assert evaluate_retrieval([[1.0]], [0], [[-1.0], [1.0]], [0, 1], recall_at=(1, 100)).recall_at == {1: 0.0, 100: 1.0}
+
+
+def test_names_of_all_means():
+    result = evaluate_retrieval([[1.0], [1.0]], [0, 0], recall_at=(1, 3))
+    assert result.as_dict().keys() == {
+        "mean_average_precision", "mean_average_precision_at_r", "r_precision", "mean_reciprocal_rank", "precision_at_1", "recall_at_1", "recall_at_3",
+    }  # fmt: skip
+
+
+ROWS, LABELS = [[1.0, 0.0], [0.0, 1.0]], [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (([[1.0, float("nan")]], [0], ROWS, LABELS), {}, "queries contain NaN"),
+        ((ROWS, LABELS, [[1.0, float("inf")]], [0]), {}, "gallery contain NaN or infinite"),
+        ((ROWS, LABELS, [[0.0, 0.0]], [0]), {}, "all-zero embedding, which has no cosine"),
+        ((ROWS, LABELS, [[1.0, 0.0, 0.0]], [0]), {}, "2 dimensions and the gallery 3"),
+        ((ROWS, [0]), {}, "2 query embeddings but 1 query_labels"),
+        ((ROWS, LABELS, ROWS), {}, "gallery and gallery_labels go together"),
+        ((ROWS, LABELS, ROWS, LABELS), {"query_ids": [0, 1]}, "query_ids and gallery_ids go together"),
+        ((ROWS, LABELS, np.zeros((0, 2)), []), {}, "gallery_labels must be integers|0 gallery items"),
+        ((ROWS, [0.5, 1.0]), {}, "query_labels must be integers"),
+        (([1.0, 2.0], [0, 0]), {}, r"queries must have shape \[N, D\], got \[2\]"),
+        ((ROWS, LABELS), {"distance": "manhattan"}, "distance must be one of cosine, euclidean, inner_product"),
+        ((ROWS, LABELS), {"recall_at": (0,)}, "ranks >= 1"),
+        ((ROWS, [0, 1]), {}, "no query has a relevant item"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments, options, message):
+    with pytest.raises(UserError, match=message):
+        evaluate_retrieval(*arguments, **options)

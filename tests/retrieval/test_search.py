@@ -1,0 +1,56 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from mas_embed import UserError
+from mas_embed.retrieval import embed, find_nearest
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean", "inner_product"])
+def test_finds_the_nearest_by_full_sort(distance):
+    generator = torch.Generator().manual_seed(0)
+    queries, gallery = torch.randn(9, 4, generator=generator), torch.randn(40, 4, generator=generator)
+    scores, positions = find_nearest(queries, gallery, 5, distance=distance)
+    expected = {
+        "cosine": torch.nn.functional.normalize(queries) @ torch.nn.functional.normalize(gallery).T,
+        "euclidean": -(torch.cdist(queries, gallery) ** 2),
+        "inner_product": queries @ gallery.T,
+    }[distance]
+    best = expected.topk(5)
+    np.testing.assert_array_equal(positions, best.indices)
+    np.testing.assert_allclose(scores, best.values, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [0, 4])
+def test_k_outside_the_gallery_is_refused(k):
+    with pytest.raises(UserError, match="k must lie between 1 and the gallery's size, 3"):
+        find_nearest(torch.ones(1, 2), torch.ones(3, 2), k)
+
+
+def test_what_faiss_cannot_find_never_becomes_a_position():
+    with pytest.raises(UserError, match="overflow"):
+        find_nearest(
+            torch.full((1, 2), 1e200, dtype=torch.float64),
+            torch.full((3, 2), 1e200, dtype=torch.float64),
+            2,
+            distance="inner_product",
+        )
+
+
+def test_torch_is_imported_before_faiss():
+    code = "import sys; from mas_embed.retrieval.search import _import_faiss; _import_faiss(); m = list(sys.modules); assert m.index('torch') < m.index('faiss')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_embed_is_ordered_in_eval_mode_and_restores():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Dropout(0.9))
+    inputs = torch.randn(7, 3)
+    embeddings = embed(model, inputs.split(3))
+    torch.testing.assert_close(embeddings, model[0](inputs))
+    assert not embeddings.requires_grad
+    assert model.training
+    with pytest.raises(UserError, match="nothing to embed"):
+        embed(model, [])

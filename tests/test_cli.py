@@ -1,0 +1,139 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from test_experiment import TINY
+
+from mas_embed.cli import main
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    changes = {"seeds": [0], "methods": ["finetune", "mas", "joint"], "model": TINY["model"] | {"is_normalized": False}}
+    path.write_text(yaml.safe_dump(TINY | changes))
+    return path
+
+
+@pytest.fixture
+def mas_embed(monkeypatch, capsys):
+    """Runs the command line in this process, as the installed command does."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["mas-embed", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        captured = capsys.readouterr()
+        return SimpleNamespace(returncode=stopped.value.code or 0, stdout=captured.out, stderr=captured.err)
+
+    return call
+
+
+def test_the_installed_command(tmp_path):
+    command = Path(sys.executable).parent / "mas-embed"
+    result = subprocess.run(
+        [command, "check", "missing.yaml"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert result.stderr == "error: cannot read the config missing.yaml: No such file or directory\n"
+    assert result.stdout == ""
+
+
+def test_run_prints_the_table_and_where_things_are(mas_embed, config, tmp_path):
+    result = mas_embed("run", config, "--out", tmp_path / "run", "--set", "methods.mas.strength=3")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    for text in ("final", "forgetting", "backward", "learning", "seconds", "finetune", "mas", "joint"):
+        assert text in result.stdout
+    for name in ("report.html", "scores.png", "results.json"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
+    assert max(map(len, result.stdout.splitlines()[:6])) <= 80
+    again = mas_embed("run", config, "--out", tmp_path / "run", "--set", "methods.mas.strength=3")
+    assert again.returncode == 2
+    assert len(again.stderr.splitlines()) == 1
+    assert "--overwrite" in again.stderr
+    resumed = mas_embed("run", config, "--out", tmp_path / "run", "--set", "methods.mas.strength=3", "--resume")
+    assert resumed.returncode == 0
+    assert resumed.stdout.count("done already") == 3
+    (tmp_path / "run" / "report.html").unlink()
+    assert mas_embed("report", tmp_path / "run").returncode == 0
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_check_shows_what_will_be_trained_and_writes_nothing(mas_embed, config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    result = mas_embed("check", config)
+    assert result.returncode == 0, result.stderr
+    for text in (
+        "strength: 1.0",
+        "0-4",
+        "5-9",
+        "trunk.0.weight",
+        "rule",
+        "8 of 8 parameters",
+        "3 methods x 1 seeds = 3 runs",
+    ):
+        assert text in result.stdout
+    assert yaml.safe_load(result.stdout.partition("splits   ")[0].partition("\nsplits")[0])["name"] == "tiny"
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "methods.mas.strenght=3"], "did you mean 'strength'"),
+        (["--set", "training.epochs=few"], "training.epochs='few' is not accepted"),
+        (["--set", "training.sampler.m=500"], "m=500 images per class"),
+        (["--set", "data.num_splits=7"], "num_splits must divide"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_a_mistake_is_one_sentence_and_exit_code_2(mas_embed, config, tmp_path, command, arguments, message):
+    result = mas_embed(command, config, *arguments, *(["--out", tmp_path / "run"] if command == "run" else []))
+    assert result.returncode == 2
+    assert re.fullmatch(f"error: .*{re.escape(message)}.*\n", result.stderr), result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_files_that_are_not_there(mas_embed, tmp_path):
+    for arguments in (["run", tmp_path / "no.yaml"], ["check", tmp_path / "no.yaml"], ["report", tmp_path]):
+        result = mas_embed(*arguments)
+        assert result.returncode == 2
+        assert len(result.stderr.splitlines()) == 1
+        assert "Traceback" not in result.stderr
+
+
+def test_a_run_that_diverges_says_so_without_a_traceback(mas_embed, config, tmp_path):
+    result = mas_embed("run", config, "--out", tmp_path / "run", "--set", "training.optimizer={name: SGD, lr: 1e30}")
+    assert result.returncode == 1
+    assert re.fullmatch(
+        r"failed: finetune seed 0: training diverged, the loss is nan: lower the learning rate.*\n", result.stderr
+    ), result.stderr
+
+
+def test_a_run_that_breaks_is_exit_code_1_and_keeps_its_traceback(mas_embed, config, tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("mas_embed.experiment.train_sequence", broken)
+    result = mas_embed("run", config, "--out", tmp_path / "run")
+    assert result.returncode == 1
+    log = re.fullmatch(r"failed: OSError: disk full \(traceback in (.*)\)\n", result.stderr).group(1)
+    assert Path(log) == tmp_path / "run" / "error.log"
+    assert "Traceback" in Path(log).read_text()
+
+
+def test_an_interrupt_says_how_to_go_on(mas_embed, config, tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mas_embed.experiment.train_sequence", interrupted)
+    result = mas_embed("run", config, "--out", tmp_path / "run")
+    assert result.returncode == 130
+    assert "--resume" in result.stderr

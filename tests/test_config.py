@@ -1,0 +1,164 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mas_embed import UserError, load_config
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+MINIMAL = {
+    "name": "tiny",
+    "data": "digits",
+    "model": "small_conv",
+    "loss": "TripletMarginLoss",
+    "methods": ["finetune", "mas"],
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(**changes):
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump({key: value for key, value in (MINIMAL | changes).items() if value is not None}))
+        return path
+
+    return write
+
+
+def test_defaults_are_those_of_the_constructors(write):
+    config = load_config(write())
+    assert config.seeds == (0,)
+    assert config.model.options == {"embedding_size": 32, "channels": 1, "width": 32, "is_normalized": True}
+    assert config.methods[1].options == {
+        "strength": 1.0,
+        "output": "squared_norm",
+        "accumulation": "sum",
+        "embed": None,
+    }
+    assert config.loss.options["margin"] == 0.05
+    assert config.training.optimizer.options["lr"] == 1e-3
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_what_is_written_resolved_is_read_as_the_same(path, tmp_path):
+    config = load_config(path)
+    (tmp_path / "resolved.yaml").write_text(config.to_yaml())
+    resolved = load_config(tmp_path / "resolved.yaml")
+    assert resolved.to_yaml() == config.to_yaml()
+    assert resolved == config
+
+
+def test_overrides(write):
+    config = load_config(
+        write(),
+        [
+            "methods.mas.strength=30",
+            "training.epochs=3",
+            "training.optimizer.lr=1e-4",
+            "seeds=[4, 5]",
+            "model.embedding_size=16",
+            "training.miner=TripletMarginMiner",
+        ],
+    )
+    assert config.methods[1].options["strength"] == 30
+    assert config.training.epochs == 3
+    assert config.training.optimizer.options["lr"] == 1e-4
+    assert config.seeds == (4, 5)
+    assert config.model.options["embedding_size"] == 16
+    assert config.training.miner.name == "TripletMarginMiner"
+
+
+def test_an_override_enters_a_method_by_its_label(write):
+    methods = [{"name": "mas", "label": "weak"}, {"name": "mas", "label": "strong"}]
+    config = load_config(write(methods=methods), ["methods.strong.strength=9"])
+    assert [method.options["strength"] for method in config.methods] == [1.0, 9]
+    assert [method.title for method in config.methods] == ["weak", "strong"]
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "0.001", "+1e-3", "1.e-3"])
+def test_numbers_as_people_write_them(write, text):
+    path = write()
+    path.write_text(path.read_text() + f"training: {{optimizer: {{name: Adam, lr: {text}}}}}\n")
+    assert load_config(path).training.optimizer.options["lr"] == 1e-3
+
+
+def test_nested_components_of_a_loss(write):
+    config = load_config(write(loss={"name": "TripletMarginLoss", "distance": {"name": "CosineSimilarity"}}))
+    assert config.loss.options["distance"] == {"name": "CosineSimilarity"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trainig": {}}, r"unknown key 'trainig': did you mean 'training'\?"),
+        ({"training": {"epoch": 3}}, r"unknown key 'training.epoch': did you mean 'training.epochs'\?"),
+        ({"training": {"epochs": "many"}}, "training.epochs='many' is not accepted: input should be a valid integer"),
+        ({"training": {"epochs": 0}}, "training.epochs=0 is not accepted: input should be greater than 0"),
+        ({"training": {"sampler": {"name": "MPerClassSampler"}}}, "training.sampler needs the option 'm'"),
+        ({"training": {"sampler": "TupleSampler"}}, "unknown sampler 'TupleSampler'"),
+        ({"training": {"optimizer": "adam"}}, r"unknown optimizer 'adam': did you mean 'Adam'\?"),
+        ({"training": {"miner": "TripletMiner"}}, r"unknown miner 'TripletMiner': did you mean 'TripletMarginMiner'\?"),
+        ({"evaluation": {"distance": "manhattan"}}, "evaluation.distance='manhattan' is not accepted: input should be 'cosine', 'euclidean' or"),
+        ({"evaluation": {"primary_metric": "recall_at_3"}}, "unknown evaluation.primary_metric 'recall_at_3': did you mean 'recall_at_"),
+        ({"evaluation": {"recall_at": []}}, "evaluation.recall_at"),
+        ({"data": "digit"}, r"unknown data set 'digit': did you mean 'digits'\?"),
+        ({"data": None}, "the config needs 'data'"),
+        ({"data": {"num_splits": 5}}, "the config needs 'data.name'"),
+        ({"model": {"name": "small_conv", "embeding_size": 3}}, r"unknown option of model 'embeding_size': did you mean 'embedding_size'\?"),
+        ({"model": {"name": "small_conv", "embedding_size": "big"}}, "model.embedding_size='big' is not accepted"),
+        ({"model": "resnet"}, "unknown model 'resnet'"),
+        ({"loss": "TripletLoss"}, "unknown loss 'TripletLoss': did you mean '.*TripletMarginLoss"),
+        ({"loss": {"name": "TripletMarginLoss", "margin": "wide"}}, "loss.margin='wide' is not accepted"),
+        ({"methods": ["mass"]}, r"unknown method 'mass': did you mean 'mas'\?"),
+        ({"methods": []}, "methods=.* is not accepted"),
+        ({"methods": ["mas", "mas"]}, "two methods 'mas'; give each a label"),
+        ({"methods": [{"name": "mas", "strenght": 3}]}, r"unknown option of methods.mas 'strenght': did you mean 'strength'\?"),
+        ({"methods": [{"name": "mas", "strength": "strong"}]}, "methods.mas.strength='strong' is not accepted"),
+        ({"methods": [{"name": "mas", "accumulation": "add"}]}, "methods.mas.accumulation='add' is not accepted: input should be 'sum', 'mean' or 'max'"),
+        ({"methods": [{"name": "mas", "label": "../up"}]}, "label='../up' is not accepted"),
+        ({"methods": [{"name": "mas", "label": ".."}]}, "label='..' is not accepted"),
+        ({"seeds": []}, "seeds"),
+        ({"seeds": [1, 1]}, "seeds must be different"),
+        ({"seeds": 3}, "seeds=3 is not accepted"),
+        ({"name": "a/b"}, "name='a/b' is not accepted"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence(write, changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(write(**changes))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.epochs", "key.path=value"),
+        ("=3", "key.path=value"),
+        ("training.epoch=3", r"did you mean 'training.epochs'\?"),
+        ("methods.ewc.strength=3", "there is no 'ewc'"),
+        ("methods=[", "not valid YAML"),
+        ("name.first=3", "unknown key|not a section|name"),
+    ],
+)
+def test_a_wrong_override_is_one_sentence(write, override, message):
+    with pytest.raises(UserError, match=message):
+        load_config(write(), [override])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name: [", "is not valid YAML"),
+        (b"- a\n- b\n", "must hold 'key: value' pairs"),
+        (b"\xff\xfe\x00", "not a text file"),
+        (b"name: !!python/object/apply:os.mkdir [ran]", "is not valid YAML"),
+    ],
+)
+def test_what_is_no_config(tmp_path, monkeypatch, content, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_config(tmp_path / "c.yaml")
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(UserError, match="cannot read the config .*missing.yaml: No such file"):
+        load_config(tmp_path / "missing.yaml")

@@ -1,0 +1,241 @@
+import copy
+from functools import partial
+
+import pytest
+import torch
+from pytorch_metric_learning.losses import ProxyNCALoss, TripletMarginLoss
+from pytorch_metric_learning.miners import TripletMarginMiner
+from small import pull_together, small_model, small_splits
+
+from mas_embed import (
+    MAS,
+    Finetune,
+    Frozen,
+    Part,
+    Split,
+    UserError,
+    evaluate_retrieval,
+    join_splits,
+    per_class_sampler,
+    train_sequence,
+)
+from mas_embed.errors import RunError
+from mas_embed.methods import Method
+
+
+def train(make_method=Finetune, model=None, splits=None, **options):
+    model = model if model is not None else small_model()
+    defaults = {"loss": pull_together, "epochs": 2, "batch_size": 4, "recall_at": (1,)}
+    return model, train_sequence(model, splits or small_splits(), method=make_method(model), **(defaults | options))
+
+
+def assert_same_weights(one, other):
+    assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
+
+
+def test_a_row_is_the_score_of_every_split_against_one_gallery_of_all():
+    splits = small_splits()
+    model, result = train(splits=splits)
+    model.eval()
+    gallery = torch.cat([split.gallery.inputs for split in splits])
+    labels = torch.cat([split.gallery.labels for split in splits])
+    for index, split in enumerate(splits):
+        start = index * len(split.query)
+        with torch.no_grad():
+            expected = evaluate_retrieval(
+                model(split.query.inputs), split.query.labels, model(gallery), labels,
+                query_ids=torch.arange(start, start + len(split.query)), gallery_ids=torch.arange(len(labels)), recall_at=(1,),
+            )  # fmt: skip
+        for name, value in expected.as_dict().items():
+            assert result.scores[name][2, index] == pytest.approx(value)
+    assert result.all["mean_average_precision"] == pytest.approx(result.scores["mean_average_precision"].final_average)
+    assert set(result.seconds) == {"training", "importance", "evaluation"}
+
+
+def test_initial_scores_are_those_of_the_untrained_model():
+    _, trained = train()
+    _, untouched = train(optimizer=partial(torch.optim.SGD, lr=0.0))
+    assert trained.initial == untouched.initial
+    assert trained.initial["r_precision"] == untouched.scores["r_precision"].scores[2].tolist()
+
+
+def test_the_same_seed_gives_the_same_scores_and_another_does_not():
+    options = {"loss": TripletMarginLoss(), "miner": TripletMarginMiner(), "sampler": partial(per_class_sampler, m=2)}
+    one, first = train(MAS, **options, seed=3)
+    torch.manual_seed(99)
+    two, second = train(MAS, **options, seed=3)
+    assert_same_weights(one, two)
+    assert all((first.scores[name].scores == second.scores[name].scores).all() for name in first.scores)
+    three, _ = train(MAS, **options, seed=4)
+    assert not torch.equal(one[0].weight, three[0].weight)
+
+
+def test_global_random_state_is_left_alone():
+    state = torch.get_rng_state()
+    train(MAS)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_strength_zero_is_finetune_bit_for_bit():
+    one, _ = train(Finetune)
+    two, _ = train(partial(MAS, strength=0.0))
+    assert_same_weights(one, two)
+
+
+def test_a_strong_penalty_keeps_the_weights_nearer_to_the_anchor():
+    splits = small_splits(2)
+    anchor, _ = train(splits=splits[:1], evaluate_on=splits)
+
+    def moved(make_method):
+        model, _ = train(make_method, splits=splits)
+        return float((model[2].weight - anchor[2].weight).detach().norm())
+
+    assert moved(partial(MAS, strength=100.0)) < 0.5 * moved(Finetune)
+
+
+def test_frozen_learns_the_first_split_only():
+    model, result = train(Frozen)
+    only_first, _ = train(Finetune, splits=small_splits()[:1], evaluate_on=small_splits())
+    assert_same_weights(model, only_first)
+    rows = result.scores["mean_average_precision"].scores
+    assert (rows[0] == rows[1]).all()
+    assert (rows[0] == rows[2]).all()
+
+
+def test_joint_training_is_one_split_judged_on_all():
+    splits = small_splits()
+    _, result = train(splits=[join_splits(splits)], evaluate_on=splits)
+    assert result.scores["mean_average_precision"].scores.shape == (1, 3)
+
+
+def test_the_loop_is_the_papers_algorithm():
+    calls = []
+
+    class Recorder(Method):
+        def add_penalty_grad(self):
+            calls.append("step")
+
+        def consolidate(self, batches):
+            calls.append(("consolidate", sum(len(inputs) for inputs, _ in batches)))
+
+    train(Recorder, splits=small_splits(2, per_class=5))
+    # 10 items in batches of 4 make 3 steps an epoch, a short last batch included
+    assert calls == (["step"] * 6 + [("consolidate", 10)]) * 2
+
+
+def test_events_tell_where_training_stands():
+    events = []
+    _, result = train(splits=small_splits(2), on_event=lambda event: events.append(dict(event)))
+    assert [(event["event"], event["split_index"], event.get("epoch")) for event in events] == [
+        ("epoch", 0, 0), ("epoch", 0, 1), ("split", 0, None), ("epoch", 1, 0), ("epoch", 1, 1), ("split", 1, None)
+    ]  # fmt: skip
+    assert events[-1]["scores"]["r_precision"] == result.scores["r_precision"].scores[1].tolist()
+    assert all(event["num_splits"] == 2 for event in events)
+
+
+def test_optimizer_state_and_proxies_start_fresh_with_every_split():
+    loss = ProxyNCALoss(num_classes=6, embedding_size=4)
+    before = copy.deepcopy(loss.state_dict())
+    _, result = train(loss=loss)
+    assert all(torch.equal(value, loss.state_dict()[name]) for name, value in before.items())
+    made = []
+
+    def optimizer(parameters):
+        made.append(torch.optim.Adam(parameters))
+        return made[-1]
+
+    train(optimizer=optimizer)
+    assert len(made) == 3
+    assert result.scores
+
+
+def test_proxies_are_trained_with_the_model():
+    counts = []
+
+    def optimizer(parameters):
+        parameters = list(parameters)
+        counts.append(len(parameters))
+        return torch.optim.Adam(parameters)
+
+    train(loss=ProxyNCALoss(num_classes=6, embedding_size=4), optimizer=optimizer)
+    assert counts == [5, 5, 5]
+
+
+def test_a_split_smaller_than_a_batch_is_trained_on():
+    one, _ = train(batch_size=1000)
+    assert not torch.equal(one[0].weight, small_model()[0].weight)
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_at", [("epoch", 0), ("split", 0), ("epoch", 1), ("split", 1), ("epoch", 2)])
+def test_resumed_is_uninterrupted_bit_for_bit(tmp_path, stop_at):
+    options = {"loss": TripletMarginLoss(), "miner": TripletMarginMiner(), "sampler": partial(per_class_sampler, m=2)}
+    straight, expected = train(MAS, **options)
+    path = tmp_path / "checkpoint.safetensors"
+
+    def stop(event):
+        if (event["event"], event["split_index"]) == stop_at:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(MAS, **options, checkpoint=path, on_event=stop)
+    resumed, result = train(
+        MAS, **options, checkpoint=path, resume=True, model=small_model(seed=5 if path.exists() else 0)
+    )
+    assert_same_weights(straight, resumed)
+    for name, matrix in expected.scores.items():
+        assert (matrix.scores == result.scores[name].scores).all()
+    assert expected.initial == result.initial
+
+
+def test_a_checkpoint_is_never_overwritten_unasked(tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    train(checkpoint=path)
+    with pytest.raises(UserError, match="pass resume=True"):
+        train(checkpoint=path)
+
+
+@pytest.mark.parametrize("part", ["train", "query", "gallery"])
+def test_an_empty_part_is_refused(part):
+    splits = small_splits()
+    empty = Part(torch.zeros(0, 2), torch.zeros(0, dtype=torch.long))
+    broken = Split(
+        "broken",
+        **{name: empty if name == part else getattr(splits[0], name) for name in ("train", "query", "gallery")},
+    )
+    with pytest.raises(UserError, match=f"split 'broken' has an empty {part} part"):
+        train(splits=[broken, *splits[1:]])
+
+
+def test_a_query_class_that_no_gallery_has_is_refused():
+    splits = small_splits()
+    gallery = splits[1].gallery
+    keep = gallery.labels != 3
+    lacking = Split(
+        "s1", splits[1].train, splits[1].query, Part(gallery.inputs[keep], gallery.labels[keep], gallery.ids[keep])
+    )
+    with pytest.raises(UserError, match="split 's1' has queries of class 3, but no gallery"):
+        train(splits=[splits[0], lacking, splits[2]])
+
+
+def test_a_class_whose_only_gallery_image_is_the_query_is_refused():
+    splits = small_splits()
+    lonely = Part(splits[0].query.inputs[:1], torch.tensor([77]), torch.tensor([5]))
+    with pytest.raises(UserError, match="class 77"):
+        train(splits=[Split("lonely", splits[0].train, lonely, lonely), *splits[1:]])
+
+
+def test_no_splits_and_twice_the_same_name():
+    with pytest.raises(UserError, match="at least one split"):
+        model = small_model()
+        train_sequence(model, [], method=Finetune(model), loss=pull_together)
+    with pytest.raises(UserError, match="a name of its own"):
+        train(splits=[small_splits()[0]] * 2)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    with pytest.raises(RunError, match="training diverged, the loss is nan"):
+        train(loss=lambda embeddings, labels, mined: embeddings.sum() * float("nan"))
