@@ -30,7 +30,7 @@ from mas_embed.report import write_report
 from mas_embed.seeding import seeded
 from mas_embed.training import SequenceResult, check_splits, train_sequence
 from mas_embed.training.loading import training_batches
-from mas_embed.training.sequence import OnEvent
+from mas_embed.training.step import OnEvent
 
 MEASURES = ("final_average", "forgetting", "backward_transfer", "learning")
 

@@ -13,8 +13,8 @@ from mas_embed.errors import UserError
 class ScoreMatrix:
     """`R[i, j]`: the score on split j after training through split i, over S splits.
 
-    Every measure is a mean over splits. Measures over the earlier splits are NaN where there are none (S = 1), and measures that need a score after each
-    split are NaN for the single row [1, S] that joint training gives.
+    Every measure is a mean over splits. Measures over the earlier splits are NaN where there are none (S = 1), and
+    measures that need a score after each split are NaN for the single row [1, S] that joint training gives.
 
     Args:
         scores: [S, S], row i after split i; or [1, S], after training on everything at once. Higher is better.

@@ -10,7 +10,7 @@ from torch import nn
 
 from mas_embed.data import Part, Split
 from mas_embed.errors import UserError
-from mas_embed.retrieval import Distance, RetrievalScores, embed, evaluate_retrieval
+from mas_embed.retrieval import Distance, embed, evaluate_retrieval
 from mas_embed.training.loading import ordered_batches
 
 
@@ -44,11 +44,11 @@ def check_splits(splits: Sequence[Split]) -> None:
 
 def evaluate_splits(
     model: nn.Module, splits: Sequence[Split], *, distance: Distance, recall_at: Sequence[int], batch_size: int
-) -> tuple[list[RetrievalScores], dict[str, float]]:
+) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Ranks the gallery of all splits for the queries of each.
 
     Returns:
-        Scores by split; and by name the means over all queries of all splits together.
+        By metric the scores [S] of the splits; and by metric the mean over the queries of all splits together.
     """
     galleries = [_embed_part(model, split.gallery, batch_size) for split in splits]
     gallery = torch.cat(galleries)
@@ -68,16 +68,11 @@ def evaluate_splits(
             recall_at=recall_at,
         )
         by_split.append(scores)
-    return by_split, _over_all_queries(by_split)
+    num_scored = [scores.num_queries - scores.num_skipped for scores in by_split]
+    by_metric = {name: [scores.as_dict()[name] for scores in by_split] for name in by_split[0].as_dict()}
+    over_all = {name: float(np.average(values, weights=num_scored)) for name, values in by_metric.items()}
+    return by_metric, over_all
 
 
 def _embed_part(model: nn.Module, part: Part, batch_size: int) -> torch.Tensor:
     return embed(model, ordered_batches(part, batch_size=batch_size))
-
-
-def _over_all_queries(by_split: Sequence[RetrievalScores]) -> dict[str, float]:
-    weights = [scores.num_queries - scores.num_skipped for scores in by_split]
-    return {
-        name: float(np.average([scores.as_dict()[name] for scores in by_split], weights=weights))
-        for name in by_split[0].as_dict()
-    }

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from mas_embed.data import Split
 from mas_embed.errors import UserError
@@ -22,11 +22,8 @@ from mas_embed.retrieval import Distance
 from mas_embed.seeding import seeded
 from mas_embed.training.checkpoint import load_checkpoint, save_checkpoint
 from mas_embed.training.evaluation import check_splits, evaluate_splits
-from mas_embed.training.loading import MakeSampler, ordered_batches, training_batches
-from mas_embed.training.step import Loss, train_epoch
-
-OnEvent = Callable[[Mapping[str, Any]], None]
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+from mas_embed.training.loading import MakeSampler, ordered_batches
+from mas_embed.training.step import Loss, MakeOptimizer, Miner, OnEvent, Recipe, train_split
 
 
 @dataclass
@@ -68,7 +65,7 @@ def train_sequence(
     *,
     method: Method,
     loss: Loss,
-    miner: Callable[[Tensor, Tensor], Any] | None = None,
+    miner: Miner | None = None,
     sampler: MakeSampler | None = None,
     optimizer: MakeOptimizer = torch.optim.Adam,
     epochs: int = 20,
@@ -112,79 +109,38 @@ def train_sequence(
         UserError: a split is empty or asks for a class that no gallery has; or there is a checkpoint and `resume` is
             False.
     """
-    judged = list(evaluate_on if evaluate_on is not None else splits)
     check_splits(splits)
-    check_splits(judged)
+    check_splits(evaluate_on or splits)
     accelerator = accelerator or Accelerator()
-    model = accelerator.prepare_model(model)
-
-    def evaluate() -> tuple[dict[str, list[float]], dict[str, float]]:
+    recipe = Recipe(loss, miner, sampler, optimizer, epochs, batch_size)
+    evaluate = partial(
+        evaluate_splits, model, evaluate_on or splits, distance=distance, recall_at=recall_at, batch_size=4 * batch_size
+    )
+    prepared = accelerator.prepare_model(model)
+    progress = _restore(checkpoint, resume, model, method)
+    if not progress.initial:
         with progress.timed("evaluation"):
-            raw_model = accelerator.unwrap_model(model)
-            by_split, over_all = evaluate_splits(
-                raw_model, judged, distance=distance, recall_at=recall_at, batch_size=4 * batch_size
-            )
-        return {name: [scores.as_dict()[name] for scores in by_split] for name in over_all}, over_all
-
-    progress = _restore(checkpoint, resume, accelerator.unwrap_model(model), method)
-    progress.initial = progress.initial or evaluate()[0]
+            progress.initial, _ = evaluate()
     for split_index in range(len(progress.rows), len(splits)):
-        split, place = splits[split_index], {"split_index": split_index, "num_splits": len(splits)}
+        split, tell = splits[split_index], partial(_tell, on_event, splits, split_index)
         if method.is_learning:
-            with seeded(seed, split_index), progress.timed("training"):
-                train_split(
-                    model,
-                    split,
-                    loss=copy.deepcopy(loss),
-                    miner=copy.deepcopy(miner),
-                    method=method,
-                    sampler=sampler,
-                    optimizer=optimizer,
-                    epochs=epochs,
-                    batch_size=batch_size,
-                    accelerator=accelerator,
-                    on_event=lambda event, place=place: on_event({**event, **place}),  # type: ignore[misc]
-                )
-            with progress.timed("importance"):
-                method.consolidate(ordered_batches(split.train, batch_size=batch_size))
-        row, progress.all = evaluate()
+            with seeded(seed, split_index):
+                with progress.timed("training"):
+                    train_split(prepared, split, recipe, method=method, accelerator=accelerator, on_event=tell)
+                with progress.timed("importance"):
+                    method.consolidate(ordered_batches(split.train, batch_size=batch_size))
+        with progress.timed("evaluation"):
+            row, progress.all = evaluate()
         progress.rows.append(row)
         if checkpoint is not None:
-            save_checkpoint(checkpoint, accelerator.unwrap_model(model), method, vars(progress))
-        on_event({"event": "split", "split": split.name, **place, "scores": row})
+            save_checkpoint(checkpoint, model, method, vars(progress))
+        tell({"event": "split", "scores": row})
     return _result(progress)
 
 
-def train_split(
-    model: nn.Module,
-    split: Split,
-    *,
-    loss: Loss,
-    miner: Callable[[Tensor, Tensor], Any] | None,
-    method: Method,
-    sampler: MakeSampler | None,
-    optimizer: MakeOptimizer,
-    epochs: int,
-    batch_size: int,
-    accelerator: Accelerator,
-    on_event: OnEvent,
-) -> None:
-    """Trains the model on one split; a loss with parameters of its own (proxies) is trained with it."""
-    loss_parameters: list[nn.Parameter] = []
-    if isinstance(loss, nn.Module):
-        loss.to(accelerator.device)
-        loss_parameters = list(loss.parameters())
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    batches, optimizer_ = accelerator.prepare(
-        training_batches(split.train, batch_size=batch_size, sampler=sampler), optimizer([*trainable, *loss_parameters])
-    )
-    for epoch in range(epochs):
-        mean_loss = train_epoch(
-            model, batches, loss=loss, miner=miner, method=method, optimizer=optimizer_, accelerator=accelerator
-        )
-        on_event(
-            {"event": "epoch", "split": split.name, "epoch": epoch, "loss": mean_loss, "num_batches": len(batches)}
-        )
+def _tell(on_event: OnEvent, splits: Sequence[Split], split_index: int, event: Mapping[str, Any]) -> None:
+    place = {"split": splits[split_index].name, "split_index": split_index, "num_splits": len(splits)}
+    on_event({**event, **place})
 
 
 def _restore(checkpoint: Path | None, resume: bool, model: nn.Module, method: Method) -> _Progress:

@@ -313,6 +313,17 @@ def test_lower_precision_is_close_and_summed_in_float32(dtype):
         assert (lower[name] - value).norm() <= (1e-5 if dtype == torch.float32 else 5e-2) * value.norm()
 
 
+@pytest.mark.parametrize("name", ["mlp", "conv", "batch norm", "class token", "called twice", "used outside its layer"])
+def test_under_autocast_it_is_close_and_summed_in_float32(name):
+    model, inputs = make(name)
+    exact = estimate_importance(model, [inputs])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lower = estimate_importance(model.float(), inputs.float().split(3))
+    for name, value in exact.items():
+        assert lower[name].dtype == torch.float32
+        assert (lower[name] - value).norm() <= 5e-2 * value.norm(), name
+
+
 def test_blocks_of_samples_do_not_change_the_sum(monkeypatch):
     model, inputs = make("linear over positions")
     expected = dict(estimate_importance(model, [inputs]))

@@ -155,6 +155,20 @@ def test_gradient_accumulation_takes_the_penalty_once_per_step():
         torch.testing.assert_close(parameter.grad, expected)
 
 
+def test_the_penalty_is_not_scaled_by_a_gradient_scaler():
+    model, mas, inputs = consolidated()
+    model(inputs).sum().backward()
+    mas.add_penalty_grad()
+    plain = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(model(inputs).sum()).backward()
+    scaler.unscale_(optimizer)
+    mas.add_penalty_grad()
+    for parameter, expected in zip(model.parameters(), plain, strict=True):
+        torch.testing.assert_close(parameter.grad, expected)
+
+
 def test_state_loads_into_a_fresh_method_and_resumes_bit_for_bit():
     model, mas, _ = consolidated()
     state = copy.deepcopy(mas.state_dict())

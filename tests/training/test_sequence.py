@@ -93,6 +93,15 @@ def test_a_strong_penalty_keeps_the_weights_nearer_to_the_anchor():
     assert moved(partial(MAS, strength=100.0)) < 0.5 * moved(Finetune)
 
 
+def test_gradients_left_by_the_caller_do_not_enter():
+    model = small_model()
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 100.0)
+    one, _ = train(model=model)
+    two, _ = train()
+    assert_same_weights(one, two)
+
+
 def test_frozen_learns_the_first_split_only():
     model, result = train(Frozen)
     only_first, _ = train(Finetune, splits=small_splits()[:1], evaluate_on=small_splits())
