@@ -27,8 +27,8 @@ def main() -> None:
     """Runs the search and prints it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/digits.yaml")
-    parser.add_argument("--strengths", type=float, nargs="+", default=[10, 30, 100, 300, 1000, 3000])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101, 102, 103, 104])
+    parser.add_argument("--strengths", type=float, nargs="+", default=[30, 100, 300, 1000, 3000])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(100, 110)))
     arguments = parser.parse_args()
     methods = [
         {"name": "mas", "label": f"{title} {strength:g}", "strength": strength, **options}

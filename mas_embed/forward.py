@@ -76,8 +76,13 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
 
 
 def batch_to(batch: Any, device: torch.device) -> Any:
-    """The batch with every tensor on `device`."""
-    return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), batch)
+    """The batch with every tensor on `device`; tensors of inference mode are copied, so that autograd can save them."""
+
+    def move(tensor: Tensor) -> Tensor:
+        moved = tensor.to(device, non_blocking=True)
+        return moved.clone() if moved.is_inference() and not torch.is_inference_mode_enabled() else moved
+
+    return map_tensors(move, batch)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -89,12 +94,28 @@ def device_of(model: nn.Module) -> torch.device:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Runs its body with every module in eval mode; restores each module's own mode and torch's random states after."""
-    modes = [(module, module.training) for module in model.modules()]
+    """Runs its body with every module in eval mode; leaves modes, buffers, attributes and random states as they were."""
+    attributes = [(module, dict(vars(module))) for module in model.modules()]
+    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers() if not buffer.is_inference()]
+    was_training = model.training
     model.eval()
     try:
         with torch.random.fork_rng():
             yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        model.train(was_training)  # a model's own way back, where it has one; then each module's own mode
+        for module, before in attributes:
+            for name in vars(module).keys() - before.keys():
+                del vars(module)[name]
+            vars(module).update(before)
+        with torch.no_grad():
+            for buffer, version, content in buffers:
+                if buffer._version != version:
+                    buffer.copy_(content)
+
+
+@contextmanager
+def differentiating(model: nn.Module) -> Iterator[None]:
+    """`evaluating`, with gradients on whatever the caller's mode is."""
+    with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
+        yield

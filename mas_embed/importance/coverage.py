@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from mas_embed.forward import Embed, batch_to, device_of, evaluating
+from mas_embed.forward import Embed, batch_to, device_of, differentiating
 from mas_embed.importance.engine import BatchImportance, Way, parameter_owners
 from mas_embed.importance.outputs import Vector
 from mas_embed.importance.rules import rule_of
@@ -101,5 +100,5 @@ def _ways_by_layer(model: nn.Module) -> dict[str, Way]:
 
 def _ways_on(model: nn.Module, batch: Any, embed: Embed | str | None) -> dict[str, Way]:
     plan = BatchImportance(model, output=Vector(), exponent=1, embed=embed)
-    with evaluating(model), torch.enable_grad():
+    with differentiating(model):
         return plan.plan(batch_to(batch, device_of(model)))

@@ -24,10 +24,12 @@ from torch import Tensor, nn
 
 from mas_embed.errors import UserError
 from mas_embed.forward import Embed, embed_batch
-from mas_embed.importance.fallback import PerSampleGradients, iterate_samples
+from mas_embed.importance.fallback import PerSampleGradients, iterate_samples, split_samples
 from mas_embed.importance.graph import AutogradGraph
-from mas_embed.importance.outputs import Output, SquaredNorm, refuse_unit_length
+from mas_embed.importance.outputs import Output
+from mas_embed.importance.refusals import refuse_bad_embeddings, refuse_coupled_samples
 from mas_embed.importance.rules import Rule, rule_of
+from mas_embed.importance.rules.blocks import accumulation_dtype
 
 Way = Literal["rule", "fallback", "frozen", "unused"]
 
@@ -40,6 +42,7 @@ class LayerCall:
     rule: Rule
     input: Tensor
     input_version: int
+    parameters: dict[str, nn.Parameter | None]
     node: Any = None
     wanted: Mapping[str, Tensor] = field(default_factory=dict)  # the layer's own parameter name -> where to add its sum
 
@@ -69,35 +72,38 @@ class BatchImportance:
     Attributes:
         sums: by parameter name, float32 or wider.
         ways: how each parameter of the model went in the last batch.
+        lengths: of the embeddings, [N] a batch.
         num_samples: so far.
     """
 
     def __init__(self, model: nn.Module, *, output: Output, exponent: int, embed: Embed | str | None) -> None:
         self._model, self._output, self._exponent, self._embed = model, output, exponent, embed
         self._fallback = PerSampleGradients(model, output=output, exponent=exponent, embed=embed)
-        self._samplewise_layers: set[nn.Module] | None = None
-        self.sums = {
-            name: torch.zeros_like(
-                parameter, dtype=torch.promote_types(parameter.dtype, torch.float32), requires_grad=False
-            )
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad
-        }
+        self._proofs: dict[Any, set[nn.Module]] = {}
+        self._scale = 1.0
+        self.sums = zero_sums(model)
         self.ways: dict[str, Way] = {}
+        self.lengths: list[Tensor] = []
         self.num_samples = 0
 
     def add(self, batch: Any) -> None:
         """Adds a batch's samples to the sums."""
         values, anchor = self._forward(batch)
-        self._scale = 1 / values.shape[1] if self._output.reduction == "mean" else 1.0
-        if "rule" in self.ways.values():
-            self._backward(values, anchor)
-        by_fallback = [name for name, way in self.ways.items() if way == "fallback"]
+        num_samples, num_outputs = values.shape
+        self._scale = 1 / num_outputs if self._output.reduction == "mean" else 1.0
+        parameters = dict(self._model.named_parameters())
+        by_fallback = {name: parameters[name] for name, way in self.ways.items() if way == "fallback"}
+        batch_gradients = []
+        for index in range(num_outputs):
+            total, is_last = values[:, index].sum(), index == num_outputs - 1
+            _, *gradients = torch.autograd.grad(
+                total, [anchor, *by_fallback.values()], retain_graph=not is_last, allow_unused=True
+            )
+            batch_gradients.append(dict(zip(by_fallback, gradients, strict=True)))
         if by_fallback:
-            sums = self._fallback.sums(by_fallback, batch, len(values), values.shape[1])
-            for name, total in sums.items():
+            for name, total in self._fallback.sums(by_fallback, batch, num_samples, batch_gradients).items():
                 self.sums[name].add_(total, alpha=self._scale)
-        self.num_samples += len(values)
+        self.num_samples += num_samples
 
     def plan(self, batch: Any) -> dict[str, Way]:
         """Which way every parameter would go on this batch; adds nothing."""
@@ -109,86 +115,88 @@ class BatchImportance:
         anchor = torch.zeros((), device=next(self._model.parameters()).device, requires_grad=True)
         with _tape(self._model, self._receive, anchor) as calls:
             embeddings = embed_batch(self._model, batch, self._embed)
-        values = self._values(embeddings, batch)
-        if self._samplewise_layers is None:
-            self._samplewise_layers = self._prove_samples_are_independent(batch, embeddings.detach(), calls)
-        self.ways = self._plan(values, calls)
-        return values, anchor
-
-    def _values(self, embeddings: Tensor, batch: Any) -> Tensor:
-        if not bool(embeddings.isfinite().all()):
+        refuse_bad_embeddings(embeddings, self._output)
+        self.lengths.append(embeddings.detach().norm(dim=1))
+        values = self._output.values(embeddings, batch)
+        if values.grad_fn is None:
             raise UserError(
-                "the embeddings contain NaN or infinite values; look for such values in the inputs or the weights"
+                "the embeddings carry no gradient: the model detaches them, or runs under no_grad; embed without that"
             )
-        if isinstance(self._output, SquaredNorm):
-            refuse_unit_length(embeddings)
-        return self._output.values(embeddings, batch)
+        graph = AutogradGraph(values)
+        samplewise_layers = self._prove_samples_are_independent(batch, embeddings.detach(), calls)
+        self._plan(graph, calls, samplewise_layers, len(values))
+        return values, anchor
 
     def _receive(self, call: LayerCall, grad_output: Tensor) -> None:
         call.receive(grad_output, self._exponent, self._scale)
 
-    def _backward(self, values: Tensor, anchor: Tensor) -> None:
-        num_outputs = values.shape[1]
-        for index in range(num_outputs):
-            is_last = index == num_outputs - 1
-            torch.autograd.grad(values[:, index].sum(), [anchor], retain_graph=not is_last, allow_unused=True)
-
-    def _plan(self, values: Tensor, calls: list[LayerCall]) -> dict[str, Way]:
-        """Which way every parameter goes, each exactly once; tells the calls what is wanted of them."""
-        graph = AutogradGraph(values) if values.grad_fn is not None else None
+    def _plan(
+        self, graph: AutogradGraph, calls: list[LayerCall], samplewise_layers: set[nn.Module], num_samples: int
+    ) -> None:
+        """Decides which way every parameter goes, each exactly once; tells the calls what is wanted of them."""
         calls_of: dict[nn.Module, list[LayerCall]] = defaultdict(list)
         for call in calls:
             calls_of[call.layer].append(call)
-        owners = parameter_owners(self._model)
-        ways: dict[str, Way] = {}
+
+        def covering_call(name: str, layer: nn.Module, parameter: nn.Parameter) -> LayerCall | None:
+            """The one call of the layer, if its rule sees this parameter, on the way to the output, with samples first."""
+            if len(calls_of[layer]) != 1 or layer not in samplewise_layers:
+                return None
+            call = calls_of[layer][0]
+            is_seen = name in call.rule.parameters and call.parameters.get(name) is parameter
+            return call if is_seen and call.node in graph and len(call.input) == num_samples else None
+
+        self.ways = {}
         wanted: dict[nn.Module, dict[str, Tensor]] = defaultdict(dict)
+        owners = parameter_owners(self._model)
         for name, parameter in self._model.named_parameters():
-            num_uses = graph.num_uses(parameter) if graph is not None else 0
-            layer, local_name = owners[parameter][0]
+            num_uses, (layer, local_name) = graph.num_uses(parameter), owners[parameter][0]
             if not parameter.requires_grad:
-                ways[name] = "frozen"
+                self.ways[name] = "frozen"
             elif num_uses == 0:
-                ways[name] = "unused"
-            elif num_uses == 1 and self._is_covered(local_name, calls_of[layer], graph, len(values)):
-                ways[name] = "rule"
+                self.ways[name] = "unused"
+            elif num_uses == 1 and covering_call(local_name, layer, parameter) is not None:
+                self.ways[name] = "rule"
                 wanted[layer][local_name] = self.sums[name]
             else:
-                ways[name] = "fallback"
+                self.ways[name] = "fallback"
         for layer, names in wanted.items():
             calls_of[layer][0].wanted = names
-        return ways
-
-    def _is_covered(
-        self, local_name: str, calls: list[LayerCall], graph: AutogradGraph | None, num_samples: int
-    ) -> bool:
-        """Whether the layer's rule sees the parameter's one use: one call, on the way to the output, with samples first."""
-        if len(calls) != 1 or graph is None or self._samplewise_layers is None:
-            return False
-        call = calls[0]
-        return (
-            local_name in call.rule.parameters
-            and call.node in graph
-            and len(call.input) == num_samples
-            and call.layer in self._samplewise_layers
-        )
 
     def _prove_samples_are_independent(self, batch: Any, embeddings: Tensor, calls: list[LayerCall]) -> set[nn.Module]:
-        """The layers whose first dimension is the samples: of size one where the first sample goes through alone.
+        """The layers whose first dimension is the samples: of size one where one sample goes through alone.
+
+        The first and the last sample of the batch are embedded alone; once for all batches of samples of one shape.
 
         Raises:
-            UserError: the first sample's embedding changes when it is embedded alone.
+            UserError: a sample's embedding changes when it is embedded alone.
         """
-        if len(embeddings) > 1:
-            first = next(iterate_samples(batch, len(embeddings)))
+        num_samples = len(embeddings)
+        if num_samples == 1:
+            return {call.layer for call in calls if len(call.input) == 1}
+        shapes = tuple(tensor.shape[1:] for tensor in split_samples(batch, num_samples)[0])
+        if shapes not in self._proofs:
+            samples = list(iterate_samples(batch, num_samples, indices=(0, num_samples - 1)))
             with _tape(self._model, self._receive, None) as calls:
                 try:
-                    alone = embed_batch(self._model, first, self._embed)
+                    alone = [embed_batch(self._model, sample, self._embed).detach() for sample in samples]
                 except (RuntimeError, ValueError, IndexError) as error:
                     raise UserError(
                         f"the model cannot embed one sample without the other samples of its batch: {error}"
                     ) from error
-            _refuse_coupled_samples(alone.detach(), embeddings[:1])
-        return {call.layer for call in calls if len(call.input) == 1}
+            refuse_coupled_samples(alone, embeddings)
+            seen = {call.layer for call in calls}
+            self._proofs[shapes] = seen - {call.layer for call in calls if len(call.input) != 1}
+        return self._proofs[shapes]
+
+
+def zero_sums(model: nn.Module) -> dict[str, Tensor]:
+    """A zero for every trainable parameter, by name, in its shape; float32 or wider."""
+    return {
+        name: torch.zeros_like(parameter, dtype=accumulation_dtype(parameter), requires_grad=False)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
 
 
 def parameter_owners(model: nn.Module) -> dict[nn.Parameter, list[tuple[nn.Module, str]]]:
@@ -202,7 +210,7 @@ def parameter_owners(model: nn.Module) -> dict[nn.Parameter, list[tuple[nn.Modul
 
 
 class _Tap(torch.autograd.Function):
-    """Identity that hands its incoming gradient to a layer call; `anchor` makes every tap reachable by the backward pass."""
+    """Identity that hands its incoming gradient to a layer call; `anchor` lets a backward pass reach every tap."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, anchor: Tensor, call: LayerCall, receive: Any) -> Tensor:
@@ -225,7 +233,7 @@ def _tape(model: nn.Module, receive: Any, anchor: Tensor | None) -> Iterator[lis
         rule, layer_input = rules[layer], args[0] if args else kwargs["input"]
         if layer_input.ndim < rule.min_ndim:
             return None
-        call = LayerCall(layer, rule, layer_input, layer_input._version)
+        call = LayerCall(layer, rule, layer_input, layer_input._version, dict(layer._parameters))
         calls.append(call)
         if anchor is None:
             return None
@@ -233,8 +241,7 @@ def _tape(model: nn.Module, receive: Any, anchor: Tensor | None) -> Iterator[lis
         call.node = tapped.grad_fn
         return tapped
 
-    trainable = [layer for layer in model.modules() if any(p.requires_grad for p in layer.parameters(recurse=False))]
-    rules = {layer: found for layer in trainable if (found := rule_of(layer)) is not None}
+    rules = {layer: found for layer in _trainable_layers(model) if (found := rule_of(layer)) is not None}
     # First of all hooks, so that the output is the layer's own, before a user's hook changes it.
     handles = [layer.register_forward_hook(record, prepend=True, with_kwargs=True) for layer in rules]
     try:
@@ -244,10 +251,8 @@ def _tape(model: nn.Module, receive: Any, anchor: Tensor | None) -> Iterator[lis
             handle.remove()
 
 
-def _refuse_coupled_samples(alone: Tensor, in_batch: Tensor) -> None:
-    tolerance = {torch.float64: 1e-7, torch.float32: 1e-2}.get(in_batch.dtype, 1e-1)
-    if alone.shape != in_batch.shape or bool((alone - in_batch).norm() > tolerance * (1e-6 + in_batch.norm())):
-        raise UserError(
-            "a sample's embedding changes with the other samples of its batch, so it has no gradient of its own: batches "
-            "must have the samples in their first dimension, and layers that use the batch's statistics must go"
-        )
+def _trainable_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers with trainable parameters of their own; none while hooks for all modules run before any of a layer."""
+    if torch.nn.modules.module._global_forward_hooks:
+        return []
+    return [layer for layer in model.modules() if any(p.requires_grad for p in layer.parameters(recurse=False))]

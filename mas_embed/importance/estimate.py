@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mas_embed.errors import UserError
-from mas_embed.forward import Embed, batch_to, device_of, embed_batch, evaluating
-from mas_embed.importance.engine import BatchImportance
-from mas_embed.importance.outputs import Output, resolve_output
+from mas_embed.forward import Embed, batch_to, device_of, differentiating, embed_batch
+from mas_embed.importance.engine import BatchImportance, zero_sums
+from mas_embed.importance.outputs import Output, SquaredNorm, resolve_output
 from mas_embed.importance.record import Importance
+from mas_embed.importance.refusals import refuse_bad_arguments, refuse_bad_embeddings, refuse_constant_length
 
 
 def estimate_importance(
@@ -66,20 +67,26 @@ def estimate_importance(
         >>> estimate_importance(model, [opposite])["weight"]
         tensor([[4., 4.]])
     """
-    _refuse_bad_arguments(model, batches, granularity, exponent)
+    refuse_bad_arguments(model, batches, granularity, exponent)
     device, resolved, num_batches = device_of(model), resolve_output(output), 0
-    settings = {"output": resolved.name, "granularity": granularity, "exponent": exponent}
+    settings = {"output": resolved.name, "granularity": granularity, "exponent": exponent, "embed": _name(embed)}
     accumulate = BatchImportance if granularity == "sample" else _BatchGradients
-    accumulator = accumulate(model, output=resolved, exponent=exponent, embed=embed)
-    with evaluating(model), torch.enable_grad():
+    with differentiating(model):
+        accumulator = accumulate(model, output=resolved, exponent=exponent, embed=embed)
         for batch in _shown(batches, progress):
-            accumulator.add(batch_to(batch, device))
+            try:
+                accumulator.add(batch_to(batch, device))
+            except UserError as error:
+                raise UserError(f"batch {num_batches}: {error}") from None
             num_batches += 1
     if num_batches == 0:
         raise UserError(
-            "batches is empty: importance needs at least one batch of inputs (an iterator can be read only once)"
+            "batches is empty: importance needs at least one batch of inputs (an iterator is read only once)"
         )
-    return Importance(accumulator.sums, accumulator.num_samples, settings)
+    importance = Importance(accumulator.sums, accumulator.num_samples, settings)
+    if isinstance(resolved, SquaredNorm):
+        refuse_constant_length(torch.cat(accumulator.lengths), importance, model)
+    return importance
 
 
 class _BatchGradients:
@@ -88,16 +95,15 @@ class _BatchGradients:
     def __init__(self, model: nn.Module, *, output: Output, exponent: int, embed: Embed | str | None) -> None:
         self._model, self._output, self._exponent, self._embed = model, output, exponent, embed
         self._trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self.sums = {
-            name: torch.zeros_like(
-                parameter, dtype=torch.promote_types(parameter.dtype, torch.float32), requires_grad=False
-            )
-            for name, parameter in self._trainable.items()
-        }
+        self.sums = zero_sums(model)
+        self.lengths: list[Tensor] = []
         self.num_samples = 0
 
     def add(self, batch: Any) -> None:
-        values = self._output.values(embed_batch(self._model, batch, self._embed), batch)
+        embeddings = embed_batch(self._model, batch, self._embed)
+        refuse_bad_embeddings(embeddings, self._output)
+        self.lengths.append(embeddings.detach().norm(dim=1))
+        values = self._output.values(embeddings, batch)
         scale = 1 / values.shape[1] if self._output.reduction == "mean" else 1.0
         for total in values.sum(0):
             gradients = torch.autograd.grad(total, list(self._trainable.values()), retain_graph=True, allow_unused=True)
@@ -107,16 +113,8 @@ class _BatchGradients:
         self.num_samples += len(values)
 
 
-def _refuse_bad_arguments(model: nn.Module, batches: Iterable[Any], granularity: str, exponent: int) -> None:
-    if isinstance(batches, Tensor | Mapping):
-        kind = type(batches).__name__
-        raise UserError(f"batches must be an iterable of batches, got one {kind}; pass [batch], or a DataLoader")
-    if granularity not in ("sample", "batch"):
-        raise UserError(f"granularity must be 'sample' or 'batch', got {granularity!r}")
-    if exponent not in (1, 2):
-        raise UserError(f"exponent must be 1 (MAS) or 2 (squared gradient), got {exponent!r}")
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError("the model has no trainable parameter; importance of what never changes is not needed")
+def _name(embed: Embed | str | None) -> str | None:
+    return getattr(embed, "__qualname__", type(embed).__name__) if callable(embed) else embed
 
 
 def _shown(batches: Iterable[Any], progress: bool) -> Iterable[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.func import functional_call, grad, vmap
 
 from mas_embed.forward import Embed, embed_batch, map_tensors
 from mas_embed.importance.outputs import Output
+from mas_embed.importance.rules.blocks import absolute_power, accumulation_dtype
 
 CHUNK_BYTES = 256 * 2**20
 
@@ -26,52 +27,66 @@ class PerSampleGradients:
     def __init__(self, model: nn.Module, *, output: Output, exponent: int, embed: Embed | str | None) -> None:
         self._embedder = _Embedder(model, output, embed)
         self._exponent = exponent
-        self.is_vectorized = True
+        modules = [module for _, module in model.named_modules(remove_duplicate=False)]
+        # torch swaps the parameters of a module with two names twice, and does not put them back
+        self.is_vectorized = len(set(modules)) == len(modules)
 
-    def sums(self, names: Iterable[str], batch: Any, num_samples: int, num_outputs: int) -> dict[str, Tensor]:
+    def sums(
+        self,
+        parameters: Mapping[str, Tensor],
+        batch: Any,
+        num_samples: int,
+        batch_gradients: Sequence[Mapping[str, Tensor | None]],
+    ) -> dict[str, Tensor]:
         """The sum over samples and outputs, by name, in the parameters' shapes, float32 or wider.
 
         Args:
-            names: of the parameters.
+            parameters: by name.
             batch: tensors of leading size `num_samples` in it are sliced by sample; everything else is shared.
             num_samples: N.
-            num_outputs: K, the scalars per sample.
+            batch_gradients: K gradients of the batch's summed outputs, to which those of the samples must add up.
         """
-        own = dict(self._embedder.model.named_parameters())
-        parameters: dict[str, Tensor] = {name: own[name] for name in names}
         if self.is_vectorized:
             try:
                 with warnings.catch_warnings():
                     # An operator that torch vectorises by a loop of its own: slower, and just as exact
                     warnings.filterwarnings("ignore", message="There is a performance drop")
-                    return self._vectorized(parameters, batch, num_samples, num_outputs)
-            except (RuntimeError, NotImplementedError, ValueError, TypeError):
+                    return self._vectorized(parameters, batch, num_samples, batch_gradients)
+            except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError):
                 self.is_vectorized = False  # the loop below is exact too, and repeats any error that is the model's own
-        return self._looped(parameters, batch, num_samples, num_outputs)
+        return self._looped(parameters, batch, num_samples, len(batch_gradients))
 
     def _vectorized(
-        self, parameters: dict[str, Tensor], batch: Any, num_samples: int, num_outputs: int
+        self,
+        parameters: Mapping[str, Tensor],
+        batch: Any,
+        num_samples: int,
+        batch_gradients: Sequence[Mapping[str, Tensor | None]],
     ) -> dict[str, Tensor]:
         detached = {f"model.{name}": parameter.detach() for name, parameter in parameters.items()}
         per_sample, rebuild = split_samples(batch, num_samples)
 
         def value(parameters: dict[str, Tensor], sample: list[Tensor], output_index: int) -> Tensor:
-            return functional_call(self._embedder, parameters, (rebuild([tensor.unsqueeze(0) for tensor in sample]),))[
-                0, output_index
-            ]
+            alone = rebuild([tensor.unsqueeze(0) for tensor in sample])
+            return functional_call(self._embedder, parameters, (alone,))[0, output_index]
 
         sums = _zeros(parameters)
         chunk = max(1, CHUNK_BYTES // sum(tensor.numel() * tensor.element_size() for tensor in parameters.values()))
-        for output_index in range(num_outputs):
+        for output_index, expected in enumerate(batch_gradients):
+            signed, absolute = _zeros(parameters), _zeros(parameters)
             for start in range(0, num_samples, chunk):
                 block = [tensor[start : start + chunk] for tensor in per_sample]
                 gradients = vmap(grad(value), in_dims=(None, 0, None))(detached, block, output_index)
                 for name, total in sums.items():
-                    total += gradients[f"model.{name}"].to(total.dtype).abs().pow_(self._exponent).sum(0)
+                    gradient = gradients[f"model.{name}"].to(total.dtype)
+                    signed[name] += gradient.sum(0)
+                    absolute[name] += gradient.abs_().sum(0)
+                    total += absolute_power(gradient, self._exponent).sum(0)
+            _refuse_other_sums(signed, absolute, expected)
         return sums
 
     def _looped(
-        self, parameters: dict[str, Tensor], batch: Any, num_samples: int, num_outputs: int
+        self, parameters: Mapping[str, Tensor], batch: Any, num_samples: int, num_outputs: int
     ) -> dict[str, Tensor]:
         sums = _zeros(parameters)
         for sample in iterate_samples(batch, num_samples):
@@ -83,7 +98,7 @@ class PerSampleGradients:
                 )
                 for total, gradient in zip(sums.values(), gradients, strict=True):
                     if gradient is not None:
-                        total += gradient.to(total.dtype).abs().pow_(self._exponent)
+                        total += absolute_power(gradient.to_dense().to(total.dtype), self._exponent)
         return sums
 
 
@@ -119,17 +134,32 @@ def split_samples(batch: Any, num_samples: int) -> tuple[list[Tensor], Any]:
     return tensors, rebuild
 
 
-def iterate_samples(batch: Any, num_samples: int) -> Iterator[Any]:
-    """The batch as `num_samples` batches of one sample."""
+def iterate_samples(batch: Any, num_samples: int, indices: Iterable[int] | None = None) -> Iterator[Any]:
+    """The batch's samples, or those at `indices`, as batches of one sample."""
     tensors, rebuild = split_samples(batch, num_samples)
-    for index in range(num_samples):
+    for index in range(num_samples) if indices is None else indices:
         yield rebuild([tensor[index : index + 1] for tensor in tensors])
 
 
-def _zeros(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name: torch.zeros_like(
-            parameter, dtype=torch.promote_types(parameter.dtype, torch.float32), requires_grad=False
+def _refuse_other_sums(
+    signed: Mapping[str, Tensor], absolute: Mapping[str, Tensor], expected: Mapping[str, Tensor | None]
+) -> None:
+    """Raises `ValueError` if the samples' gradients do not add up to the batch's: a use of a parameter was not seen.
+
+    `vmap` sees a parameter where the model reads it as an attribute; one that is reached by another reference is not.
+    """
+    for name, total in signed.items():
+        wanted = expected[name]
+        difference = total if wanted is None else total - wanted.to_dense().to(total.dtype)
+        tolerance = {torch.float64: 1e-9}.get(
+            signed[name].dtype, 2e-3 if wanted is None or wanted.itemsize > 2 else 1e-1
         )
+        if bool(difference.norm() > tolerance * absolute[name].norm()):
+            raise ValueError(name)
+
+
+def _zeros(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: torch.zeros_like(parameter, dtype=accumulation_dtype(parameter), requires_grad=False)
         for name, parameter in parameters.items()
     }

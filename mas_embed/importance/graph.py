@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from mas_embed.errors import UserError
+
 # Nodes that hand a parameter on unchanged (cast, reshaped, transposed): what counts is who takes it after them.
 _PASSING_ON = frozenset(
     f"{name}Backward0"
@@ -19,6 +21,9 @@ class AutogradGraph:
 
     Args:
         root: a tensor with a gradient function; O(number of nodes).
+
+    Raises:
+        UserError: there is a node whose inside autograd does not know.
     """
 
     def __init__(self, root: Tensor) -> None:
@@ -28,6 +33,10 @@ class AutogradGraph:
         self._nodes: set[Any] = set(stack)
         while stack:
             node = stack.pop()
+            if type(node).__name__ == "CheckpointFunctionBackward":
+                raise UserError(
+                    "reentrant gradient checkpointing hides what it runs from autograd; pass use_reentrant=False to checkpoint"
+                )
             if hasattr(node, "variable"):
                 self._leaves[id(node.variable)] = node
             for source, _ in getattr(node, "next_functions", ()):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 import torch
@@ -75,17 +76,20 @@ class Projection:
         norms = embeddings.norm(dim=1, keepdim=True)
         # The gradient of a norm at zero is not defined: zero rows are divided by one instead and weigh nothing.
         is_zero = (norms == 0).detach()
-        directions_KD = self._directions(embeddings.shape[1]).to(embeddings)
+        directions_KD = _directions(self.num_directions, embeddings.shape[1], self.seed).to(embeddings)
         unit_ND = embeddings / torch.where(is_zero, torch.ones_like(norms), norms)
         return (unit_ND @ directions_KD.T) * (~is_zero)
 
-    def _directions(self, size: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed)
-        blocks = []
-        for start in range(0, self.num_directions, size):
-            gaussian = torch.randn(size, size, generator=generator, dtype=torch.float64)
-            blocks.append(torch.linalg.qr(gaussian).Q.T[: self.num_directions - start])
-        return torch.cat(blocks)
+
+@lru_cache(maxsize=8)
+def _directions(num_directions: int, size: int, seed: int) -> Tensor:
+    """Orthonormal rows [K, D] in blocks of D. Kept, because nothing can be drawn at random inside `vmap`."""
+    generator = torch.Generator().manual_seed(seed)
+    blocks = []
+    for start in range(0, num_directions, size):
+        gaussian = torch.randn(size, size, generator=generator, dtype=torch.float64)
+        blocks.append(torch.linalg.qr(gaussian).Q.T[: num_directions - start])
+    return torch.cat(blocks)
 
 
 @dataclass(frozen=True)
@@ -122,14 +126,3 @@ def resolve_output(output: str | Output | Callable[[Tensor, Any], Tensor]) -> Ou
             raise unknown_name("output", output, OUTPUTS)
         return OUTPUTS[output]()
     return output if hasattr(output, "values") else Custom(output)  # type: ignore[return-value]
-
-
-def refuse_unit_length(embeddings: Tensor) -> None:
-    """Raises `UserError` if all rows of the embeddings [N, D] have length one, where the squared norm measures nothing."""
-    norms = embeddings.detach().norm(dim=1)
-    tolerance = 1e-5 if embeddings.dtype in (torch.float32, torch.float64) else 1e-2
-    if bool(((norms - 1).abs() < tolerance).all()):
-        raise UserError(
-            "output='squared_norm' on embeddings of unit length is constant, so its importance is zero everywhere: "
-            "take output='projection' (what moves the direction), or pass embed=... to embed before the normalisation"
-        )

@@ -5,7 +5,7 @@ Q queries, G gallery items, B queries of a block, K neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from mas_embed.errors import UserError
-from mas_embed.retrieval.search import Distance, comparable, find_nearest
+from mas_embed.retrieval.search import Distance, comparable, search_prepared
 
 BLOCK_ELEMENTS = 2**22
 
@@ -73,11 +73,12 @@ def evaluate_retrieval(
 ) -> RetrievalScores:
     """Ranks the gallery for every query and scores the rankings; an item is relevant if it has the query's label.
 
-    Average precision of a query with R relevant items is `1/R sum_r #(relevant with score >= s_r) / #(all with score >=
-    s_r)`: equal scores are one group, so it does not depend on the order of the gallery (scikit-learn's definition). It
-    and the reciprocal rank come from the full ranking; the other measures from the nearest neighbours that FAISS finds
-    in float32. Wherever a rank has to be given to items of equal score, irrelevant ones come first: no measure gains by
-    ties, and none depends on the order of the gallery.
+    Average precision of a query with R relevant items is
+    `1/R sum_r #(relevant with score >= s_r) / #(all with score >= s_r)`: equal scores are one group, so it does not depend
+    on the order of the gallery (scikit-learn's definition). Precision at 1 and recall at K come from the nearest neighbours
+    that FAISS finds, every other measure from the full ranking. Wherever a rank has to be given to items of equal score,
+    irrelevant ones come first: no measure gains by ties, and none depends on the order of the gallery. Scores are computed in
+    float64, and are equal where they agree to 34 binary digits.
 
     Args:
         queries: [Q, D], finite.
@@ -97,7 +98,7 @@ def evaluate_retrieval(
         UserError: shapes that do not fit, labels that are not integers, embeddings that are not finite (or zero under
             "cosine"), an empty gallery, or no query with a relevant item.
 
-    O(Q G (D + log G)) time, O(Q + G) memory beyond a block of about 4 million scores.
+    O(Q G (D + log G)) time; a copy of the embeddings in float64 and a few blocks of about 4 million scores in memory.
 
     Example:
         >>> scores = evaluate_retrieval([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.9, 0.2]], [0, 0, 1, 1])
@@ -119,18 +120,17 @@ def evaluate_retrieval(
         # With no ids given, ids that never meet
         query_ids_Q = torch.full((len(queries_QD),), -1) if query_ids is None else _integers(query_ids, "query_ids")
         gallery_ids_G = torch.arange(len(gallery_GD)) if gallery_ids is None else _integers(gallery_ids, "gallery_ids")
+    recall_at = tuple(recall_at) if isinstance(recall_at, Iterable) else (recall_at,)
     _refuse_bad_sizes(queries_QD, gallery_GD, query_labels_Q, gallery_labels_G, query_ids_Q, gallery_ids_G, recall_at)
     ranking = _Ranking(queries_QD, gallery_GD, query_labels_Q, gallery_labels_G, query_ids_Q, gallery_ids_G, distance)
-    return _summarise(ranking, tuple(recall_at))
+    return _summarise(ranking, tuple(map(int, recall_at)))
 
 
 class _Ranking:
     """The gallery as every query ranks it; scores exist for a block of queries at a time.
 
-    Scores are computed in float64 and compared in the precision of the embeddings, so that equal scores are equal
-    whatever the order, the block, and the library's way of adding up.
-
     Attributes:
+        num_gallery: G.
         num_relevant: [Q], without the query's own item.
     """
 
@@ -145,11 +145,10 @@ class _Ranking:
         distance: Distance,
     ) -> None:
         self._queries, self._gallery = comparable(queries, gallery, distance)
-        self._precision = torch.promote_types(queries.dtype, gallery.dtype)
         self._labels, self._gallery_labels, self._ids, self._gallery_ids = (
             tensor.to(queries.device) for tensor in (labels, gallery_labels, ids, gallery_ids)
         )
-        self._distance = distance
+        self._distance, self.num_gallery = distance, len(gallery)
         blocks = list(_blocks(len(queries), len(gallery)))
         self.num_relevant = torch.cat([self._is_relevant(block).sum(1) for block in blocks])
         self._max_own = int(max(self._is_own(block).sum(1).max() for block in blocks))
@@ -168,26 +167,21 @@ class _Ranking:
         FAISS finds candidates in float32; their scores are then computed like all others. Where its rounding could have
         kept an item out of the first k, or a group of equal scores straddles the cut, the query is ranked in full.
         """
-        num_gallery = len(self._gallery)
+        num_gallery = self.num_gallery
         # One more than asked for, to see past the cut, and the query's own items, which go
         wanted = min(k + 1 + self._max_own, num_gallery)
-        found, positions = find_nearest(self._queries, self._gallery, wanted, distance=self._plain_distance)
+        found, positions = search_prepared(self._queries, self._gallery, wanted, self._distance)
         last, candidates = (torch.from_numpy(array).to(self._labels.device) for array in (found[:, -1], positions))
         nearest = torch.zeros(len(self), min(k, num_gallery), dtype=torch.bool, device=self._labels.device)
         for block in torch.arange(len(self)).split(_block_size(wanted * self._gallery.shape[1])):
             scores, is_relevant = self._scores(block, candidates[block]), self._is_relevant(block, candidates[block])
-            nearest[block] = _by_rank(scores, is_relevant)[:, :k]
+            scores, nearest_relevant = _by_rank(scores, is_relevant)
+            nearest[block] = nearest_relevant[:, :k]
             if wanted < num_gallery:
-                kth = scores.sort(dim=1, descending=True).values[:, k - 1]
-                unsure = block[(kth <= last[block] + self._search_error(block)).cpu()]
+                unsure = block[(scores[:, k - 1] <= last[block] + self._search_error(block)).cpu()]
                 for part in unsure.split(_block_size(num_gallery)):
-                    nearest[part] = _by_rank(self._scores(part), self._is_relevant(part))[:, :k]
+                    nearest[part] = _by_rank(self._scores(part), self._is_relevant(part))[1][:, :k]
         return nearest
-
-    @property
-    def _plain_distance(self) -> Distance:
-        """How prepared rows are compared: cosine is the inner product of unit rows."""
-        return "euclidean" if self._distance == "euclidean" else "inner_product"
 
     def _search_error(self, block: Tensor) -> Tensor:
         """A bound [B] on the rounding of FAISS's float32 scores."""
@@ -195,13 +189,13 @@ class _Ranking:
         return 1e-5 * ((lengths + longest).square() if self._distance == "euclidean" else lengths * longest)
 
     def _scores(self, block: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Scores of a block of queries for all gallery items [B, G], or for the items at `positions` [B, K]; own items -inf."""
-        queries_B1D = self._queries[block].double().unsqueeze(1)
-        gallery = self._gallery.double().unsqueeze(0) if positions is None else self._gallery[positions].double()
-        inner = (queries_B1D @ gallery.mT)[:, 0] if positions is not None else queries_B1D[:, 0] @ gallery[0].T
-        if self._distance == "euclidean":
-            inner = -(queries_B1D.square().sum(2) + gallery.square().sum(2) - 2 * inner).clamp_min(0)
-        return inner.to(self._precision).masked_fill(self._is_own(block, positions), -torch.inf)
+        """Scores of queries [B] for all gallery items [B, G], or for those at `positions` [B, K]; own items -inf."""
+        queries, gallery = self._queries[block], self._gallery if positions is None else self._gallery[positions]
+        if positions is not None:
+            queries = queries.unsqueeze(1)
+        rounded = _negative_squared_distances if self._distance == "euclidean" else _inner_products
+        scores = rounded(queries, gallery)
+        return (scores if positions is None else scores[:, 0]).masked_fill(self._is_own(block, positions), -torch.inf)
 
     def _is_own(self, block: Tensor, positions: Tensor | None = None) -> Tensor:
         return self._ids[block, None] == (self._gallery_ids if positions is None else self._gallery_ids[positions])
@@ -209,6 +203,28 @@ class _Ranking:
     def _is_relevant(self, block: Tensor, positions: Tensor | None = None) -> Tensor:
         labels = self._gallery_labels if positions is None else self._gallery_labels[positions]
         return (self._labels[block, None] == labels) & ~self._is_own(block, positions)
+
+
+# Scores are computed in float64 and then rounded to 34 binary digits, some 16 more than rounding spoils: what is equal but
+# for the order of additions becomes equal, and what differs in float32 stays different. Integers are not changed.
+
+
+def _inner_products(queries: Tensor, gallery: Tensor) -> Tensor:
+    """`queries @ gallery.mT`, on a grid of 2^-34 |q| |g| (to the power of two below)."""
+    lengths = _power_below(queries.norm(dim=-1)).unsqueeze(-1) * _power_below(gallery.norm(dim=-1)).unsqueeze(-2)
+    step = lengths * 2.0**-34
+    return (queries @ gallery.mT / step).round() * step
+
+
+def _negative_squared_distances(queries: Tensor, gallery: Tensor) -> Tensor:
+    """`-|q - g|^2`, from the differences themselves, to 34 significant digits (Veltkamp's splitting)."""
+    squared = torch.cdist(queries, gallery, compute_mode="donot_use_mm_for_euclid_dist").square()
+    shifted = squared * (2.0**19 + 1)
+    return -(shifted - (shifted - squared))
+
+
+def _power_below(lengths: Tensor) -> Tensor:
+    return torch.exp2(torch.floor(torch.log2(lengths.clamp_min(2.0**-500))))
 
 
 def _summarise(ranking: _Ranking, recall_at: tuple[int, ...]) -> RetrievalScores:
@@ -234,43 +250,40 @@ def _summarise(ranking: _Ranking, recall_at: tuple[int, ...]) -> RetrievalScores
 
 
 def _full_ranking_measures(ranking: _Ranking) -> dict[str, Tensor]:
-    """Average precision and reciprocal rank [Q], from all scores."""
-    precision = torch.zeros(len(ranking), dtype=torch.float64, device=ranking.num_relevant.device)
-    reciprocal = torch.zeros_like(precision)
+    """The measures [Q] that need every rank, or as many as there are relevant items."""
+    names = ("average_precision", "reciprocal_rank", "r_precision", "average_precision_at_r")
+    measures = {
+        name: torch.zeros(len(ranking), dtype=torch.float64, device=ranking.num_relevant.device) for name in names
+    }
+    ranks = torch.arange(1, ranking.num_gallery + 1, device=ranking.num_relevant.device)
     for block, scores, is_relevant in ranking.full():
-        scores, order = scores.sort(dim=1, descending=True)
-        is_relevant = is_relevant.gather(1, order)
+        num_relevant = ranking.num_relevant[block].clamp_min(1)
+        scores, is_relevant = _by_rank(scores, is_relevant)
+        hits = is_relevant.cumsum(1)
         group_end = _end_of_equals(scores)
-        num_relevant_BG = is_relevant.cumsum(1).gather(1, group_end)  # relevant with a score at least as high
-        at_least_BG = group_end + 1  # all with a score at least as high
-        total = (num_relevant_BG / at_least_BG.double()).masked_fill(~is_relevant, 0).sum(1)
-        precision[block] = total / ranking.num_relevant[block].clamp_min(1)
-        first = is_relevant.int().argmax(1, keepdim=True)
-        num_ahead = (at_least_BG - num_relevant_BG).gather(1, first)[:, 0]  # irrelevant ones, equals included
-        reciprocal[block] = 1 / (1 + num_ahead.double())
-    return {"average_precision": precision, "reciprocal_rank": reciprocal}
+        hits_at_least = hits.gather(1, group_end)  # relevant with a score at least as high
+        precision = hits_at_least / (group_end + 1).double()
+        measures["average_precision"][block] = precision.masked_fill(~is_relevant, 0).sum(1) / num_relevant
+        within_r = is_relevant & (ranks <= num_relevant[:, None])
+        measures["r_precision"][block] = within_r.sum(1) / num_relevant.double()
+        measures["average_precision_at_r"][block] = (hits / ranks.double() * within_r).sum(1) / num_relevant
+        measures["reciprocal_rank"][block] = 1 / (1 + is_relevant.int().argmax(1).double())
+    return measures
 
 
 def _nearest_measures(ranking: _Ranking, recall_at: tuple[int, ...]) -> dict[str, Tensor]:
-    """The measures that are cut at a rank [Q], from the nearest neighbours."""
-    nearest = ranking.relevance_of_nearest(max(*recall_at, int(ranking.num_relevant.max()), 1))
-    hits = nearest.cumsum(1).double()
-    ranks = torch.arange(1, nearest.shape[1] + 1, device=nearest.device)
-    within_r = ranks <= ranking.num_relevant[:, None]
-    num_relevant = ranking.num_relevant.clamp_min(1)
-    measures = {
-        "precision_at_1": nearest[:, 0].double(),
-        "r_precision": (nearest & within_r).sum(1) / num_relevant.double(),
-        "average_precision_at_r": (hits / ranks * (nearest & within_r)).sum(1) / num_relevant,
-    }
-    return measures | {f"recall_at_{k}": nearest[:, :k].any(1).double() for k in recall_at}
+    """The measures [Q] of the few nearest neighbours."""
+    nearest = ranking.relevance_of_nearest(max(*recall_at, 1))
+    recall = {f"recall_at_{k}": nearest[:, :k].any(1).double() for k in recall_at}
+    return {"precision_at_1": nearest[:, 0].double()} | recall
 
 
-def _by_rank(scores: Tensor, is_relevant: Tensor) -> Tensor:
-    """`is_relevant` [B, K] in the order of falling scores, irrelevant items first among equals."""
+def _by_rank(scores: Tensor, is_relevant: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores and relevance [B, K] in the order of falling scores, irrelevant items first among equals."""
     order = is_relevant.int().argsort(dim=1, stable=True)
     scores, is_relevant = scores.gather(1, order), is_relevant.gather(1, order)
-    return is_relevant.gather(1, scores.argsort(dim=1, descending=True, stable=True))
+    scores, order = scores.sort(dim=1, descending=True, stable=True)
+    return scores, is_relevant.gather(1, order)
 
 
 def _end_of_equals(sorted_scores: Tensor) -> Tensor:
@@ -291,17 +304,27 @@ def _blocks(num_queries: int, num_gallery: int) -> Iterator[Tensor]:
 
 
 def _embeddings(values: ArrayLike | Tensor, name: str) -> Tensor:
-    rows = values.detach() if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
-    if rows.ndim != 2:
-        raise UserError(f"{name} must have shape [N, D], got {list(rows.shape)}")
-    return rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
+    rows = _tensor(values, name)
+    if rows.ndim != 2 or rows.shape[1] == 0 or rows.is_complex():
+        raise UserError(f"{name} must be real numbers of shape [N, D], got {rows.dtype} of shape {list(rows.shape)}")
+    return rows
 
 
 def _integers(values: ArrayLike | Tensor | None, name: str) -> Tensor:
-    numbers = values.detach() if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
-    if numbers.ndim != 1 or numbers.is_floating_point() or numbers.is_complex():
+    numbers = _tensor(values, name)
+    if numbers.ndim != 1 or (len(numbers) and numbers.is_floating_point()) or numbers.is_complex():
         raise UserError(f"{name} must be integers of shape [N], got {numbers.dtype} of shape {list(numbers.shape)}")
     return numbers.long()
+
+
+def _tensor(values: ArrayLike | Tensor | None, name: str) -> Tensor:
+    if isinstance(values, Tensor):
+        return values.detach()
+    try:
+        array = np.asarray(values)
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{name} must be an array of numbers: {error}") from None
 
 
 def _refuse_bad_sizes(
@@ -327,5 +350,5 @@ def _refuse_bad_sizes(
     for name, rows, numbers in (("query", queries, ids), ("gallery", gallery, gallery_ids)):
         if len(rows) != len(numbers):
             raise UserError(f"there are {len(rows)} {name} embeddings but {len(numbers)} {name}_ids")
-    if any(k < 1 for k in recall_at):
-        raise UserError(f"recall_at must hold ranks >= 1, got {tuple(recall_at)}")
+    if not recall_at or not all(isinstance(k, int | np.integer) and k >= 1 for k in recall_at):
+        raise UserError(f"recall_at must hold whole numbers >= 1, got {recall_at}")

@@ -30,22 +30,32 @@ def find_nearest(
         Scores [Q, k], higher is nearer (for "euclidean" the negative squared distance), and gallery positions [Q, k].
         Which of several items with the same score are among the k is not specified.
     """
-    faiss = _import_faiss()
     if not 1 <= k <= len(gallery):
         raise UserError(f"k must lie between 1 and the gallery's size, {len(gallery)}, got {k}")
-    prepared_queries, prepared_gallery = comparable(queries, gallery, distance)
+    return search_prepared(*comparable(queries, gallery, distance), k, distance)
+
+
+def search_prepared(
+    queries: Tensor, gallery: Tensor, k: int, distance: Distance
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """`find_nearest` for what `comparable` has prepared."""
+    faiss = _import_faiss()
+    if distance == "euclidean":
+        # The same distances, and float32 keeps more of their digits
+        centre = gallery.mean(0)
+        queries, gallery = queries - centre, gallery - centre
     index = (faiss.IndexFlatL2 if distance == "euclidean" else faiss.IndexFlatIP)(gallery.shape[1])
-    index.add(_float32(prepared_gallery))
-    scores, positions = index.search(_float32(prepared_queries), k)
-    if (positions < 0).any() or not np.isfinite(
-        scores
-    ).all():  # FAISS's "nothing found", which would index the last label
-        raise UserError("FAISS found too few neighbours: some distances overflow float32; scale the embeddings down")
+    index.add(_float32(gallery))
+    scores, positions = index.search(_float32(queries), k)
+    if (positions < 0).any():  # FAISS's "nothing found", which would index the last label
+        raise RuntimeError("FAISS found fewer neighbours than there are")
     return (-scores if distance == "euclidean" else scores), positions
 
 
 def comparable(queries: Tensor, gallery: Tensor, distance: Distance) -> tuple[Tensor, Tensor]:
-    """Queries and gallery, prepared for the distance: unit rows for cosine, centred ones for Euclidean distance.
+    """Queries and gallery in float64, prepared for the distance, with the same ranking and numbers of moderate size.
+
+    Unit rows for cosine; for the others both are divided by a power of two, which rounds nothing.
 
     Raises:
         UserError: a value is not finite, or a row is zero under "cosine".
@@ -57,22 +67,26 @@ def comparable(queries: Tensor, gallery: Tensor, distance: Distance) -> tuple[Te
             raise UserError(
                 f"{name} contain an all-zero embedding, which has no cosine; use distance='euclidean' or 'inner_product'"
             )
+    queries, gallery = queries.double(), gallery.double()
     if distance == "cosine":
-        return queries / queries.norm(dim=1, keepdim=True), gallery / gallery.norm(dim=1, keepdim=True)
-    if distance == "euclidean":
-        # Distances do not change when both are shifted, and squares of small numbers lose fewer digits
-        centre = _coarse_mean(gallery.double())
-        return (queries.double() - centre).to(queries.dtype), (gallery.double() - centre).to(gallery.dtype)
+        return _unit_rows(queries), _unit_rows(gallery)
     if distance == "inner_product":
-        return queries, gallery
+        return queries / _power_of_two(queries), gallery / _power_of_two(gallery)
+    if distance == "euclidean":
+        scale = torch.maximum(_power_of_two(queries), _power_of_two(gallery))
+        return queries / scale, gallery / scale
     raise UserError(f"distance must be one of {', '.join(DISTANCES)}, got '{distance}'")
 
 
-def _coarse_mean(rows: Tensor) -> Tensor:
-    """The mean row to 8 binary digits of the largest value: subtracting it from integers rounds nothing, ties stay ties."""
-    largest = rows.abs().max()
-    step = 2 ** (torch.floor(torch.log2(largest)) - 8) if largest > 0 else torch.ones_like(largest)
-    return (rows.mean(0) / step).round() * step
+def _unit_rows(rows: Tensor) -> Tensor:
+    rows = rows / rows.abs().amax(1, keepdim=True)  # so that no square overflows or vanishes
+    return rows / rows.norm(dim=1, keepdim=True)
+
+
+def _power_of_two(rows: Tensor) -> Tensor:
+    """A power of two near the largest absolute value; 1 if all are zero."""
+    largest = rows.abs().amax()
+    return torch.where(largest > 0, torch.exp2(torch.floor(torch.log2(largest))), torch.ones_like(largest))
 
 
 def _float32(rows: Tensor) -> NDArray[np.float32]:

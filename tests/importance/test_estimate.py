@@ -110,6 +110,58 @@ class SharedBranch(nn.Module):
         return self.head(self.prelu(self.norm(x)).mean((2, 3)))
 
 
+class OneModuleTwoNames(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6))
+        self.norm, self.head = self.net[1], nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.net(x)) + self.norm(x))
+
+
+class KeptInAList(nn.Module):
+    """A parameter, and a layer's weight, that are reached by another reference than their name."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.scale = nn.Linear(6, 6), nn.Parameter(torch.rand(6))
+        self.kept = [self.scale, self.layer.weight]
+
+    def forward(self, x):
+        return torch.tanh(self.layer(x)) * self.kept[0] @ self.kept[1]
+
+
+class CalledWithOtherWeights(nn.Module):
+    """The layer runs once, with a weight that is computed from its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x):
+        other = {"weight": self.layer.weight.T, "bias": self.layer.bias * 2}
+        return torch.func.functional_call(self.layer, other, (x,))
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, use_reentrant=False):
+        super().__init__()
+        self.stem, self.block, self.head = nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 6), nn.Tanh()), nn.Linear(6, 3)
+        self.use_reentrant = use_reentrant
+
+    def forward(self, x):
+        x = torch.utils.checkpoint.checkpoint(self.block, self.stem(x), use_reentrant=self.use_reentrant)
+        return self.head(x)
+
+
+def changed_after_making():
+    """The idiom of dilated ResNets: padding and dilation are set after the layer was made."""
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.LazyLinear(3))
+    model[0].padding = model[0].dilation = (2, 2)
+    return model
+
+
 def conv(*args, size=7, **kwargs):
     return lambda: nn.Sequential(nn.Conv2d(*args, **kwargs), nn.Tanh(), nn.Flatten(), nn.LazyLinear(5)), (
         args[0],
@@ -163,6 +215,11 @@ CASES = {
     "positions first": (PositionsFirst, (7, 3)),
     "folded positions": (FoldedPositions, (4, 3)),
     "shared branch": (SharedBranch, (2, 5, 5)),
+    "one module two names": (OneModuleTwoNames, (6,)),
+    "kept in a list": (KeptInAList, (6,)),
+    "called with other weights": (CalledWithOtherWeights, (6,)),
+    "checkpointed": (Checkpointed, (6,)),
+    "conv changed after making": (changed_after_making, (2, 7, 7)),
 }
 
 
@@ -484,6 +541,94 @@ def test_a_users_hook_and_a_patched_layer_do_not_mislead_the_rules():
     assert_equal(
         estimate_importance(model, inputs.split(3)), per_sample_importance(model, inputs.split(1), squared_norm(model))
     )
+
+
+def test_a_hook_for_all_modules_does_not_mislead_the_rules():
+    model, inputs = make("mlp")
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda layer, args, output: 2 * output if isinstance(layer, nn.Linear) else None
+    )
+    try:
+        importance = estimate_importance(model, inputs.split(3))
+        expected = per_sample_importance(model, inputs.split(1), squared_norm(model))
+    finally:
+        handle.remove()
+    assert_equal(importance, expected)
+
+
+def test_a_class_patched_for_all_its_layers_does_not_mislead_the_rules(monkeypatch):
+    model, inputs = make("mlp")
+    plain = nn.Linear.forward
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: 2 * plain(self, x))
+    assert_equal(
+        estimate_importance(model, [inputs]), per_sample_importance(model, inputs.split(1), squared_norm(model))
+    )
+
+
+def test_parameters_that_only_embed_knows_of_are_seen():
+    model, inputs = make("mlp")
+    weight = model[2].weight
+    embed = lambda model, batch: model(batch) @ weight[:, :3]  # noqa: E731
+    expected = per_sample_importance(model, inputs.split(1), lambda sample: [embed(model, sample).square().sum()])
+    assert_equal(estimate_importance(model, inputs.split(3), embed=embed), expected)
+
+
+def test_the_model_is_whole_after_a_module_with_two_names():
+    model, inputs = make("one module two names")
+    parameters = dict(model.named_parameters())
+    estimate_importance(model, [inputs])
+    assert all(parameters[name] is parameter for name, parameter in model.named_parameters())
+    assert model(inputs).requires_grad
+
+
+def test_gradients_that_nothing_carries_are_refused():
+    model, inputs = make("mlp")
+    with pytest.raises(UserError, match="carry no gradient: the model detaches"):
+        estimate_importance(model, [inputs], embed=torch.no_grad()(lambda model, batch: model(batch)))
+    with pytest.raises(UserError, match="use_reentrant=False"):
+        estimate_importance(Checkpointed(use_reentrant=True).double(), [inputs])
+
+
+@pytest.mark.parametrize(
+    "couple",
+    [lambda y: y + y.mean(0) ** 2, lambda y: y.cumsum(0), lambda y: y.flip(0), lambda y: 300 + y + 3 * y.mean(0)],
+    ids=["mean", "causal", "flipped", "small beside a constant"],
+)
+@pytest.mark.parametrize("first", [0, 1])
+def test_coupled_samples_are_refused_in_whatever_batch(couple, first):
+    torch.manual_seed(0)
+    model, inputs = nn.Linear(6, 3), torch.randn(7, 6)
+    with pytest.raises(UserError, match=f"batch {first}: a sample's embedding changes"):
+        estimate_importance(model, [inputs[:1]] * first + [inputs], embed=lambda model, batch: couple(model(batch)))
+
+
+def test_positions_first_are_seen_where_shapes_change_between_batches():
+    model = PositionsFirst().double()
+    batches = [torch.randn(n, t, 3, dtype=torch.float64) for n, t in ((1, 1), (4, 1), (5, 5), (1, 5), (3, 5))]
+    samples = [sample for batch in batches for sample in batch.split(1)]
+    assert_equal(estimate_importance(model, batches), per_sample_importance(model, samples, squared_norm(model)))
+
+
+def test_squared_norm_of_any_constant_length_is_refused():
+    model, inputs = make("mlp")
+    with pytest.raises(UserError, match="of constant length.*output='projection'"):
+        estimate_importance(model, inputs.split(3), embed=lambda model, batch: 64 * F.normalize(model(batch)))
+
+
+def test_a_lazy_complex_or_empty_model_or_batch():
+    with pytest.raises(UserError, match=r"'weight' has no shape yet"):
+        estimate_importance(nn.LazyLinear(3), [torch.randn(2, 6)])
+    with pytest.raises(UserError, match=r"'weight' is complex"):
+        estimate_importance(nn.Linear(6, 2, dtype=torch.complex64), [torch.randn(2, 6)])
+    with pytest.raises(UserError, match="batch 1: the batch is empty"):
+        estimate_importance(nn.Linear(6, 2), [torch.randn(2, 6), torch.randn(0, 6)])
+
+
+def test_the_fallback_is_vectorized_for_every_output(monkeypatch):
+    model, inputs = make("other layers")
+    monkeypatch.setattr("mas_embed.importance.fallback.PerSampleGradients._looped", None)
+    for output in ("squared_norm", "vector", "projection"):
+        estimate_importance(model, [inputs], output=output)
 
 
 def test_an_input_changed_in_place_after_its_use_is_refused():

@@ -13,20 +13,30 @@ def build():
         nn.PReLU(),
         nn.Dropout(0.5),
         nn.Flatten(),
-        nn.LSTM(27, 4),
-        _First(),
+        _Recurrent(),
         nn.Linear(4, 2),
     )
     model[1].eval()
-    model[7].bias.requires_grad_(False)
+    model[6].bias.requires_grad_(False)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     return model, torch.randn(6, 1, 5, 5)
 
 
-class _First(nn.Module):
-    def forward(self, output_and_state):
-        return output_and_state[0]
+class _Recurrent(nn.Module):
+    """An LSTM over nine positions, which keeps its features and counts its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(3, 4, batch_first=True)
+        self.features = None
+        self.register_buffer("num_calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.num_calls += 1
+        self.features = self.lstm(x.unflatten(1, (9, 3)))[0]
+        self.seen = True
+        return self.features[:, -1]
 
 
 def trace(model):
@@ -99,3 +109,26 @@ def test_works_under_no_grad():
     with torch.no_grad():
         importance = estimate_importance(model, [inputs])
     assert all(torch.equal(importance[name], expected[name]) for name in expected)
+
+
+def test_works_in_inference_mode():
+    model, inputs = build()
+    expected = estimate_importance(model, [inputs])
+    with torch.inference_mode():
+        importance = estimate_importance(model, [inputs.clone()])
+    assert all(torch.equal(importance[name], expected[name]) for name in expected)
+
+
+def test_a_model_with_a_way_back_of_its_own_takes_it():
+    class Merging(nn.Linear):
+        def train(self, mode=True):
+            with torch.no_grad():
+                if self.training != mode:
+                    self.weight.mul_(0.5 if mode else 2.0)
+            return super().train(mode)
+
+    model = Merging(3, 2)
+    before = model.weight.clone()
+    estimate_importance(model, [torch.randn(4, 3)])
+    assert torch.equal(model.weight, before)
+    assert model.training

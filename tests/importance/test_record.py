@@ -42,7 +42,7 @@ def test_saved_and_loaded_is_the_same(tmp_path):
     assert dict(loaded).keys() == dict(importance).keys()
     assert all(torch.equal(loaded[name], importance[name]) for name in importance)
     assert (loaded.num_samples, loaded.settings) == (importance.num_samples, importance.settings)
-    assert loaded.settings == {"output": "vector", "granularity": "sample", "exponent": 1}
+    assert loaded.settings == {"output": "vector", "granularity": "sample", "exponent": 1, "embed": None}
     assert [path.name for path in tmp_path.iterdir()] == ["importance.safetensors"]
 
 

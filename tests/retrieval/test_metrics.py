@@ -198,6 +198,56 @@ def test_names_of_all_means():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("distance", ["cosine", "euclidean", "inner_product"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_duplicates_tie_wherever_they_stand(distance, dtype):
+    generator = np.random.default_rng(0)
+    gallery = np.tile(generator.normal(size=(33, 7)).astype(dtype), (2, 1))
+    labels = generator.integers(3, size=66)
+    queries, query_labels = generator.normal(size=(9, 7)).astype(dtype), generator.integers(3, size=9)
+    reference = evaluate_retrieval(queries, query_labels, gallery, labels, distance=distance)
+    for seed in range(8):
+        order = np.random.default_rng(seed).permutation(66)
+        other = evaluate_retrieval(queries, query_labels, gallery[order], labels[order], distance=distance)
+        for name, values in reference.per_query.items():
+            np.testing.assert_allclose(values, other.per_query[name], rtol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean", "inner_product"])
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [(np.float32, 1e-30), (np.float32, 1e30), (np.float64, 1e-160), (np.float64, 1e160)]
+)
+def test_the_scale_of_the_embeddings_changes_nothing(distance, dtype, scale):
+    queries, query_labels, gallery, gallery_labels = data()
+    generator = np.random.default_rng(0)
+    queries, gallery = generator.normal(size=queries.shape), generator.normal(size=gallery.shape)
+    reference = evaluate_retrieval(queries, query_labels, gallery, gallery_labels, distance=distance)
+    scaled = [(rows.astype(dtype) * dtype(scale)).astype(dtype) for rows in (queries, gallery)]
+    result = evaluate_retrieval(scaled[0], query_labels, scaled[1], gallery_labels, distance=distance)
+    for name, values in reference.per_query.items():
+        np.testing.assert_allclose(values, result.per_query[name], err_msg=name)
+
+
+def test_integers_beyond_float32_keep_their_digits():
+    base = 2**24
+    result = evaluate_retrieval([[base, 0]], [1], [[base + 1, 0], [base, 1]], [0, 1], distance="euclidean")
+    assert result.mean_average_precision == 0.5  # both at distance 1
+    result = evaluate_retrieval([[base]], [1], [[base + 1], [base]], [0, 1], distance="euclidean")
+    assert result.mean_average_precision == 1.0
+
+
+def test_arrays_of_every_kind():
+    expected = evaluate_retrieval(ROWS, LABELS)
+    for rows in (
+        np.array(ROWS)[::-1][::-1],
+        np.array(ROWS, dtype=">f8"),
+        np.array(ROWS, order="F"),
+        torch.tensor(ROWS).half(),
+    ):
+        result = evaluate_retrieval(rows, np.array([0, 0], dtype=np.uint8), recall_at=np.array([1, 2, 4, 8]))
+        assert result.as_dict() == expected.as_dict()
+
+
 ROWS, LABELS = [[1.0, 0.0], [0.0, 1.0]], [0, 0]
 
 
@@ -211,11 +261,17 @@ ROWS, LABELS = [[1.0, 0.0], [0.0, 1.0]], [0, 0]
         ((ROWS, [0]), {}, "2 query embeddings but 1 query_labels"),
         ((ROWS, LABELS, ROWS), {}, "gallery and gallery_labels go together"),
         ((ROWS, LABELS, ROWS, LABELS), {"query_ids": [0, 1]}, "query_ids and gallery_ids go together"),
-        ((ROWS, LABELS, np.zeros((0, 2)), []), {}, "gallery_labels must be integers|0 gallery items"),
+        ((ROWS, LABELS, np.zeros((0, 2)), []), {}, "0 gallery items"),
         ((ROWS, [0.5, 1.0]), {}, "query_labels must be integers"),
-        (([1.0, 2.0], [0, 0]), {}, r"queries must have shape \[N, D\], got \[2\]"),
+        (([1.0, 2.0], [0, 0]), {}, r"queries must be real numbers of shape \[N, D\], got torch.float64 of shape \[2\]"),
         ((ROWS, LABELS), {"distance": "manhattan"}, "distance must be one of cosine, euclidean, inner_product"),
-        ((ROWS, LABELS), {"recall_at": (0,)}, "ranks >= 1"),
+        (([["a"]], [0]), {}, "queries must be an array of numbers"),
+        (([[1.0], [1.0, 2.0]], LABELS), {}, "queries must be an array of numbers"),
+        (([[1j, 0]], [0]), {}, "queries must be real numbers"),
+        ((ROWS, [2**70, 0]), {}, "query_labels must be an array of numbers"),
+        ((ROWS, LABELS), {"recall_at": (2.5,)}, "whole numbers >= 1"),
+        ((ROWS, LABELS), {"recall_at": ()}, "whole numbers >= 1"),
+        ((ROWS, LABELS), {"recall_at": (0,)}, "whole numbers >= 1"),
         ((ROWS, [0, 1]), {}, "no query has a relevant item"),
     ],
 )

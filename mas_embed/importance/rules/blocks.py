@@ -17,6 +17,11 @@ def sample_blocks(num_samples: int, bytes_per_sample: int) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
+def absolute_power(gradient: Tensor, exponent: int) -> Tensor:
+    """`|gradient|^exponent` for an exponent of 1 or 2, in place."""
+    return gradient.abs_() if exponent == 1 else gradient.square_()
+
+
 def accumulation_dtype(tensor: Tensor) -> torch.dtype:
     """float32, or the tensor's own type where that is wider: sums over samples are never taken in half precision."""
     return torch.promote_types(tensor.dtype, torch.float32)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mas_embed.importance.rules.blocks import accumulation_dtype, sample_blocks
+from mas_embed.importance.rules.blocks import absolute_power, accumulation_dtype, sample_blocks
 from mas_embed.importance.rules.registry import rule
 
 
@@ -26,15 +26,25 @@ def conv2d(
     if "weight" in names:
         sums["weight"] = _weight(layer, _pad(layer, input.detach().to(dtype)), delta, exponent)
     if "bias" in names:
-        sums["bias"] = delta.sum((2, 3)).abs_().pow_(exponent).sum(0)
+        sums["bias"] = absolute_power(delta.sum((2, 3)), exponent).sum(0)
     return sums
 
 
 def _pad(layer: nn.Conv2d, input: Tensor) -> Tensor:
     """The input as the kernel sees it: padded in the layer's mode, so that what follows needs no padding."""
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    # torch keeps the amounts, "same" and "valid" resolved, last dimension first, as F.pad takes them
-    return F.pad(input, layer._reversed_padding_repeated_twice, mode=mode)
+    if layer.padding_mode != "zeros":
+        # As the layer's own forward does; amounts are kept last dimension first, as F.pad takes them
+        return F.pad(input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
+    if layer.padding == "valid":
+        return input
+    amounts: list[int] = []
+    for index in reversed(range(2)):
+        if layer.padding == "same":
+            total = layer.dilation[index] * (layer.kernel_size[index] - 1)
+            amounts += [total // 2, total - total // 2]
+        else:
+            amounts += [int(layer.padding[index])] * 2
+    return F.pad(input, amounts)
 
 
 def _weight(layer: nn.Conv2d, padded: Tensor, delta: Tensor, exponent: int) -> Tensor:
@@ -46,5 +56,5 @@ def _weight(layer: nn.Conv2d, padded: Tensor, delta: Tensor, exponent: int) -> T
         patches = F.unfold(padded[block], layer.kernel_size, dilation=layer.dilation, stride=layer.stride)
         patches_NGCL = patches.view(len(patches), groups, patch, positions)
         delta_NGOL = delta[block].reshape(len(patches), groups, out_channels // groups, positions)
-        total += (delta_NGOL @ patches_NGCL.mT).abs_().pow_(exponent).sum(0)
+        total += absolute_power(delta_NGOL @ patches_NGCL.mT, exponent).sum(0)
     return total.view(layer.weight.shape)

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from mas_embed.importance.rules.blocks import accumulation_dtype, sample_blocks
+from mas_embed.importance.rules.blocks import absolute_power, accumulation_dtype, sample_blocks
 from mas_embed.importance.rules.registry import rule
 
 
@@ -23,16 +23,16 @@ def linear(
     if "weight" in names:
         sums["weight"] = _weight(input_NTI, delta_NTO, exponent)
     if "bias" in names:
-        sums["bias"] = delta_NTO.sum(1).abs_().pow_(exponent).sum(0)
+        sums["bias"] = absolute_power(delta_NTO.sum(1), exponent).sum(0)
     return sums
 
 
 def _weight(input_NTI: Tensor, delta_NTO: Tensor, exponent: int) -> Tensor:
     if input_NTI.shape[1] == 1:
         # One position: |delta_o x_i|^p = |delta_o|^p |x_i|^p, so the sum over samples is one matrix product.
-        return delta_NTO[:, 0].abs().pow_(exponent).T @ input_NTI[:, 0].abs().pow_(exponent)
+        return delta_NTO[:, 0].abs().pow(exponent).T @ input_NTI[:, 0].abs().pow(exponent)
     size = input_NTI.shape[2] * delta_NTO.shape[2]
     total = torch.zeros(delta_NTO.shape[2], input_NTI.shape[2], dtype=delta_NTO.dtype, device=delta_NTO.device)
     for block in sample_blocks(len(input_NTI), size * delta_NTO.element_size()):
-        total += torch.bmm(delta_NTO[block].mT, input_NTI[block]).abs_().pow_(exponent).sum(0)
+        total += absolute_power(torch.bmm(delta_NTO[block].mT, input_NTI[block]), exponent).sum(0)
     return total

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from mas_embed.importance.rules.blocks import accumulation_dtype
+from mas_embed.importance.rules.blocks import absolute_power, accumulation_dtype
 from mas_embed.importance.rules.registry import rule
 
 
@@ -24,7 +24,7 @@ def batch_norm(
         mean_C1, scale_C = layer.running_mean.to(dtype)[:, None], (layer.running_var.to(dtype) + layer.eps).rsqrt()
         centred_NCL = input.detach().to(dtype).flatten(2) - mean_C1
         gradient_NC = torch.einsum("ncl,ncl->nc", delta_NCL, centred_NCL) * scale_C
-        sums["weight"] = gradient_NC.abs_().pow_(exponent).sum(0)
+        sums["weight"] = absolute_power(gradient_NC, exponent).sum(0)
     if "bias" in names:
-        sums["bias"] = delta_NCL.sum(2).abs_().pow_(exponent).sum(0)
+        sums["bias"] = absolute_power(delta_NCL.sum(2), exponent).sum(0)
     return sums

@@ -33,12 +33,14 @@ class Rule:
         function: the rule.
         min_ndim: dimensions of a batched input; with fewer the first dimension is not the samples.
         applies: whether the rule holds for this layer, as it is set up.
+        forward: of the class, as it was when the rule was registered: one that was patched since is another layer.
         parameters: the parameters of the layer that the rule can give.
     """
 
     function: RuleFunction
     min_ndim: int
     applies: Callable[[Any], bool]
+    forward: Callable[..., Any]
     parameters: tuple[str, ...] = ("weight", "bias")
 
 
@@ -52,7 +54,7 @@ def rule(
 
     def register(function: RuleFunction) -> RuleFunction:
         for layer in layers:
-            RULES[layer] = Rule(function, min_ndim, applies)
+            RULES[layer] = Rule(function, min_ndim, applies, layer.forward)
         return function
 
     return register
@@ -61,5 +63,6 @@ def rule(
 def rule_of(layer: nn.Module) -> Rule | None:
     """The rule that holds for this very layer, if there is one."""
     found = RULES.get(type(layer))
-    is_patched = "forward" in vars(layer)
-    return found if found is not None and not is_patched and found.applies(layer) else None
+    if found is None or "forward" in vars(layer) or type(layer).forward is not found.forward:
+        return None
+    return found if found.applies(layer) else None
