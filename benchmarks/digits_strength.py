@@ -14,8 +14,9 @@ import tempfile
 from pathlib import Path
 
 from mas_embed.config import load_config
-from mas_embed.experiment import describe_environment, run_experiment
+from mas_embed.experiment import run_experiment
 from mas_embed.report import summary_table
+from mas_embed.run_directory import describe_environment
 
 OUTPUTS = {
     "projection": {"output": "projection"},

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, field_validator, model_validator
 
 from mas_embed.data import DATASETS
 from mas_embed.errors import UserError, unknown_name
@@ -19,11 +19,13 @@ from mas_embed.options import resolve_options
 from mas_embed.retrieval import Distance
 from mas_embed.training import per_class_sampler
 
+PositiveCount = Annotated[StrictInt, Field(gt=0, le=2**31)]
+
 SAMPLERS: dict[str, Callable[..., Any]] = {"MPerClassSampler": per_class_sampler}
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Component(_Section):
@@ -47,7 +49,7 @@ class Component(_Section):
 class MethodComponent(Component):
     """A method; `label` tells two of one name apart, in tables and folders."""
 
-    label: str = Field(default="", pattern=r"^(\w[\w .()=,+-]*)?$")
+    label: str = Field(default="", pattern=r"^(\w[\w .()=,+-]*)?$", max_length=100)
 
     @property
     def title(self) -> str:
@@ -58,8 +60,8 @@ class MethodComponent(Component):
 class TrainingSection(_Section):
     """How a split is trained."""
 
-    epochs: PositiveInt = 20
-    batch_size: PositiveInt = 64
+    epochs: PositiveCount = 20
+    batch_size: PositiveCount = 64
     optimizer: Component = Component(name="Adam")
     miner: Component | None = None
     sampler: Component | None = None
@@ -74,7 +76,7 @@ class EvaluationSection(_Section):
     """How a split is judged."""
 
     distance: Distance = "cosine"
-    recall_at: tuple[PositiveInt, ...] = Field(default=(1, 2, 4, 8), min_length=1)
+    recall_at: tuple[PositiveCount, ...] = Field(default=(1, 2, 4, 8), min_length=1)
     primary_metric: str = "mean_average_precision"
 
     @model_validator(mode="after")
@@ -95,8 +97,8 @@ class EvaluationSection(_Section):
 class Config(_Section):
     """A whole run: what `load_config` returns, with every default filled in."""
 
-    name: str = Field(pattern=r"^[\w-]+$")
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    name: str = Field(pattern=r"^[\w-]+$", max_length=100)
+    seeds: tuple[StrictInt, ...] = Field(default=(0,), min_length=1)
     data: Component
     model: Component
     loss: Component
@@ -207,6 +209,15 @@ class _Loader(yaml.SafeLoader):
     """YAML's safe loader, which also reads `1e-3` as a number (YAML 1.1 wants `1.0e-3`)."""
 
 
+def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' is there twice", node.start_mark)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
@@ -218,7 +229,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise UserError(f"cannot read the config {path}: {reason}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path} must hold 'key: value' pairs such as 'name: digits', got {type(raw).__name__}")
@@ -233,7 +244,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raise UserError(f"an override must look like key.path=value, got '{override}'")
     try:
         value = yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
         raise UserError(f"the value of the override '{override}' is not valid YAML") from None
     place: Any = raw
     for depth, key in enumerate(keys[:-1]):

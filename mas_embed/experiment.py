@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
-import os
-import platform
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,12 +17,12 @@ from mas_embed import losses
 from mas_embed.config import SAMPLERS, Component, Config, MethodComponent
 from mas_embed.data import DATASETS, Split, join_splits
 from mas_embed.errors import RunError, UserError
-from mas_embed.files import write_file
 from mas_embed.forgetting import ScoreMatrix
 from mas_embed.forward import embed_batch
 from mas_embed.methods import METHODS, Method
 from mas_embed.models import MODELS
 from mas_embed.report import write_report
+from mas_embed.run_directory import open_run_directory, write_results
 from mas_embed.seeding import seeded
 from mas_embed.training import SequenceResult, check_splits, train_sequence
 from mas_embed.training.loading import training_batches
@@ -78,7 +74,14 @@ def run_experiment(
     """
     out = Path(out) if out is not None else Path("runs") / config.name
     splits = make_splits(config)
-    results = _prepare_directory(config, splits, out, resume=resume, overwrite=overwrite)
+    fresh = {
+        "schema": 1,
+        "name": config.name,
+        "splits": [split.name for split in splits],
+        "primary_metric": config.evaluation.primary_metric,
+        "runs": [],
+    }
+    results = open_run_directory(out, config.to_yaml(), fresh, resume=resume, overwrite=overwrite)
     done = {(run["method"], run["seed"]) for run in results["runs"]}
     for run in runs_of(config):
         if (run.method.title, run.seed) in done:
@@ -128,8 +131,12 @@ def _try_out(config: Config, component: MethodComponent, split: Split) -> None:
     )
     embeddings = _made("model", lambda: embed_batch(model, inputs))
     mined = _made("training.miner", lambda: parts["miner"](embeddings, labels)) if parts["miner"] else None
-    _made("loss", lambda: parts["loss"](embeddings, labels, mined))
-    _made("training.optimizer", lambda: parts["optimizer"](list(model.parameters())))
+    loss = _made("loss", lambda: parts["loss"](embeddings, labels, mined))
+    _made("loss", loss.backward)
+    optimizer = _made("training.optimizer", lambda: parts["optimizer"](list(model.parameters())))
+    _made("training.optimizer", optimizer.step)
+    model = make_model(config, seed=0)  # a step on one batch may have spoilt the first
+    method = make_method(component, model)
     _made(f"methods.{component.title}", lambda: method.consolidate([inputs]))
 
 
@@ -147,11 +154,6 @@ def make_model(config: Config, *, seed: int) -> nn.Module:
 def make_method(component: MethodComponent, model: nn.Module) -> Method:
     """The method of a config for a model."""
     return _made(f"methods.{component.title}", lambda: METHODS[component.name](model, **component.options))
-
-
-def write_results(out: Path, results: Mapping[str, Any]) -> None:
-    """Writes `results.json`, atomically."""
-    write_file(out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
 
 
 def _train(config: Config, splits: list[Split], run: Run, out: Path, resume: bool, on_event: OnEvent) -> dict[str, Any]:
@@ -219,7 +221,7 @@ def _made(where: str, make: Any) -> Any:
         return make()
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    except (TypeError, ValueError, AssertionError, KeyError, RuntimeError) as error:
+    except Exception as error:  # whatever a library raises
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{where} does not work with these options: {reason}") from error
 
@@ -247,104 +249,3 @@ def _forward_transfer(matrix: ScoreMatrix, initial: list[float]) -> float:
 
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
-
-
-def _prepare_directory(
-    config: Config, splits: Sequence[Split], out: Path, *, resume: bool, overwrite: bool
-) -> dict[str, Any]:
-    """Makes the run directory; returns the results that are there already."""
-    if resume and overwrite:
-        raise UserError("--resume keeps what is there and --overwrite replaces it; give one of them")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; name another directory with --out")
-    exists = any((out / name).exists() for name in ("config.yaml", "results.json"))
-    if exists and not (resume or overwrite):
-        raise UserError(
-            f"{out} holds a run already: pass --resume to go on with it, --overwrite to replace it, or another --out"
-        )
-    if exists and resume:
-        return _results_to_resume(config, out)
-    if exists:
-        _remove_run(out)
-    out.mkdir(parents=True, exist_ok=True)
-    write_file(out / "config.yaml", config.to_yaml())
-    write_file(out / "environment.json", json.dumps(describe_environment(), indent=1) + "\n")
-    return {
-        "schema": 1,
-        "name": config.name,
-        "splits": [split.name for split in splits],
-        "primary_metric": config.evaluation.primary_metric,
-        "runs": [],
-    }
-
-
-def _results_to_resume(config: Config, out: Path) -> dict[str, Any]:
-    written = (out / "config.yaml").read_text(encoding="utf-8") if (out / "config.yaml").exists() else ""
-    if written != config.to_yaml():
-        raise UserError(
-            f"{out} holds a run of another config, which this one cannot resume; compare {out / 'config.yaml'}"
-        )
-    try:
-        results: dict[str, Any] = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        splits = [split.name for split in make_splits(config)]
-        return {
-            "schema": 1,
-            "name": config.name,
-            "splits": splits,
-            "primary_metric": config.evaluation.primary_metric,
-            "runs": [],
-        }
-    except json.JSONDecodeError as error:
-        raise UserError(f"{out / 'results.json'} is not valid JSON ({error}); start anew with --overwrite") from None
-    return results
-
-
-def _remove_run(out: Path) -> None:
-    """Removes what a run wrote, by its own config, and nothing else."""
-    for log in out.glob("*/seed*/log.jsonl"):
-        shutil.rmtree(log.parent)
-        if not any(log.parent.parent.iterdir()):
-            log.parent.parent.rmdir()
-    for name in ("config.yaml", "environment.json", "results.json", "report.html", "scores.png", "error.log"):
-        (out / name).unlink(missing_ok=True)
-
-
-def describe_environment() -> dict[str, Any]:
-    """The hardware and the versions that a figure was measured with."""
-    packages = (
-        "torch",
-        "torchvision",
-        "pytorch-metric-learning",
-        "accelerate",
-        "scikit-learn",
-        "numpy",
-        "faiss-gpu",
-        "faiss-cpu",
-    )
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "mas-embed": importlib.metadata.version("mas-embed"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "packages": versions,
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )

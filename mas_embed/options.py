@@ -78,8 +78,12 @@ def _checked(where: str, parameter: inspect.Parameter, value: Any) -> Any:
         if type(parameter.default) not in (bool, int, float):
             return value  # nothing is known of its type; the constructor will judge
         expected = bool if isinstance(parameter.default, bool) else float
+    if isinstance(value, bool) and expected in (int, float):
+        raise UserError(f"{where}={value} is not accepted: it must be a number")
     try:
-        checked = TypeAdapter(expected, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+        checked = TypeAdapter(
+            expected, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+        ).validate_python(value)
     except ValidationError as error:
         raise UserError(f"{where}={value!r} is not accepted: {error.errors()[0]['msg'].lower()}") from None
     except (

@@ -28,9 +28,11 @@ MAY_IMPORT = {
     "methods": BASE | {"importance"},
     "training": BASE | {"methods", "losses", "models", "data", "retrieval", "forgetting"},
     "report": BASE,
+    "run_directory": BASE,
     "options": BASE,
     "config": BASE | {"options", "data", "losses", "methods", "models", "retrieval", "training"},
-    "experiment": BASE | {"config", "data", "forgetting", "losses", "methods", "models", "report", "training"},
+    "experiment": BASE
+    | {"config", "data", "forgetting", "losses", "methods", "models", "report", "run_directory", "training"},
     "cli": BASE | {"config", "experiment", "importance", "report"},
 }
 

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from mas_embed import UserError, load_config, run_experiment
-from mas_embed.experiment import describe_environment, runs_of
+from mas_embed.experiment import runs_of
+from mas_embed.run_directory import describe_environment
 
 TINY = {
     "name": "tiny",
@@ -177,8 +178,16 @@ def test_another_config_is_not_resumed(finished, tiny, tmp_path):
         ({"model": {"name": "small_conv", "channels": 3}}, "model does not work with these options: .*channels"),
         (
             {"methods": ["mas"]},
-            "methods.mas: output='squared_norm' on embeddings of unit length .* take output='projection'",
+            "methods.mas: .*output='squared_norm' on embeddings of unit length .* take output='projection'",
         ),
+        ({"model": {"name": "small_conv", "embedding_size": 0}}, "model: embedding_size must be at least 1"),
+        ({"training": {"sampler": {"name": "MPerClassSampler", "m": 0}}}, "m, images per class, must be at least 1"),
+        ({"training": {"optimizer": {"name": "LBFGS"}}}, "training.optimizer does not work with these options"),
+        (
+            {"loss": {"name": "ArcFaceLoss", "num_classes": 2, "embedding_size": 4}},
+            "loss does not work with these options",
+        ),
+        ({"methods": [{"name": "mas", "embed": "state_dict"}]}, "methods.mas"),
         ({"methods": [{"name": "mas", "embed": "raw"}]}, "methods.mas: .*no method 'raw'"),
         ({"methods": [{"name": "mas", "strength": -1}]}, "methods.mas: strength must be a finite number >= 0, got -1"),
         ({"methods": [{"name": "mas", "output": "norm"}]}, "methods.mas: unknown output 'norm'"),
@@ -196,7 +205,7 @@ def test_a_config_that_cannot_be_trained_writes_nothing(tiny, tmp_path, changes,
 
 
 def test_an_out_that_is_a_file_and_flags_that_exclude_each_other(tiny, tmp_path):
-    with pytest.raises(UserError, match="is a file; name another directory"):
+    with pytest.raises(UserError, match="cannot use .*tiny.yaml as a run directory: .*name another with --out"):
         run_experiment(tiny(), tmp_path / "tiny.yaml")
     with pytest.raises(UserError, match="--resume keeps what is there and --overwrite replaces it"):
         run_experiment(tiny(), tmp_path / "run", resume=True, overwrite=True)

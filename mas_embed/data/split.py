@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,8 @@ from torch.utils.data import Dataset
 
 from mas_embed.errors import UserError
 
+_UNUSED_IDS = itertools.count(2**40)
+
 
 @dataclass(frozen=True)
 class Part(Dataset[tuple[Any, int]]):
@@ -20,7 +23,8 @@ class Part(Dataset[tuple[Any, int]]):
     Args:
         inputs: anything with a length and items by position: a tensor [N, ...], or a sequence that loads on demand.
         labels: [N] int64.
-        ids: [N] int64, which item of the data set each is: an item that is both query and gallery is known by its id.
+        ids: [N] int64, which item of the data set each is: an item that is both query and gallery is known by its id. Left
+            out, they are numbers that no other part has.
     """
 
     inputs: Any
@@ -29,7 +33,7 @@ class Part(Dataset[tuple[Any, int]]):
 
     def __post_init__(self) -> None:
         if len(self.ids) == 0:
-            object.__setattr__(self, "ids", torch.arange(len(self.labels)))
+            object.__setattr__(self, "ids", torch.tensor([next(_UNUSED_IDS) for _ in range(len(self.labels))]).long())
         if not len(self.inputs) == len(self.labels) == len(self.ids):
             raise UserError(
                 f"a part has {len(self.inputs)} inputs, {len(self.labels)} labels and {len(self.ids)} ids; give one each"

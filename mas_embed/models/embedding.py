@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mas_embed.errors import UserError
 from mas_embed.registry import Registry
 
 MODELS: Registry = Registry("model")
@@ -47,6 +48,9 @@ def small_conv(
         width: channels of the first convolution; the second has twice, the hidden layer four times as many.
         is_normalized: whether embeddings have unit length.
     """
+    for name, value in (("embedding_size", embedding_size), ("channels", channels), ("width", width)):
+        if value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}")
     trunk = nn.Sequential(
         nn.Conv2d(channels, width, kernel_size=3, padding=1),
         nn.ReLU(),

@@ -80,10 +80,12 @@ def read_results(run_directory: str | Path) -> dict[str, Any]:
     path = Path(run_directory) / "results.json"
     try:
         results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"there is no {path}; name the directory of a run") from None
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; name the directory of a run") from None
+    except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(results, dict) or results.get("schema") != 1 or not isinstance(results.get("runs"), list):
+        raise UserError(f"{path} does not hold the results of a run")
     return results
 
 

@@ -19,15 +19,21 @@ def save_checkpoint(path: Path, model: nn.Module, method: Method, progress: Mapp
     write_tensors(path, tensors, {"kind": "checkpoint", "numbers": numbers, "progress": progress})
 
 
-def load_checkpoint(path: Path, model: nn.Module, method: Method) -> dict[str, Any]:
-    """Takes model and method back to where they were; returns `progress`.
+def load_checkpoint(path: Path, model: nn.Module, method: Method, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Takes model and method back to where they were; returns `progress`, whose "plan" must be the given one.
 
     Raises:
-        UserError: the file is not a checkpoint, or one of another model.
+        UserError: the file is not a checkpoint, or one of another model or plan.
     """
     tensors, description = read_tensors(path)
     if description.get("kind") != "checkpoint":
         raise UserError(f"{path} is not a checkpoint but holds {description.get('kind')}")
+    stored = description["progress"]["plan"]
+    for name, value in plan.items():
+        if stored.get(name) != value:
+            raise UserError(
+                f"the checkpoint {path} is of another sequence: its {name} is {stored.get(name)}, not {value}"
+            )
     state = _unflatten(tensors | description["numbers"])
     try:
         model.load_state_dict(state.get("model", {}))

@@ -43,6 +43,8 @@ def per_class_sampler(labels: Tensor, *, m: int) -> Sampler[int]:
     """
     from pytorch_metric_learning.samplers import MPerClassSampler
 
+    if m < 1:
+        raise UserError(f"the sampler's m, images per class, must be at least 1, got {m}")
     classes, counts = labels.unique(return_counts=True)
     if int(counts.min()) < m:
         scarce = int(classes[counts.argmin()])

@@ -74,7 +74,7 @@ def train_sequence(
     distance: Distance = "cosine",
     recall_at: Sequence[int] = (1, 2, 4, 8),
     seed: int = 0,
-    checkpoint: Path | None = None,
+    checkpoint: str | Path | None = None,
     resume: bool = False,
     accelerator: Accelerator | None = None,
     on_event: OnEvent = lambda event: None,
@@ -106,8 +106,9 @@ def train_sequence(
         on_event: is told `{"event": "epoch", ...}` and `{"event": "split", ...}` as they end.
 
     Raises:
-        UserError: a split is empty or asks for a class that no gallery has; or there is a checkpoint and `resume` is
-            False.
+        UserError: a split is empty or asks for a class that no gallery has; there is a checkpoint and `resume` is False, or
+            it is one of another sequence; its folder does not exist.
+        RunError: training diverged.
     """
     check_splits(splits)
     check_splits(evaluate_on or splits)
@@ -116,8 +117,18 @@ def train_sequence(
     evaluate = partial(
         evaluate_splits, model, evaluate_on or splits, distance=distance, recall_at=recall_at, batch_size=4 * batch_size
     )
+    plan = {
+        "splits": [split.name for split in splits],
+        "judged": [split.name for split in evaluate_on or splits],
+        "method": type(method).__name__,
+        "seed": seed,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "distance": distance,
+        "recall_at": list(recall_at),
+    }
     prepared = accelerator.prepare_model(model)
-    progress = _restore(checkpoint, resume, model, method)
+    progress = _restore(checkpoint, resume, plan, model, method)
     if not progress.initial:
         with progress.timed("evaluation"):
             progress.initial, _ = evaluate()
@@ -133,7 +144,7 @@ def train_sequence(
             row, progress.all = evaluate()
         progress.rows.append(row)
         if checkpoint is not None:
-            save_checkpoint(checkpoint, model, method, vars(progress))
+            save_checkpoint(Path(checkpoint), model, method, {"plan": plan, **vars(progress)})
         tell({"event": "split", "scores": row})
     return _result(progress)
 
@@ -143,14 +154,20 @@ def _tell(on_event: OnEvent, splits: Sequence[Split], split_index: int, event: M
     on_event({**event, **place})
 
 
-def _restore(checkpoint: Path | None, resume: bool, model: nn.Module, method: Method) -> _Progress:
-    if checkpoint is None or not checkpoint.exists():
+def _restore(
+    checkpoint: str | Path | None, resume: bool, plan: Mapping[str, Any], model: nn.Module, method: Method
+) -> _Progress:
+    if checkpoint is None:
+        return _Progress()
+    path = Path(checkpoint)
+    if not path.parent.is_dir():
+        raise UserError(f"the folder of the checkpoint, {path.parent}, does not exist")
+    if not path.exists():
         return _Progress()
     if not resume:
-        raise UserError(
-            f"there is a checkpoint already at {checkpoint}; pass resume=True to go on from it, or another path"
-        )
-    return _Progress(**load_checkpoint(checkpoint, model, method))
+        raise UserError(f"there is a checkpoint already at {path}; pass resume=True to go on from it, or another path")
+    restored = load_checkpoint(path, model, method, plan)
+    return _Progress(**{name: value for name, value in restored.items() if name != "plan"})
 
 
 def _result(progress: _Progress) -> SequenceResult:

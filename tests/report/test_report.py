@@ -81,6 +81,10 @@ def test_no_results(results, tmp_path):
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(UserError, match="is not valid JSON"):
         read_results(tmp_path)
+    for content in ("[]", "{}", '{"schema": 1, "runs": 3}'):
+        (tmp_path / "results.json").write_text(content)
+        with pytest.raises(UserError, match="does not hold the results of a run"):
+            read_results(tmp_path)
     (tmp_path / "results.json").write_text(json.dumps(results | {"runs": []}))
     with pytest.raises(UserError, match="no finished run"):
         write_report(tmp_path)

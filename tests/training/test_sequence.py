@@ -207,6 +207,21 @@ def test_a_checkpoint_is_never_overwritten_unasked(tmp_path):
         train(checkpoint=path)
 
 
+def test_a_checkpoint_of_another_sequence_is_not_resumed(tmp_path):
+    path = str(tmp_path / "checkpoint.safetensors")
+    train(MAS, checkpoint=path)
+    for options, message in (
+        ({"seed": 1}, "its seed is 0, not 1"),
+        ({"splits": small_splits(2)}, "its splits is"),
+        ({"make_method": Finetune}, "its method is MAS, not Finetune"),
+        ({"recall_at": (2,)}, "its recall_at is"),
+    ):
+        with pytest.raises(UserError, match=f"another sequence: {message}"):
+            train(**({"make_method": MAS} | options), checkpoint=path, resume=True)
+    with pytest.raises(UserError, match="does not exist"):
+        train(checkpoint=tmp_path / "missing" / "checkpoint.safetensors")
+
+
 @pytest.mark.parametrize("part", ["train", "query", "gallery"])
 def test_an_empty_part_is_refused(part):
     splits = small_splits()
