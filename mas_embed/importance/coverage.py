@@ -69,6 +69,7 @@ def explain_coverage(model: nn.Module, batch: Any = None, *, embed: Embed | str 
         embed: see `estimate_importance`.
 
     Example:
+        >>> import torch
         >>> print(explain_coverage(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.PReLU())))
         parameter  shape  layer   importance by
         0.weight   3x2    Linear  rule

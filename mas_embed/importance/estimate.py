@@ -62,8 +62,7 @@ def estimate_importance(
     Example:
         >>> model = torch.nn.Linear(2, 1, bias=False)
         >>> _ = model.weight.data.copy_(torch.tensor([[1.0, 2.0]]))
-        >>> opposite = torch.tensor([[1.0, 1.0], [1.0, -1.0]])  # embeddings 3 and -1, gradients 2 F(x) x = (6, 6) and
-        (-2, 2)
+        >>> opposite = torch.tensor([[1.0, 1.0], [1.0, -1.0]])  # F is 3 and -1, its gradients 2 F x (6, 6) and (-2, 2)
         >>> estimate_importance(model, [opposite])["weight"]
         tensor([[4., 4.]])
     """
