@@ -70,11 +70,11 @@ def explain_coverage(model: nn.Module, batch: Any = None, *, embed: Embed | str 
 
     Example:
         >>> import torch
-        >>> print(explain_coverage(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.PReLU())))
-        parameter  shape  layer   importance by
-        0.weight   3x2    Linear  rule
-        0.bias     3      Linear  rule
-        1.weight   1      PReLU   fallback
+        >>> print(explain_coverage(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Bilinear(3, 3, 1, bias=False))))
+        parameter  shape  layer     importance by
+        0.weight   3x2    Linear    rule
+        0.bias     3      Linear    rule
+        1.weight   1x3x3  Bilinear  fallback
         2 rule, 1 fallback
     """
     owners = parameter_owners(model)

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 from mas_embed.errors import UserError
 from mas_embed.forward import Embed, embed_batch
-from mas_embed.importance.fallback import PerSampleGradients, iterate_samples, split_samples
+from mas_embed.importance.fallback import PerSampleGradients, split_samples, take_samples
 from mas_embed.importance.graph import AutogradGraph
 from mas_embed.importance.outputs import Output
 from mas_embed.importance.refusals import refuse_bad_embeddings, refuse_coupled_samples
 from mas_embed.importance.rules import Rule, rule_of
-from mas_embed.importance.rules.blocks import accumulation_dtype
+from mas_embed.importance.rules.blocks import accumulation_dtype, scratch_space
 
 Way = Literal["rule", "fallback", "frozen", "unused"]
 
@@ -96,9 +96,10 @@ class BatchImportance:
         batch_gradients = []
         for index in range(num_outputs):
             total, is_last = values[:, index].sum(), index == num_outputs - 1
-            _, *gradients = torch.autograd.grad(
-                total, [anchor, *by_fallback.values()], retain_graph=not is_last, allow_unused=True
-            )
+            with scratch_space():
+                _, *gradients = torch.autograd.grad(
+                    total, [anchor, *by_fallback.values()], retain_graph=not is_last, allow_unused=True
+                )
             batch_gradients.append(dict(zip(by_fallback, gradients, strict=True)))
         if by_fallback:
             for name, total in self._fallback.sums(by_fallback, batch, num_samples, batch_gradients).items():
@@ -164,30 +165,31 @@ class BatchImportance:
             calls_of[layer][0].wanted = names
 
     def _prove_samples_are_independent(self, batch: Any, embeddings: Tensor, calls: list[LayerCall]) -> set[nn.Module]:
-        """The layers whose first dimension is the samples: of size one where one sample goes through alone.
+        """The layers whose first dimension is the samples: of as many as go through.
 
-        The first and the last sample of the batch are embedded alone; once for all batches of samples of one shape.
+        The last and the second sample are embedded without the others, in that order (sums over the samples before or
+        after, and a reversed order, would show); once for all batches of samples of one shape.
 
         Raises:
-            UserError: a sample's embedding changes when it is embedded alone.
+            UserError: their embeddings change.
         """
         num_samples = len(embeddings)
         if num_samples == 1:
             return {call.layer for call in calls if len(call.input) == 1}
-        shapes = tuple(tensor.shape[1:] for tensor in split_samples(batch, num_samples)[0])
-        if shapes not in self._proofs:
-            samples = list(iterate_samples(batch, num_samples, indices=(0, num_samples - 1)))
+        few = [num_samples - 1, 1] if num_samples > 2 else [1]
+        key = (len(few), *(tensor.shape[1:] for tensor in split_samples(batch, num_samples)[0]))
+        if key not in self._proofs:
             with _tape(self._model, self._receive, None) as calls:
                 try:
-                    alone = [embed_batch(self._model, sample, self._embed).detach() for sample in samples]
+                    alone = embed_batch(self._model, take_samples(batch, num_samples, few), self._embed).detach()
                 except (RuntimeError, ValueError, IndexError) as error:
                     raise UserError(
-                        f"the model cannot embed one sample without the other samples of its batch: {error}"
+                        f"the model cannot embed samples without the others of their batch: {error}"
                     ) from error
-            refuse_coupled_samples(alone, embeddings)
+            refuse_coupled_samples(alone, embeddings, few)
             seen = {call.layer for call in calls}
-            self._proofs[shapes] = seen - {call.layer for call in calls if len(call.input) != 1}
-        return self._proofs[shapes]
+            self._proofs[key] = seen - {call.layer for call in calls if len(call.input) != len(few)}
+        return self._proofs[key]
 
 
 def zero_sums(model: nn.Module) -> dict[str, Tensor]:

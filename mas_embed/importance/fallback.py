@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -89,8 +89,8 @@ class PerSampleGradients:
         self, parameters: Mapping[str, Tensor], batch: Any, num_samples: int, num_outputs: int
     ) -> dict[str, Tensor]:
         sums = _zeros(parameters)
-        for sample in iterate_samples(batch, num_samples):
-            values = self._embedder(sample)[0]
+        for index in range(num_samples):
+            values = self._embedder(take_samples(batch, num_samples, [index]))[0]
             for output_index in range(num_outputs):
                 is_last = output_index == num_outputs - 1
                 gradients = torch.autograd.grad(
@@ -134,11 +134,10 @@ def split_samples(batch: Any, num_samples: int) -> tuple[list[Tensor], Any]:
     return tensors, rebuild
 
 
-def iterate_samples(batch: Any, num_samples: int, indices: Iterable[int] | None = None) -> Iterator[Any]:
-    """The batch's samples, or those at `indices`, as batches of one sample."""
+def take_samples(batch: Any, num_samples: int, indices: list[int]) -> Any:
+    """The batch with some of its samples only, in the order of `indices`."""
     tensors, rebuild = split_samples(batch, num_samples)
-    for index in range(num_samples) if indices is None else indices:
-        yield rebuild([tensor[index : index + 1] for tensor in tensors])
+    return rebuild([tensor[indices] for tensor in tensors])
 
 
 def _refuse_other_sums(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -65,14 +65,12 @@ def refuse_constant_length(lengths: Tensor, importance: Mapping[str, Tensor], mo
             raise UserError(_CONSTANT_LENGTH.format(length="constant"))
 
 
-def refuse_coupled_samples(alone: Sequence[Tensor], in_batch: Tensor) -> None:
-    """Raises `UserError` if the first and last rows in the batch [N, D] are not what those samples give alone [1, D]."""
+def refuse_coupled_samples(alone: Tensor, in_batch: Tensor, indices: list[int]) -> None:
+    """Raises `UserError` if some rows of the batch [N, D] are not what their samples give without the others."""
     spread, length = _ROUNDING.get(in_batch.dtype, _HALF_ROUNDING)
-    expected = in_batch[[0, -1]]
+    expected = in_batch[indices]
     tolerance = spread * (in_batch - in_batch.mean(0)).norm(dim=1).max() + length * in_batch.norm(dim=1).max()
-    if any(row.shape != expected[:1].shape for row in alone) or bool(
-        ((torch.cat(list(alone)) - expected).norm(dim=1) > tolerance).any()
-    ):
+    if alone.shape != expected.shape or bool(((alone - expected).norm(dim=1) > tolerance).any()):
         raise UserError(
             "a sample's embedding changes with the other samples of its batch, so it has no gradient of its own: batches "
             "must have the samples in their first dimension, and layers that use the batch's statistics must go"

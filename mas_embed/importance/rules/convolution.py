@@ -1,60 +1,150 @@
-"""`y = conv(x, W) + b`.
-
-N samples, G groups, C in-channels x kernel positions of a group, O out-channels of a group, L positions.
-"""
+"""`y = conv(x, W) + b`, in one to three dimensions, and its transpose; any stride, padding, dilation, groups and padding mode."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mas_embed.importance.rules.blocks import absolute_power, accumulation_dtype, sample_blocks
+from mas_embed.importance.rules.blocks import absolute_power, accumulation_dtype, sample_blocks, scratch
 from mas_embed.importance.rules.registry import rule
 
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+TransposedConvolution = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
+
+@rule(nn.Conv1d, min_ndim=3)
 @rule(nn.Conv2d, min_ndim=4)
-def conv2d(
-    layer: nn.Conv2d, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]
+@rule(nn.Conv3d, min_ndim=5)
+def convolution(
+    layer: Convolution, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]
 ) -> dict[str, Tensor]:
-    """Per-sample gradients by unfolding: `g_n = delta_n patches_n^T`; any stride, dilation, groups and padding mode."""
-    dtype = accumulation_dtype(grad_output)
-    delta = grad_output.to(dtype)
-    sums = {}
+    """Each sample's gradient is the convolution's own backward pass on that sample; one at a time, none is kept."""
+    sums = _bias(grad_output, exponent, names)
     if "weight" in names:
-        sums["weight"] = _weight(layer, _pad(layer, input.detach().to(dtype)), delta, exponent)
-    if "bias" in names:
-        sums["bias"] = absolute_power(delta.sum((2, 3)), exponent).sum(0)
+        padded, padding = _padded(layer, input.detach())
+        none = [0] * len(padding)
+        sums["weight"] = _weight(layer, padded, grad_output, exponent, padding=padding, output_padding=none)
     return sums
 
 
-def _pad(layer: nn.Conv2d, input: Tensor) -> Tensor:
-    """The input as the kernel sees it: padded in the layer's mode, so that what follows needs no padding."""
+@rule(nn.ConvTranspose1d, min_ndim=3)
+@rule(nn.ConvTranspose2d, min_ndim=4)
+@rule(nn.ConvTranspose3d, min_ndim=5)
+def transposed_convolution(
+    layer: TransposedConvolution, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]
+) -> dict[str, Tensor]:
+    """As `convolution`, with the output padding that made the output as large as it is."""
+    sums = _bias(grad_output, exponent, names)
+    if "weight" in names:
+        padding: list[int] = [int(amount) for amount in layer.padding]
+        geometry = zip(
+            input.shape[2:],
+            grad_output.shape[2:],
+            layer.stride,
+            padding,
+            layer.dilation,
+            layer.kernel_size,
+            strict=True,
+        )
+        output_padding = [
+            out - ((size - 1) * stride - 2 * amount + dilation * (kernel - 1) + 1)
+            for size, out, stride, amount, dilation, kernel in geometry
+        ]
+        sums["weight"] = _weight(
+            layer, input.detach(), grad_output, exponent, padding=padding, output_padding=output_padding
+        )
+    return sums
+
+
+def _bias(grad_output: Tensor, exponent: int, names: Collection[str]) -> dict[str, Tensor]:
+    if "bias" not in names:
+        return {}
+    gradient_NO = grad_output.flatten(2).sum(2, dtype=accumulation_dtype(grad_output))
+    return {"bias": absolute_power(gradient_NO, exponent).sum(0)}
+
+
+def _padded(layer: Convolution, input: Tensor) -> tuple[Tensor, list[int]]:
+    """The input, padded if the kernel cannot do it itself, and the zeros that are left for the kernel to pad."""
     if layer.padding_mode != "zeros":
         # As the layer's own forward does; amounts are kept last dimension first, as F.pad takes them
-        return F.pad(input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
+        return F.pad(input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), [0] * (input.ndim - 2)
+    if not isinstance(layer.padding, str):
+        return input, list(layer.padding)
     if layer.padding == "valid":
-        return input
-    amounts: list[int] = []
-    for index in reversed(range(2)):
-        if layer.padding == "same":
-            total = layer.dilation[index] * (layer.kernel_size[index] - 1)
-            amounts += [total // 2, total - total // 2]
-        else:
-            amounts += [int(layer.padding[index])] * 2
-    return F.pad(input, amounts)
+        return input, [0] * (input.ndim - 2)
+    totals = [dilation * (size - 1) for dilation, size in zip(layer.dilation, layer.kernel_size, strict=True)]
+    if all(total % 2 == 0 for total in totals):
+        return input, [total // 2 for total in totals]
+    amounts = chain.from_iterable((total // 2, total - total // 2) for total in reversed(totals))
+    return F.pad(input, list(amounts)), [0] * (input.ndim - 2)
 
 
-def _weight(layer: nn.Conv2d, padded: Tensor, delta: Tensor, exponent: int) -> Tensor:
-    groups, (out_channels, channels, *kernel) = layer.groups, layer.weight.shape
-    patch, positions = channels * kernel[0] * kernel[1], delta.shape[2] * delta.shape[3]
-    total = torch.zeros(groups, out_channels // groups, patch, dtype=delta.dtype, device=delta.device)
-    per_sample = groups * patch * max(positions, out_channels // groups) * delta.element_size()
-    for block in sample_blocks(len(delta), per_sample):
-        patches = F.unfold(padded[block], layer.kernel_size, dilation=layer.dilation, stride=layer.stride)
-        patches_NGCL = patches.view(len(patches), groups, patch, positions)
-        delta_NGOL = delta[block].reshape(len(patches), groups, out_channels // groups, positions)
-        total += absolute_power(delta_NGOL @ patches_NGCL.mT, exponent).sum(0)
-    return total.view(layer.weight.shape)
+def _weight(
+    layer: Convolution | TransposedConvolution,
+    input: Tensor,
+    grad_output: Tensor,
+    exponent: int,
+    *,
+    padding: list[int],
+    output_padding: list[int],
+) -> Tensor:
+    dtype = accumulation_dtype(grad_output)
+    input, grad_output = input.to(dtype), grad_output.to(dtype)
+    if isinstance(layer, nn.Conv2d) and layer.groups == 1:
+        return _weight_by_patches(layer, F.pad(input, [padding[1]] * 2 + [padding[0]] * 2), grad_output, exponent)
+    weight = layer.weight.detach().to(dtype)
+    total = torch.zeros_like(weight)
+    for index in range(len(input)):
+        _, gradient, _ = torch.ops.aten.convolution_backward(
+            grad_output[index : index + 1],
+            input[index : index + 1],
+            weight,
+            None,
+            list(layer.stride),
+            padding,
+            list(layer.dilation),
+            layer.transposed,
+            output_padding,
+            layer.groups,
+            [False, True, False],
+        )
+        total += absolute_power(gradient, exponent)
+    return total
+
+
+def _weight_by_patches(layer: nn.Conv2d, padded: Tensor, grad_output: Tensor, exponent: int) -> Tensor:
+    """`g_n = delta_n patches_n` as matrix products; faster than the backward pass of one sample, above all a small one.
+
+    Patches are cut from the input with its channels last, where a row of the kernel is one run of memory.
+    """
+    (out_channels, channels, *kernel), num_positions = layer.weight.shape, grad_output.shape[2:].numel()
+    patch = channels * kernel[0] * kernel[1]
+    padded_NHWC, delta_NOL = padded.permute(0, 2, 3, 1).contiguous(), grad_output.flatten(2)
+    total = padded.new_zeros(out_channels, patch)
+    for block in sample_blocks(len(padded), patch * num_positions * padded.element_size()):
+        view = _patches(layer, padded_NHWC[block], grad_output.shape[2:])
+        patches_NLP = scratch("patches", view.shape, padded).copy_(view).view(len(view), num_positions, patch)
+        for channels_ in sample_blocks(out_channels, len(view) * patch * padded.element_size()):
+            shape = (len(view), channels_.stop - channels_.start, patch)
+            gradient_NOP = torch.bmm(delta_NOL[block, channels_], patches_NLP, out=scratch("gradient", shape, padded))
+            total[channels_] += absolute_power(gradient_NOP, exponent).sum(0)
+    return total.view(out_channels, *kernel, channels).permute(0, 3, 1, 2)
+
+
+def _patches(layer: nn.Conv2d, padded_NHWC: Tensor, positions: torch.Size) -> Tensor:
+    """What the kernel sees at every position, as a view [N, height, width, kernel height, kernel width, C]."""
+    sample, row, column, channel = padded_NHWC.stride()
+    size = (len(padded_NHWC), *positions, *layer.kernel_size, padded_NHWC.shape[3])
+    stride = (
+        sample,
+        row * layer.stride[0],
+        column * layer.stride[1],
+        row * layer.dilation[0],
+        column * layer.dilation[1],
+        channel,
+    )
+    return padded_NHWC.as_strided(size, stride, padded_NHWC.storage_offset())

@@ -6,12 +6,13 @@ from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear  # plain; the last layer of attention
 
 from mas_embed.importance.rules.blocks import absolute_power, accumulation_dtype, sample_blocks
 from mas_embed.importance.rules.registry import rule
 
 
-@rule(nn.Linear, min_ndim=2)
+@rule(nn.Linear, NonDynamicallyQuantizableLinear, min_ndim=2)
 def linear(
     layer: nn.Linear, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]
 ) -> dict[str, Tensor]:

@@ -1,30 +1,106 @@
-"""`y = w * x_hat + b`. N samples, C channels, L positions."""
+"""`y = w * x_hat + b`, where `x_hat` depends on the sample alone.
+
+N samples, C channels, L positions (all other dimensions), S the shape of the parameters.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mas_embed.importance.rules.blocks import absolute_power, accumulation_dtype
 from mas_embed.importance.rules.registry import rule
 
 
+@rule(nn.BatchNorm1d, min_ndim=2, applies=lambda layer: layer.running_mean is not None)
 @rule(nn.BatchNorm2d, min_ndim=4, applies=lambda layer: layer.running_mean is not None)
+@rule(nn.BatchNorm3d, min_ndim=5, applies=lambda layer: layer.running_mean is not None)
 def batch_norm(
     layer: nn.BatchNorm2d, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]
 ) -> dict[str, Tensor]:
-    """Eval mode: `x_hat = (x - running_mean) / sqrt(running_var + eps)` does not depend on the batch."""
+    """Eval mode: `x_hat = (x - running_mean) / sqrt(running_var + eps)`."""
     dtype = accumulation_dtype(grad_output)
-    delta_NCL = grad_output.to(dtype).flatten(2)
+    delta_NCL = grad_output.to(dtype).flatten(2) if input.ndim > 2 else grad_output.to(dtype).unsqueeze(2)
     sums = {}
     if "weight" in names:
         assert layer.running_mean is not None and layer.running_var is not None
         mean_C1, scale_C = layer.running_mean.to(dtype)[:, None], (layer.running_var.to(dtype) + layer.eps).rsqrt()
-        centred_NCL = input.detach().to(dtype).flatten(2) - mean_C1
+        centred_NCL = input.detach().to(dtype).reshape(delta_NCL.shape) - mean_C1
         gradient_NC = torch.einsum("ncl,ncl->nc", delta_NCL, centred_NCL) * scale_C
         sums["weight"] = absolute_power(gradient_NC, exponent).sum(0)
     if "bias" in names:
         sums["bias"] = absolute_power(delta_NCL.sum(2), exponent).sum(0)
     return sums
+
+
+@rule(nn.GroupNorm, min_ndim=2)
+def group_norm(
+    layer: nn.GroupNorm, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]
+) -> dict[str, Tensor]:
+    """Statistics over the channels of a group and all positions."""
+    dtype = accumulation_dtype(grad_output)
+    normalized = F.group_norm(input.detach().to(dtype), layer.num_groups, eps=layer.eps)
+    return _by_channel(normalized, grad_output.to(dtype), exponent, names)
+
+
+@rule(nn.InstanceNorm1d, min_ndim=3, applies=lambda layer: layer.running_mean is None)
+@rule(nn.InstanceNorm2d, min_ndim=4, applies=lambda layer: layer.running_mean is None)
+@rule(nn.InstanceNorm3d, min_ndim=5, applies=lambda layer: layer.running_mean is None)
+def instance_norm(
+    layer: nn.InstanceNorm2d, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]
+) -> dict[str, Tensor]:
+    """Statistics over all positions of a channel."""
+    dtype = accumulation_dtype(grad_output)
+    return _by_channel(F.instance_norm(input.detach().to(dtype), eps=layer.eps), grad_output.to(dtype), exponent, names)
+
+
+@rule(nn.LayerNorm, min_ndim=2)
+def layer_norm(
+    layer: nn.LayerNorm, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]
+) -> dict[str, Tensor]:
+    """Statistics over the last dimensions, which are those of the parameters."""
+    dtype = accumulation_dtype(grad_output)
+    normalized = F.layer_norm(input.detach().to(dtype), layer.normalized_shape, eps=layer.eps)
+    return _by_element(layer, normalized, grad_output.to(dtype), exponent, names)
+
+
+@rule(nn.RMSNorm, min_ndim=2)
+def rms_norm(
+    layer: nn.RMSNorm, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]
+) -> dict[str, Tensor]:
+    """As `layer_norm`, without a mean."""
+    dtype = accumulation_dtype(grad_output)
+    # The layer's own default of eps is that of its input's type
+    eps = layer.eps if layer.eps is not None else torch.finfo(input.dtype).eps
+    normalized = F.rms_norm(input.detach().to(dtype), list(layer.normalized_shape), eps=eps)
+    return _by_element(layer, normalized, grad_output.to(dtype), exponent, names)
+
+
+def _by_channel(normalized: Tensor, delta: Tensor, exponent: int, names: Collection[str]) -> dict[str, Tensor]:
+    """For parameters [C] of inputs [N, C, ...]."""
+    normalized_NCL, delta_NCL = (x.flatten(2) if x.ndim > 2 else x.unsqueeze(2) for x in (normalized, delta))
+    sums = {}
+    if "weight" in names:
+        gradient_NC = torch.einsum("ncl,ncl->nc", delta_NCL, normalized_NCL)
+        sums["weight"] = absolute_power(gradient_NC, exponent).sum(0)
+    if "bias" in names:
+        sums["bias"] = absolute_power(delta_NCL.sum(2), exponent).sum(0)
+    return sums
+
+
+def _by_element(
+    layer: nn.LayerNorm | nn.RMSNorm, normalized: Tensor, delta: Tensor, exponent: int, names: Collection[str]
+) -> dict[str, Tensor]:
+    """For parameters [S] of inputs [N, ..., S]."""
+    size = len(layer.normalized_shape)
+    num_positions = delta.shape[1 : delta.ndim - size].numel()
+
+    def total(products: Tensor) -> Tensor:
+        gradient_NS = products.reshape(len(products), num_positions, *layer.normalized_shape).sum(1)
+        return absolute_power(gradient_NS, exponent).sum(0)
+
+    sums = {"weight": total(delta * normalized)} if "weight" in names else {}
+    return sums | ({"bias": total(delta)} if "bias" in names else {})

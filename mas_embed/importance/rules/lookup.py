@@ -1,0 +1,29 @@
+"""`nn.Embedding`: rows of a table. N samples, T positions (all dimensions but the first), V rows, D columns."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+
+from mas_embed.importance.rules.blocks import absolute_power, accumulation_dtype
+from mas_embed.importance.rules.registry import rule
+
+
+@rule(nn.Embedding, min_ndim=1, applies=lambda layer: not layer.sparse and not layer.scale_grad_by_freq)
+def embedding(
+    layer: nn.Embedding, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]
+) -> dict[str, Tensor]:
+    """A row's gradient is the sum over a sample's positions that look it up; only such rows are formed. O(N T D)."""
+    row_NT = input.reshape(len(input), -1)
+    delta = grad_output.to(accumulation_dtype(grad_output)).reshape(row_NT.numel(), layer.embedding_dim)
+    # One number for every pair of sample and row; equal pairs are positions that add up before the absolute value
+    pair = (torch.arange(len(input), device=input.device)[:, None] * layer.num_embeddings + row_NT).flatten()
+    pairs, place = pair.unique(return_inverse=True)
+    gradient = delta.new_zeros(len(pairs), layer.embedding_dim).index_add_(0, place, delta)
+    total = delta.new_zeros(layer.num_embeddings, layer.embedding_dim)
+    total.index_add_(0, pairs % layer.num_embeddings, absolute_power(gradient, exponent))
+    if layer.padding_idx is not None:
+        total[layer.padding_idx] = 0  # torch gives this row no gradient
+    return {"weight": total}
