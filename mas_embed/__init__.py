@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from mas_embed.experiment import run_experiment as run_experiment
     from mas_embed.forgetting import ScoreMatrix as ScoreMatrix
     from mas_embed.importance import Importance as Importance
+    from mas_embed.importance import OnlineImportance as OnlineImportance
     from mas_embed.importance import Projection as Projection
     from mas_embed.importance import estimate_importance as estimate_importance
+    from mas_embed.importance import estimate_local_importance as estimate_local_importance
     from mas_embed.importance import explain_coverage as explain_coverage
+    from mas_embed.importance import fingerprint_of as fingerprint_of
     from mas_embed.methods import MAS as MAS
     from mas_embed.methods import Finetune as Finetune
     from mas_embed.methods import Frozen as Frozen
@@ -35,9 +38,12 @@ if TYPE_CHECKING:
 _HOME = {
     # importance
     "Importance": "importance",
+    "OnlineImportance": "importance",
     "Projection": "importance",
     "estimate_importance": "importance",
+    "estimate_local_importance": "importance",
     "explain_coverage": "importance",
+    "fingerprint_of": "importance",
     # methods
     "Finetune": "methods",
     "Frozen": "methods",

@@ -45,6 +45,12 @@ def embed_batch(model: nn.Module, batch: Any, embed: Embed | str | None = None) 
     return embeddings
 
 
+def uncompiled(model: nn.Module) -> tuple[nn.Module, str]:
+    """The module behind `torch.compile`, and what its parameters' names begin with; else the model itself and nothing."""
+    inner = getattr(model, "_orig_mod", None)
+    return (inner, "_orig_mod.") if isinstance(inner, nn.Module) else (model, "")
+
+
 def input_of(batch: Any) -> Any:
     """The model's input in a batch: its first element if it is a tuple or list, else the batch itself."""
     return batch[0] if isinstance(batch, tuple | list) else batch

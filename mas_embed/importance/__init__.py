@@ -2,7 +2,19 @@
 
 from mas_embed.importance.coverage import Coverage, CoverageRow, explain_coverage
 from mas_embed.importance.estimate import estimate_importance
+from mas_embed.importance.local import estimate_local_importance
+from mas_embed.importance.online import OnlineImportance
 from mas_embed.importance.outputs import Projection
-from mas_embed.importance.record import Importance
+from mas_embed.importance.record import Importance, fingerprint_of
 
-__all__ = ["Coverage", "CoverageRow", "Importance", "Projection", "estimate_importance", "explain_coverage"]
+__all__ = [
+    "Coverage",
+    "CoverageRow",
+    "Importance",
+    "OnlineImportance",
+    "Projection",
+    "estimate_importance",
+    "estimate_local_importance",
+    "explain_coverage",
+    "fingerprint_of",
+]

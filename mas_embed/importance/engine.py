@@ -13,6 +13,7 @@ gradient,
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -68,6 +69,8 @@ class BatchImportance:
         output: the scalars per sample.
         exponent: 1 or 2.
         embed: how a batch is embedded, see `embed_batch`.
+        may_swap_parameters: whether the model's parameters may be others for a moment, which `vmap` needs; not while other
+            threads use the model.
 
     Attributes:
         sums: by parameter name, float32 or wider.
@@ -76,9 +79,18 @@ class BatchImportance:
         num_samples: so far.
     """
 
-    def __init__(self, model: nn.Module, *, output: Output, exponent: int, embed: Embed | str | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        output: Output,
+        exponent: int,
+        embed: Embed | str | None,
+        may_swap_parameters: bool = True,
+    ) -> None:
         self._model, self._output, self._exponent, self._embed = model, output, exponent, embed
         self._fallback = PerSampleGradients(model, output=output, exponent=exponent, embed=embed)
+        self._fallback.is_vectorized &= may_swap_parameters
         self._proofs: dict[Any, set[nn.Module]] = {}
         self._scale = 1.0
         self.sums = zero_sums(model)
@@ -86,11 +98,11 @@ class BatchImportance:
         self.lengths: list[Tensor] = []
         self.num_samples = 0
 
-    def add(self, batch: Any) -> None:
-        """Adds a batch's samples to the sums."""
+    def add(self, batch: Any, *, share: float = 1.0) -> None:
+        """Adds a batch's samples to the sums, each counting `share` times."""
         values, anchor = self._forward(batch)
         num_samples, num_outputs = values.shape
-        self._scale = 1 / num_outputs if self._output.reduction == "mean" else 1.0
+        self._scale = share / num_outputs if self._output.reduction == "mean" else share
         parameters = dict(self._model.named_parameters())
         by_fallback = {name: parameters[name] for name, way in self.ways.items() if way == "fallback"}
         batch_gradients = []
@@ -230,8 +242,11 @@ class _Tap(torch.autograd.Function):
 def _tape(model: nn.Module, receive: Any, anchor: Tensor | None) -> Iterator[list[LayerCall]]:
     """Records every call of a layer with a rule that is made in its body; taps the outputs if there is an anchor."""
     calls: list[LayerCall] = []
+    own_thread = threading.get_ident()
 
     def record(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+        if threading.get_ident() != own_thread:
+            return None  # another thread serves with the same model
         rule, layer_input = rules[layer], args[0] if args else kwargs["input"]
         if layer_input.ndim < rule.min_ndim:
             return None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mas_embed.errors import UserError
-from mas_embed.forward import Embed, batch_to, device_of, differentiating, embed_batch
+from mas_embed.forward import Embed, batch_to, device_of, differentiating, embed_batch, uncompiled
 from mas_embed.importance.engine import BatchImportance, zero_sums
 from mas_embed.importance.outputs import Output, SquaredNorm, resolve_output
 from mas_embed.importance.record import Importance
@@ -28,11 +28,18 @@ def estimate_importance(
 ) -> Importance:
     """How much each parameter matters: `Omega_p = 1/N sum_n |d output(x_n) / d theta_p|^exponent`.
 
-    Taken in eval mode, per sample, from unlabeled inputs, and exact: layers with a rule (Linear, Conv2d, BatchNorm2d)
-    take their per-sample gradients from one ordinary backward pass of the batch; every other parameter takes
-    `torch.func` per-sample gradients; `explain_coverage` tells which. The result does not depend on the batch size or
-    the order of the samples. The model is left as it was: mode, buffers, `.grad`, `requires_grad`, hooks and random
-    state.
+    Taken in eval mode, per sample, from unlabeled inputs, and exact: layers with a rule (linear, convolutions,
+    normalisations, look-up tables, PReLU) take their per-sample gradients from one ordinary backward pass of the batch;
+    every other parameter takes `torch.func` per-sample gradients; `explain_coverage` tells which. The result does not
+    depend on the batch size or the order of the samples. The model is left as it was: mode, buffers, `.grad`,
+    `requires_grad`, hooks and random state.
+
+    Which output to take: "squared_norm" where embeddings have their own length; where a network normalises them at the end,
+    the squared norm before that (`embed`), or "projection" where that cannot be had. "vector" needs D backward passes and
+    protects each unit of the output.
+
+    In a `torch.distributed` group every process must call it with its own share of the samples; sums and counts are added up,
+    and all processes get the same result.
 
     Args:
         model: any module that embeds a batch as [N, D]. Parameters with `requires_grad=False` are left out.
@@ -66,26 +73,28 @@ def estimate_importance(
         >>> estimate_importance(model, [opposite])["weight"]
         tensor([[4., 4.]])
     """
+    model, prefix = uncompiled(model)
     refuse_bad_arguments(model, batches, granularity, exponent)
     device, resolved, num_batches = device_of(model), resolve_output(output), 0
-    settings = {"output": resolved.name, "granularity": granularity, "exponent": exponent, "embed": _name(embed)}
+    settings = describe(resolved.name, granularity, exponent, embed)
     accumulate = BatchImportance if granularity == "sample" else _BatchGradients
     with differentiating(model):
         accumulator = accumulate(model, output=resolved, exponent=exponent, embed=embed)
-        for batch in _shown(batches, progress):
+        for batch in shown(batches, progress):
             try:
                 accumulator.add(batch_to(batch, device))
             except UserError as error:
                 raise UserError(f"batch {num_batches}: {error}") from None
             num_batches += 1
-    if num_batches == 0:
+    num_samples = sum_over_processes(accumulator.sums, accumulator.num_samples)
+    if num_samples == 0:
         raise UserError(
             "batches is empty: importance needs at least one batch of inputs (an iterator is read only once)"
         )
-    importance = Importance(accumulator.sums, accumulator.num_samples, settings)
-    if isinstance(resolved, SquaredNorm):
+    importance = Importance(accumulator.sums, num_samples, settings, fingerprint_of(model))
+    if isinstance(resolved, SquaredNorm) and accumulator.lengths:
         refuse_constant_length(torch.cat(accumulator.lengths), importance, model)
-    return importance
+    return importance.renamed(prefix)
 
 
 class _BatchGradients:
@@ -112,11 +121,14 @@ class _BatchGradients:
         self.num_samples += len(values)
 
 
-def _name(embed: Embed | str | None) -> str | None:
-    return getattr(embed, "__qualname__", type(embed).__name__) if callable(embed) else embed
+def describe(output: str, granularity: str, exponent: int, embed: Embed | str | None) -> dict[str, Any]:
+    """The settings of an `Importance`."""
+    name = getattr(embed, "__qualname__", type(embed).__name__) if callable(embed) else embed
+    return {"output": output, "granularity": granularity, "exponent": exponent, "embed": name}
 
 
-def _shown(batches: Iterable[Any], progress: bool) -> Iterable[Any]:
+def shown(batches: Iterable[Any], progress: bool) -> Iterable[Any]:
+    """The batches, under a progress bar if it is wanted."""
     if not progress:
         return batches
     from rich.progress import track

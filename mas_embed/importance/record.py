@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mas_embed.errors import UserError
 from mas_embed.files import read_tensors, write_tensors
@@ -21,7 +22,8 @@ class Importance(Mapping[str, Tensor]):
     Args:
         sums: sum over samples, by parameter name, each in its parameter's shape; values >= 0.
         num_samples: how many samples were summed, >= 1.
-        settings: how it was estimated: the output's name, granularity, exponent. Only records of equal settings merge.
+        settings: how it was estimated: the output's name, granularity, exponent, embed. Only records of equal settings merge.
+        fingerprint: of the parameters at which it was estimated, see `fingerprint_of`. Only records of one merge.
 
     Example:
         >>> record = Importance({"weight": torch.tensor([2.0, 4.0])}, num_samples=2)
@@ -29,12 +31,19 @@ class Importance(Mapping[str, Tensor]):
         tensor([1., 2.])
     """
 
-    def __init__(self, sums: Mapping[str, Tensor], num_samples: int, settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        sums: Mapping[str, Tensor],
+        num_samples: int,
+        settings: Mapping[str, Any] | None = None,
+        fingerprint: str | None = None,
+    ) -> None:
         if num_samples < 1:
             raise UserError(f"importance needs at least one sample, got num_samples={num_samples}")
         self._sums = dict(sums)
         self.num_samples = num_samples
         self.settings = dict(settings or {})
+        self.fingerprint = fingerprint
 
     def __getitem__(self, name: str) -> Tensor:
         return self._sums[name] / self.num_samples
@@ -54,9 +63,11 @@ class Importance(Mapping[str, Tensor]):
         """The importance of all samples together, from records of disjoint sets of samples: sums and counts are added.
 
         Raises:
-            UserError: the records have different parameters, shapes or settings.
+            UserError: the records have different parameters, shapes, settings or fingerprints.
         """
         for other in others:
+            if other.fingerprint != first.fingerprint:
+                raise UserError("importance that was estimated at different weights does not merge")
             if other.settings != first.settings:
                 raise UserError(
                     f"importance of different settings does not merge: {first.settings} and {other.settings}"
@@ -67,24 +78,73 @@ class Importance(Mapping[str, Tensor]):
                     f"importance of different models does not merge; these parameters differ: {', '.join(differing)}"
                 )
         sums = {name: torch.stack([record._sums[name] for record in (first, *others)]).sum(0) for name in first}
-        return cls(sums, sum(record.num_samples for record in (first, *others)), first.settings)
+        return cls(sums, sum(record.num_samples for record in (first, *others)), first.settings, first.fingerprint)
+
+    def renamed(self, prefix: str) -> Importance:
+        """The same record with a prefix before every parameter's name."""
+        sums = {f"{prefix}{name}": total for name, total in self._sums.items()}
+        return Importance(sums, self.num_samples, self.settings, self.fingerprint)
 
     def save(self, path: str | Path) -> None:
-        """Writes the record as one safetensors file (sums as tensors; count and settings as metadata), atomically."""
-        description = {"kind": "importance", "num_samples": self.num_samples, "settings": self.settings}
+        """Writes the record as one safetensors file, atomically: sums as tensors; everything else as metadata."""
+        description = {
+            "kind": "importance",
+            "num_samples": self.num_samples,
+            "settings": self.settings,
+            "fingerprint": self.fingerprint,
+        }
         write_tensors(Path(path), self._sums, description)
 
     @classmethod
-    def load(cls, path: str | Path) -> Importance:
+    def load(cls, path: str | Path, model: nn.Module | None = None) -> Importance:
         """Reads what `save` wrote.
 
+        Args:
+            path: of the file.
+            model: the model it is to be used with; None does not check. Its weights may have moved on since: compare
+                `fingerprint` with `fingerprint_of(model)` to know whether they have.
+
         Raises:
-            UserError: there is no such file, or it is not a saved `Importance`.
+            UserError: there is no such file, it is not a saved `Importance`, or its parameters are not those of the model.
         """
         sums, description = read_tensors(Path(path))
         if description.get("kind") != "importance":
             raise UserError(f"{path} holds a {description.get('kind')}, not importance that Importance.save wrote")
-        return cls(sums, description["num_samples"], description["settings"])
+        record = cls(sums, description["num_samples"], description["settings"], description["fingerprint"])
+        if model is not None:
+            record.check(model)
+        return record
+
+    def check(self, model: nn.Module) -> None:
+        """Raises `UserError` naming the parameters that are not the model's, in name or shape, or that it lacks."""
+        own = {name: parameter.shape for name, parameter in model.named_parameters() if parameter.requires_grad}
+        shapes = _shapes(self)
+        problems = {
+            "not in the model": shapes.keys() - own.keys(),
+            "not in the record": own.keys() - shapes.keys(),
+            "of another shape": {name for name in shapes.keys() & own.keys() if shapes[name] != own[name]},
+        }
+        told = [f"{problem}: {', '.join(sorted(names))}" for problem, names in problems.items() if names]
+        if told:
+            raise UserError(f"the importance is of another model; {'; '.join(told)}")
+
+
+def fingerprint_of(model: nn.Module) -> str:
+    """A short text that changes with the names, shapes and values of the trainable parameters. O(parameters).
+
+    Values enter by the sums of their bits, which are the same on every device; it is no protection against forgery.
+    """
+    described = hashlib.sha256()
+    trainable = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    sums = [_bits(parameter).sum(dtype=torch.int64) for parameter in trainable.values()]
+    for (name, parameter), total in zip(trainable.items(), torch.stack(sums).tolist() if sums else [], strict=True):
+        described.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {total};".encode())
+    return described.hexdigest()[:16]
+
+
+def _bits(parameter: Tensor) -> Tensor:
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return parameter.view(integers[parameter.itemsize]) if parameter.is_floating_point() else parameter
 
 
 def _shapes(record: Importance) -> dict[str, torch.Size]:

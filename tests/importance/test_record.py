@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mas_embed import Importance, UserError, estimate_importance
+from mas_embed import Importance, UserError, estimate_importance, fingerprint_of
 
 
 def record(values, num_samples=2, **settings):
@@ -63,3 +63,28 @@ def test_a_pickle_is_refused_without_running_it(tmp_path):
     with pytest.raises(UserError, match="cannot read"):
         Importance.load(tmp_path / "evil.safetensors")
     assert not (tmp_path / "ran").exists()
+
+
+def test_loading_for_another_model_names_what_differs(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 2))
+    estimate_importance(model, [torch.randn(5, 3)]).save(tmp_path / "i.safetensors")
+    assert Importance.load(tmp_path / "i.safetensors", model).num_samples == 5
+    other = torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.Identity(), torch.nn.Linear(2, 2))
+    message = "not in the model: 1.bias, 1.weight; not in the record: 2.bias, 2.weight; of another shape: 0.weight"
+    with pytest.raises(UserError, match=message):
+        Importance.load(tmp_path / "i.safetensors", other)
+
+
+def test_the_fingerprint_follows_the_weights(tmp_path):
+    model = torch.nn.Linear(3, 2)
+    importance = estimate_importance(model, [torch.randn(5, 3)])
+    importance.save(tmp_path / "i.safetensors")
+    assert Importance.load(tmp_path / "i.safetensors").fingerprint == importance.fingerprint == fingerprint_of(model)
+    with torch.no_grad():
+        model.weight[0, 0] += 1e-6
+    assert fingerprint_of(model) != importance.fingerprint
+    with pytest.raises(UserError, match="different weights does not merge"):
+        Importance.merge(importance, estimate_importance(model, [torch.randn(5, 3)]))
+    assert (
+        len({fingerprint_of(torch.nn.Linear(3, 2).to(dtype)) for dtype in (torch.half, torch.float, torch.double)}) == 3
+    )

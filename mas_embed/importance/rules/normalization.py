@@ -29,7 +29,7 @@ def batch_norm(
         assert layer.running_mean is not None and layer.running_var is not None
         mean_C1, scale_C = layer.running_mean.to(dtype)[:, None], (layer.running_var.to(dtype) + layer.eps).rsqrt()
         centred_NCL = input.detach().to(dtype).reshape(delta_NCL.shape) - mean_C1
-        gradient_NC = torch.einsum("ncl,ncl->nc", delta_NCL, centred_NCL) * scale_C
+        gradient_NC = centred_NCL.mul_(delta_NCL).sum(2) * scale_C
         sums["weight"] = absolute_power(gradient_NC, exponent).sum(0)
     if "bias" in names:
         sums["bias"] = absolute_power(delta_NCL.sum(2), exponent).sum(0)
@@ -84,7 +84,7 @@ def _by_channel(normalized: Tensor, delta: Tensor, exponent: int, names: Collect
     normalized_NCL, delta_NCL = (x.flatten(2) if x.ndim > 2 else x.unsqueeze(2) for x in (normalized, delta))
     sums = {}
     if "weight" in names:
-        gradient_NC = torch.einsum("ncl,ncl->nc", delta_NCL, normalized_NCL)
+        gradient_NC = normalized_NCL.mul_(delta_NCL).sum(2)
         sums["weight"] = absolute_power(gradient_NC, exponent).sum(0)
     if "bias" in names:
         sums["bias"] = absolute_power(delta_NCL.sum(2), exponent).sum(0)

@@ -1,0 +1,107 @@
+"""Local MAS: importance from what a layer itself sees and says, in forward passes only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mas_embed.errors import UserError
+from mas_embed.forward import Embed, batch_to, device_of, embed_batch, evaluating, uncompiled
+from mas_embed.importance.estimate import describe, shown
+from mas_embed.importance.processes import sum_over_processes
+from mas_embed.importance.record import Importance, fingerprint_of
+from mas_embed.importance.refusals import refuse_bad_arguments
+from mas_embed.importance.rules import rule_of
+from mas_embed.importance.rules.blocks import accumulation_dtype
+
+LOCAL_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@torch.no_grad()
+def estimate_local_importance(
+    model: nn.Module, batches: Iterable[Any], *, embed: Embed | str | None = None, progress: bool = False
+) -> Importance:
+    """Hebbian importance of l-MAS: `Omega_ij = 1/N sum_n |sum_t x_i^(n,t) y_j^(n,t)|`, `y = relu(W x + b)`.
+
+    The gradient of the layer's own squared output, its factor 2 left out, from the layer's input x and its output after a
+    ReLU; t runs over the positions of a sample (a convolution, a sequence). Inputs of a ReLU network are not negative and the
+    absolute value changes nothing; a bias has the input 1. Only linear layers and convolutions have local importance: other
+    parameters are not in the result. A layer that runs several times adds up its runs. Forward passes only.
+
+    Args:
+        model: any module that embeds a batch as [N, D].
+        batches: see `estimate_importance`.
+        embed: how to embed instead of `model(input)`.
+        progress: show a progress bar.
+
+    Raises:
+        UserError: no batches; no layer that has local importance; a layer whose first dimension is not the samples.
+
+    Source: Aljundi et al., *Memory Aware Synapses*, ECCV 2018, section 4.3.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = model.weight.data.copy_(torch.tensor([[1.0, 2.0]]))
+        >>> inputs = torch.tensor([[1.0, 1.0], [1.0, -1.0]])  # y is 3 and relu(-1) = 0
+        >>> estimate_local_importance(model, [inputs])["weight"]
+        tensor([[1.5000, 1.5000]])
+    """
+    model, prefix = uncompiled(model)
+    refuse_bad_arguments(model, batches, "sample", 1)
+    names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    layers = [layer for layer in model.modules() if isinstance(layer, LOCAL_LAYERS) and rule_of(layer) is not None]
+    sums = {
+        names[parameter]: torch.zeros_like(parameter, dtype=accumulation_dtype(parameter), requires_grad=False)
+        for layer in layers
+        for parameter in layer.parameters(recurse=False)
+        if parameter in names
+    }
+    if not sums:
+        raise UserError("the model has no trainable linear layer or convolution, which local importance is of")
+    runs: list[tuple[nn.Module, Tensor, Tensor]] = []
+    handles = [
+        layer.register_forward_hook(lambda layer, args, output: runs.append((layer, args[0], output)), prepend=True)
+        for layer in layers
+    ]
+    num_samples = 0
+    try:
+        with evaluating(model):
+            for batch in shown(batches, progress):
+                num_in_batch = len(embed_batch(model, batch_to(batch, device_of(model)), embed))
+                for layer, layer_input, output in runs:
+                    _add_run(layer, layer_input, output, num_in_batch, names, sums)
+                runs.clear()
+                num_samples += num_in_batch
+    finally:
+        for handle in handles:
+            handle.remove()
+    num_samples = sum_over_processes(sums, num_samples)
+    if num_samples == 0:
+        raise UserError(
+            "batches is empty: importance needs at least one batch of inputs (an iterator is read only once)"
+        )
+    return Importance(sums, num_samples, describe("local", "sample", 1, embed), fingerprint_of(model)).renamed(prefix)
+
+
+def _add_run(
+    layer: nn.Module,
+    layer_input: Tensor,
+    output: Tensor,
+    num_samples: int,
+    names: dict[nn.Parameter, str],
+    sums: dict[str, Tensor],
+) -> None:
+    if len(layer_input) != num_samples:
+        raise UserError(
+            f"a {type(layer).__name__} layer sees {len(layer_input)} rows for {num_samples} samples, and which belong to which "
+            "sample is not known; keep the samples in the first dimension"
+        )
+    rule = rule_of(layer)
+    assert rule is not None
+    own = {name: names[p] for name, p in layer.named_parameters(recurse=False) if p in names}
+    for name, total in rule.function(layer, layer_input, output.relu(), 1, own.keys()).items():
+        sums[own[name]] += total

@@ -1,0 +1,135 @@
+import copy
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from mas_embed import Importance, OnlineImportance, UserError, estimate_importance
+
+
+def build():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.LayerNorm(6), nn.Linear(6, 3))
+    return model.double().eval(), torch.randn(12, 4, dtype=torch.float64)
+
+
+def assert_equal(importance, expected):
+    assert importance.num_samples == expected.num_samples
+    for name in expected:
+        torch.testing.assert_close(importance[name], expected[name], rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_all_samples_observed_is_the_estimate(context):
+    model, inputs = build()
+    online = OnlineImportance(model)
+    with context():
+        for request in inputs.split(5):
+            model(request)
+            online.observe(request)
+        importance = online.importance()
+    assert_equal(importance, estimate_importance(model, [inputs]))
+
+
+@pytest.mark.parametrize("sizes", [[12], [5, 5, 2], [1] * 12])
+def test_every_third_sample_is_the_same_whatever_the_requests(sizes):
+    model, inputs = build()
+    online = OnlineImportance(model, every=3)
+    for request in inputs.split(sizes):
+        online.observe(request)
+    assert_equal(online.importance(), estimate_importance(model, [inputs[::3]]))
+
+
+def test_decay_by_hand():
+    model, inputs = build()
+    online = OnlineImportance(model, decay=0.5)
+    for request in inputs.split(4):
+        online.observe(request)
+    first, second, third = (estimate_importance(model, [request]) for request in inputs.split(4))
+    for name, value in online.importance().items():
+        expected = (0.25 * first[name] + 0.5 * second[name] + third[name]) / 1.75
+        torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-14)
+    assert online.importance().num_samples == 12
+
+
+def test_many_servers_join_into_one():
+    model, inputs = build()
+    servers = [OnlineImportance(copy.deepcopy(model)) for _ in range(3)]
+    for server, share in zip(servers, inputs.split([2, 7, 3]), strict=True):
+        server.observe(share)
+    assert_equal(Importance.merge(*(server.importance() for server in servers)), estimate_importance(model, [inputs]))
+
+
+def test_state_survives_a_restart(tmp_path):
+    model, inputs = build()
+    online = OnlineImportance(model, every=2, decay=0.9)
+    online.observe(inputs[:5])
+    torch.save(online.state_dict(), tmp_path / "state.pt")
+    resumed = OnlineImportance(copy.deepcopy(model), every=2, decay=0.9)
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for server in (online, resumed):
+        server.observe(inputs[5:])
+    assert_equal(resumed.importance(), online.importance())
+    other = OnlineImportance(nn.Linear(4, 2).double())
+    with pytest.raises(UserError, match="observed at other weights"):
+        other.load_state_dict(online.state_dict())
+
+
+def test_a_bad_batch_leaves_what_was_observed_untouched():
+    model, inputs = build()
+    online = OnlineImportance(model, decay=0.5)
+    online.observe(inputs)
+    before = online.importance()
+    with pytest.raises(UserError, match="NaN"):
+        online.observe(torch.full((3, 4), torch.nan, dtype=torch.float64))
+    assert_equal(online.importance(), before)
+
+
+def test_other_threads_may_serve_meanwhile():
+    model, inputs = build()
+    online, expected = OnlineImportance(model), model(inputs).detach()
+    wrong, stop = [], threading.Event()
+
+    def serve():
+        with torch.inference_mode():
+            while not stop.is_set():
+                if not torch.equal(model(inputs), expected):
+                    wrong.append(1)
+
+    threads = [threading.Thread(target=serve) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    observers = [threading.Thread(target=lambda: [online.observe(inputs) for _ in range(20)]) for _ in range(2)]
+    for thread in observers:
+        thread.start()
+    for thread in observers:
+        thread.join()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    importance = online.importance()
+    assert importance.num_samples == 40 * len(inputs)
+    estimate = estimate_importance(model, [inputs])
+    for name, value in importance.items():
+        torch.testing.assert_close(value, estimate[name], rtol=1e-9, atol=1e-14)
+
+
+def test_memory_does_not_grow_with_requests():
+    model, inputs = build()
+    online = OnlineImportance(model)
+    for _ in range(3):
+        online.observe(inputs)
+    assert not online._batches.lengths
+    assert len(online._batches._proofs) == 1
+
+
+def test_nothing_observed_and_bad_arguments():
+    model, _ = build()
+    with pytest.raises(UserError, match="nothing was observed yet"):
+        OnlineImportance(model).importance()
+    with pytest.raises(UserError, match="every must be at least 1"):
+        OnlineImportance(model, every=0)
+    with pytest.raises(UserError, match="decay must lie between 0 and 1"):
+        OnlineImportance(model, decay=1.0)
