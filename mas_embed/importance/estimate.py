@@ -12,7 +12,8 @@ from mas_embed.errors import UserError
 from mas_embed.forward import Embed, batch_to, device_of, differentiating, embed_batch, uncompiled
 from mas_embed.importance.engine import BatchImportance, zero_sums
 from mas_embed.importance.outputs import Output, SquaredNorm, resolve_output
-from mas_embed.importance.record import Importance
+from mas_embed.importance.processes import sum_over_processes
+from mas_embed.importance.record import Importance, fingerprint_of
 from mas_embed.importance.refusals import refuse_bad_arguments, refuse_bad_embeddings, refuse_constant_length
 
 
