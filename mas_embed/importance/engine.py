@@ -60,6 +60,10 @@ class LayerCall:
         for name, total in self.wanted.items():
             total.add_(sums[name], alpha=scale)
 
+    def release(self) -> None:
+        """Lets go of the input, which nothing needs any more."""
+        self.input = self.input.new_empty(0)
+
 
 class BatchImportance:
     """Adds up `sum_n |g_n|^exponent` over batches, for every trainable parameter; see the module's first lines.
@@ -92,7 +96,7 @@ class BatchImportance:
         self._fallback = PerSampleGradients(model, output=output, exponent=exponent, embed=embed)
         self._fallback.is_vectorized &= may_swap_parameters
         self._proofs: dict[Any, set[nn.Module]] = {}
-        self._scale = 1.0
+        self._scale, self._is_last_output = 1.0, False
         self.sums = zero_sums(model)
         self.ways: dict[str, Way] = {}
         self.lengths: list[Tensor] = []
@@ -107,10 +111,10 @@ class BatchImportance:
         by_fallback = {name: parameters[name] for name, way in self.ways.items() if way == "fallback"}
         batch_gradients = []
         for index in range(num_outputs):
-            total, is_last = values[:, index].sum(), index == num_outputs - 1
+            total, self._is_last_output = values[:, index].sum(), index == num_outputs - 1
             with scratch_space():
                 _, *gradients = torch.autograd.grad(
-                    total, [anchor, *by_fallback.values()], retain_graph=not is_last, allow_unused=True
+                    total, [anchor, *by_fallback.values()], retain_graph=not self._is_last_output, allow_unused=True
                 )
             batch_gradients.append(dict(zip(by_fallback, gradients, strict=True)))
         if by_fallback:
@@ -138,10 +142,16 @@ class BatchImportance:
         graph = AutogradGraph(values)
         samplewise_layers = self._prove_samples_are_independent(batch, embeddings.detach(), calls)
         self._plan(graph, calls, samplewise_layers, len(values))
+        for call in calls:
+            call.node = None  # which refers to the call: memory that only the garbage collector would free
+            if not call.wanted:
+                call.release()
         return values, anchor
 
     def _receive(self, call: LayerCall, grad_output: Tensor) -> None:
         call.receive(grad_output, self._exponent, self._scale)
+        if self._is_last_output:
+            call.release()
 
     def _plan(
         self, graph: AutogradGraph, calls: list[LayerCall], samplewise_layers: set[nn.Module], num_samples: int

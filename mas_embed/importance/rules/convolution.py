@@ -95,7 +95,7 @@ def _weight(
     dtype = accumulation_dtype(grad_output)
     input, grad_output = input.to(dtype), grad_output.to(dtype)
     if isinstance(layer, nn.Conv2d) and layer.groups == 1:
-        return _weight_by_patches(layer, F.pad(input, [padding[1]] * 2 + [padding[0]] * 2), grad_output, exponent)
+        return _weight_by_patches(layer, _channels_last(input, padding), grad_output, exponent)
     weight = layer.weight.detach().to(dtype)
     total = torch.zeros_like(weight)
     for index in range(len(input)):
@@ -116,21 +116,34 @@ def _weight(
     return total
 
 
-def _weight_by_patches(layer: nn.Conv2d, padded: Tensor, grad_output: Tensor, exponent: int) -> Tensor:
+def _channels_last(input: Tensor, padding: list[int]) -> Tensor:
+    """The input [N, C, H, W] as [N, padded H, padded W, C], in one copy."""
+    num_samples, channels, height, width = input.shape
+    (rows, columns), moved = padding, input.permute(0, 2, 3, 1)
+    if not any(padding):
+        return moved.contiguous()
+    padded = input.new_zeros(num_samples, height + 2 * rows, width + 2 * columns, channels)
+    padded[:, rows : rows + height, columns : columns + width] = moved
+    return padded
+
+
+def _weight_by_patches(layer: nn.Conv2d, padded_NHWC: Tensor, grad_output: Tensor, exponent: int) -> Tensor:
     """`g_n = delta_n patches_n` as matrix products; faster than the backward pass of one sample, above all a small one.
 
     Patches are cut from the input with its channels last, where a row of the kernel is one run of memory.
     """
     (out_channels, channels, *kernel), num_positions = layer.weight.shape, grad_output.shape[2:].numel()
     patch = channels * kernel[0] * kernel[1]
-    padded_NHWC, delta_NOL = padded.permute(0, 2, 3, 1).contiguous(), grad_output.flatten(2)
-    total = padded.new_zeros(out_channels, patch)
-    for block in sample_blocks(len(padded), patch * num_positions * padded.element_size()):
+    delta_NOL, element = grad_output.flatten(2), padded_NHWC.element_size()
+    total = padded_NHWC.new_zeros(out_channels, patch)
+    for block in sample_blocks(len(padded_NHWC), patch * num_positions * element):
         view = _patches(layer, padded_NHWC[block], grad_output.shape[2:])
-        patches_NLP = scratch("patches", view.shape, padded).copy_(view).view(len(view), num_positions, patch)
-        for channels_ in sample_blocks(out_channels, len(view) * patch * padded.element_size()):
+        patches_NLP = scratch("patches", view.shape, padded_NHWC).copy_(view).view(len(view), num_positions, patch)
+        for channels_ in sample_blocks(out_channels, len(view) * patch * element):
             shape = (len(view), channels_.stop - channels_.start, patch)
-            gradient_NOP = torch.bmm(delta_NOL[block, channels_], patches_NLP, out=scratch("gradient", shape, padded))
+            gradient_NOP = torch.bmm(
+                delta_NOL[block, channels_], patches_NLP, out=scratch("gradient", shape, padded_NHWC)
+            )
             total[channels_] += absolute_power(gradient_NOP, exponent).sum(0)
     return total.view(out_channels, *kernel, channels).permute(0, 3, 1, 2)
 

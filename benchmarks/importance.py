@@ -1,0 +1,171 @@
+"""What exact importance costs, against what is done instead, side by side in one process.
+
+    python benchmarks/importance.py [--device cuda]
+
+Per network and batch: plain forward and backward; the exact estimate of one batch (with the proof that samples do not mix),
+and per batch of a longer run (where the proof is made once); a loop with batch size 1; `torch.func.vmap(grad)`; and the batch
+gradient's absolute value, as Avalanche and others take it, with its rank correlation to the exact importance. Seconds are
+medians of rounds in which all take turns; memory is the peak above what was there before. Prints a table and JSON lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from mas_embed import estimate_importance
+from mas_embed.run_directory import describe_environment
+
+LONG_RUN = 4
+
+
+def networks() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
+    """The two of the bars: a large convolutional network, and a small one."""
+    torch.manual_seed(0)
+    large = torchvision.models.resnet18(weights=None, num_classes=128)
+    small = nn.Sequential(
+        *(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+        *(nn.Linear(2304, 128), nn.ReLU(), nn.Linear(128, 64)),
+    )
+    return {
+        "ResNet-18, 16x3x112x112": (large, (16, 3, 112, 112)),
+        "small convnet, 64x3x48x48": (small, (64, 3, 48, 48)),
+    }
+
+
+def contestants(model: nn.Module, inputs: Tensor) -> dict[str, tuple[Callable[[], Any], int]]:
+    """Every way by name, and how many batches one call of it takes."""
+    parameters = dict(model.named_parameters())
+
+    def plain() -> None:
+        model.zero_grad()
+        model(inputs).square().sum().backward()
+
+    def loop() -> dict[str, Tensor]:
+        totals = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+        for sample in inputs.split(1):
+            gradients = torch.autograd.grad(model(sample).square().sum(), list(parameters.values()))
+            for total, gradient in zip(totals.values(), gradients, strict=True):
+                total += gradient.abs()
+        return totals
+
+    def vectorized() -> dict[str, Tensor]:
+        def value(own: dict[str, Tensor], sample: Tensor) -> Tensor:
+            return functional_call(model, own, (sample.unsqueeze(0),)).square().sum()
+
+        detached = {name: parameter.detach() for name, parameter in parameters.items()}
+        return {name: g.abs().sum(0) for name, g in vmap(grad(value), in_dims=(None, 0))(detached, inputs).items()}
+
+    return {
+        "plain forward + backward": (plain, 1),
+        "exact": (lambda: estimate_importance(model, [inputs]), 1),
+        f"exact, per batch of {LONG_RUN}": (lambda: estimate_importance(model, [inputs] * LONG_RUN), LONG_RUN),
+        "loop, batch size 1": (loop, 1),
+        "vmap(grad)": (vectorized, 1),
+        "batch gradient (approximation)": (lambda: estimate_importance(model, [inputs], granularity="batch"), 1),
+    }
+
+
+def seconds(ways: dict[str, tuple[Callable[[], Any], int]], rounds: int, device: torch.device) -> dict[str, float]:
+    """Median seconds per batch, all ways in turn in every round, after one round of warm-up."""
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for round_index in range(rounds + 1):
+        for name, (call, num_batches) in ways.items():
+            _synchronize(device)
+            start = time.perf_counter()
+            call()
+            _synchronize(device)
+            if round_index:
+                taken[name].append((time.perf_counter() - start) / num_batches)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def peak_mebibytes(call: Callable[[], Any], device: torch.device) -> float:
+    """Peak memory above what was in use before the call: of the process on a CPU, of torch's allocator on a GPU."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return float(torch.cuda.max_memory_allocated() - before) / 2**20
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's high-water mark of this process
+    before = _status("VmRSS")
+    call()
+    return (_status("VmHWM") - before) / 1024
+
+
+def rank_correlation(exact: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """Spearman's: the correlation of the ranks of all parameters."""
+    ranks = [
+        torch.cat([record[name].flatten().cpu() for name in exact]).argsort().argsort() for record in (exact, other)
+    ]
+    return float(torch.corrcoef(torch.stack(ranks).double())[0, 1])
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    lines = []
+    for name, (model, shape) in networks().items():
+        model.to(device).eval()
+        inputs = torch.randn(shape, device=device)
+        ways = contestants(model, inputs)
+        medians = seconds(ways, arguments.rounds, device)
+        plain = medians["plain forward + backward"]
+        plain_memory = peak_mebibytes(ways["plain forward + backward"][0], device)
+        exact = dict(estimate_importance(model, [inputs]))
+        print(f"\n{name}, {device}\n\n| way | milliseconds | over plain | peak MiB | over plain | rank correlation |")
+        print("| --- | ---: | ---: | ---: | ---: | ---: |")
+        for way, (call, _) in ways.items():
+            memory = plain_memory if way.startswith("plain") else peak_mebibytes(call, device)
+            correlation = rank_correlation(exact, dict(call())) if "approximation" in way else None
+            shown = f"{correlation:.3f}" if correlation is not None else ""
+            cells = [
+                f"{1000 * medians[way]:.1f}",
+                f"{medians[way] / plain:.2f}",
+                f"{memory:.0f}",
+                f"{memory - plain_memory:+.0f}",
+            ]
+            print(f"| {way} | {' | '.join(cells)} | {shown} |")
+            line = {"network": name, "way": way, "seconds": medians[way], "ratio": medians[way] / plain}
+            lines.append(line | {"peak_mebibytes": memory, "rank_correlation": correlation, "device": str(device)})
+        size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 2**20
+        print(f"\nOne copy of the parameters is {size:.0f} MiB.")
+    print()
+    for line in lines:
+        print(json.dumps(line))
+    print(json.dumps(describe_environment()))
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _status(key: str) -> int:
+    """A line of this process's status, in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+if __name__ == "__main__":
+    main()
