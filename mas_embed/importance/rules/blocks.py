@@ -9,7 +9,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-BLOCK_BYTES = 8 * 2**20  # of a processor's cache; more only moves memory
+BLOCK_BYTES = 10 * 2**20  # of a processor's cache; more only moves memory
 
 _SCRATCH: ContextVar[dict[str, Tensor] | None] = ContextVar("scratch", default=None)
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from mas_embed.importance.rules.blocks import absolute_power, accumulation_dtype, sample_blocks, scratch
 from mas_embed.importance.rules.registry import rule
 
+MAX_CHANNELS = 128  # of the output in one matrix product: large enough for it, small enough for a processor's cache
+
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 TransposedConvolution = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
@@ -133,18 +135,17 @@ def _weight_by_patches(layer: nn.Conv2d, padded_NHWC: Tensor, grad_output: Tenso
     Patches are cut from the input with its channels last, where a row of the kernel is one run of memory.
     """
     (out_channels, channels, *kernel), num_positions = layer.weight.shape, grad_output.shape[2:].numel()
-    patch = channels * kernel[0] * kernel[1]
-    delta_NOL, element = grad_output.flatten(2), padded_NHWC.element_size()
+    patch, delta_NOL = channels * kernel[0] * kernel[1], grad_output.flatten(2)
     total = padded_NHWC.new_zeros(out_channels, patch)
-    for block in sample_blocks(len(padded_NHWC), patch * num_positions * element):
+    largest = max(num_positions, min(out_channels, MAX_CHANNELS)) * patch * padded_NHWC.element_size()
+    for block in sample_blocks(len(padded_NHWC), largest):
         view = _patches(layer, padded_NHWC[block], grad_output.shape[2:])
         patches_NLP = scratch("patches", view.shape, padded_NHWC).copy_(view).view(len(view), num_positions, patch)
-        for channels_ in sample_blocks(out_channels, len(view) * patch * element):
-            shape = (len(view), channels_.stop - channels_.start, patch)
-            gradient_NOP = torch.bmm(
-                delta_NOL[block, channels_], patches_NLP, out=scratch("gradient", shape, padded_NHWC)
-            )
-            total[channels_] += absolute_power(gradient_NOP, exponent).sum(0)
+        for start in range(0, out_channels, MAX_CHANNELS):
+            delta = delta_NOL[block, start : start + MAX_CHANNELS]
+            gradient = scratch("gradient", (len(delta), delta.shape[1], patch), padded_NHWC)
+            torch.bmm(delta, patches_NLP, out=gradient)
+            total[start : start + MAX_CHANNELS] += absolute_power(gradient, exponent).sum(0)
     return total.view(out_channels, *kernel, channels).permute(0, 3, 1, 2)
 
 
