@@ -109,17 +109,17 @@ class BatchImportance:
         self._scale = share / num_outputs if self._output.reduction == "mean" else share
         parameters = dict(self._model.named_parameters())
         by_fallback = {name: parameters[name] for name, way in self.ways.items() if way == "fallback"}
-        batch_gradients = []
         for index in range(num_outputs):
             total, self._is_last_output = values[:, index].sum(), index == num_outputs - 1
             with scratch_space():
                 _, *gradients = torch.autograd.grad(
                     total, [anchor, *by_fallback.values()], retain_graph=not self._is_last_output, allow_unused=True
                 )
-            batch_gradients.append(dict(zip(by_fallback, gradients, strict=True)))
-        if by_fallback:
-            for name, total in self._fallback.sums(by_fallback, batch, num_samples, batch_gradients).items():
-                self.sums[name].add_(total, alpha=self._scale)
+            if by_fallback:
+                batch_gradient = dict(zip(by_fallback, gradients, strict=True))
+                sums = self._fallback.sums(by_fallback, batch, num_samples, index, batch_gradient)
+                for name, summed in sums.items():
+                    self.sums[name].add_(summed, alpha=self._scale)
         self.num_samples += num_samples
 
     def plan(self, batch: Any) -> dict[str, Way]:

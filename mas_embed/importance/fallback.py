@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -36,69 +36,63 @@ class PerSampleGradients:
         parameters: Mapping[str, Tensor],
         batch: Any,
         num_samples: int,
-        batch_gradients: Sequence[Mapping[str, Tensor | None]],
+        output_index: int,
+        batch_gradient: Mapping[str, Tensor | None],
     ) -> dict[str, Tensor]:
-        """The sum over samples and outputs, by name, in the parameters' shapes, float32 or wider.
+        """The sum over samples for one output, by name, in the parameters' shapes, float32 or wider.
 
         Args:
             parameters: by name.
             batch: tensors of leading size `num_samples` in it are sliced by sample; everything else is shared.
             num_samples: N.
-            batch_gradients: K gradients of the batch's summed outputs, to which those of the samples must add up.
+            output_index: which of the K scalars of a sample.
+            batch_gradient: of the batch's summed output, to which those of the samples must add up.
         """
         if self.is_vectorized:
             try:
                 with warnings.catch_warnings():
                     # An operator that torch vectorises by a loop of its own: slower, and just as exact
                     warnings.filterwarnings("ignore", message="There is a performance drop")
-                    return self._vectorized(parameters, batch, num_samples, batch_gradients)
+                    powers, absolutes, signed = self._vectorized(parameters, batch, num_samples, output_index)
+                _refuse_other_sums(signed, absolutes, batch_gradient)
+                return powers
             except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError):
                 self.is_vectorized = False  # the loop below is exact too, and repeats any error that is the model's own
-        return self._looped(parameters, batch, num_samples, len(batch_gradients))
+        return self._looped(parameters, batch, num_samples, output_index)
 
     def _vectorized(
-        self,
-        parameters: Mapping[str, Tensor],
-        batch: Any,
-        num_samples: int,
-        batch_gradients: Sequence[Mapping[str, Tensor | None]],
-    ) -> dict[str, Tensor]:
+        self, parameters: Mapping[str, Tensor], batch: Any, num_samples: int, output_index: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """Sums over samples of the gradients' powers, of their absolute values, and of the gradients themselves."""
         detached = {f"model.{name}": parameter.detach() for name, parameter in parameters.items()}
         per_sample, rebuild = split_samples(batch, num_samples)
 
-        def value(parameters: dict[str, Tensor], sample: list[Tensor], output_index: int) -> Tensor:
+        def value(parameters: dict[str, Tensor], sample: list[Tensor]) -> Tensor:
             alone = rebuild([tensor.unsqueeze(0) for tensor in sample])
             return functional_call(self._embedder, parameters, (alone,))[0, output_index]
 
-        sums = _zeros(parameters)
+        powers, absolutes, signed = _zeros(parameters), _zeros(parameters), _zeros(parameters)
         chunk = max(1, CHUNK_BYTES // sum(tensor.numel() * tensor.element_size() for tensor in parameters.values()))
-        for output_index, expected in enumerate(batch_gradients):
-            signed, absolute = _zeros(parameters), _zeros(parameters)
-            for start in range(0, num_samples, chunk):
-                block = [tensor[start : start + chunk] for tensor in per_sample]
-                gradients = vmap(grad(value), in_dims=(None, 0, None))(detached, block, output_index)
-                for name, total in sums.items():
-                    gradient = gradients[f"model.{name}"].to(total.dtype)
-                    signed[name] += gradient.sum(0)
-                    absolute[name] += gradient.abs_().sum(0)
-                    total += absolute_power(gradient, self._exponent).sum(0)
-            _refuse_other_sums(signed, absolute, expected)
-        return sums
+        for start in range(0, num_samples, chunk):
+            block = [tensor[start : start + chunk] for tensor in per_sample]
+            gradients = vmap(grad(value), in_dims=(None, 0))(detached, block)
+            for name in parameters:
+                gradient = gradients[f"model.{name}"].to(powers[name].dtype)
+                signed[name] += gradient.sum(0)
+                absolutes[name] += gradient.abs_().sum(0)
+                powers[name] += absolute_power(gradient, self._exponent).sum(0)
+        return powers, absolutes, signed
 
     def _looped(
-        self, parameters: Mapping[str, Tensor], batch: Any, num_samples: int, num_outputs: int
+        self, parameters: Mapping[str, Tensor], batch: Any, num_samples: int, output_index: int
     ) -> dict[str, Tensor]:
         sums = _zeros(parameters)
         for index in range(num_samples):
-            values = self._embedder(take_samples(batch, num_samples, [index]))[0]
-            for output_index in range(num_outputs):
-                is_last = output_index == num_outputs - 1
-                gradients = torch.autograd.grad(
-                    values[output_index], list(parameters.values()), retain_graph=not is_last, allow_unused=True
-                )
-                for total, gradient in zip(sums.values(), gradients, strict=True):
-                    if gradient is not None:
-                        total += absolute_power(gradient.to_dense().to(total.dtype), self._exponent)
+            value = self._embedder(take_samples(batch, num_samples, [index]))[0, output_index]
+            gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+            for total, gradient in zip(sums.values(), gradients, strict=True):
+                if gradient is not None:
+                    total += absolute_power(gradient.to_dense().to(total.dtype), self._exponent)
         return sums
 
 
