@@ -1,4 +1,4 @@
-# make demo: install and run the main job.  make test: install the test extras and run the whole suite.
+# make demo: install and run the main job.  make test: install the test extras and run the suite (the slow tests: ARGS='-m slow').
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,11 +8,11 @@ export OMP_WAIT_POLICY ?= PASSIVE
 .PHONY: demo test lint clean
 
 demo: $(VENV)/installed
-	@if [ -e $(OUT)/report.html ]; then \
+	@if [ -e "$(OUT)/report.html" ]; then \
 	  echo "$(OUT) holds the demo's results already; 'make demo OUT=runs/again' runs it anew"; \
-	  $(BIN)/mas-embed report $(OUT); \
+	  $(BIN)/mas-embed report "$(OUT)"; \
 	else \
-	  $(BIN)/mas-embed run configs/digits.yaml --out $(OUT) --resume; \
+	  $(BIN)/mas-embed run configs/digits.yaml --out "$(OUT)" --resume; \
 	fi
 
 test: $(VENV)/installed-test
@@ -25,7 +25,7 @@ lint: $(VENV)/installed-test
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mas-embed needs Python >= 3.11; name one with make PYTHON=...")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "could not make $(VENV); on Debian or Ubuntu: apt install python3-venv"; exit 1; }
 
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
@@ -36,4 +36,4 @@ $(VENV)/installed-test: $(VENV)/installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -131,11 +131,13 @@ def main() -> None:
         ways = contestants(model, inputs)
         medians = seconds(ways, arguments.rounds, device)
         plain = medians["plain forward + backward"]
+        model.zero_grad()  # so that its gradients, one copy of the parameters, count
         plain_memory = peak_mebibytes(ways["plain forward + backward"][0], device)
         exact = dict(estimate_importance(model, [inputs]))
         print(f"\n{name}, {device}\n\n| way | milliseconds | over plain | peak MiB | over plain | rank correlation |")
         print("| --- | ---: | ---: | ---: | ---: | ---: |")
         for way, (call, _) in ways.items():
+            model.zero_grad()
             memory = plain_memory if way.startswith("plain") else peak_mebibytes(call, device)
             correlation = rank_correlation(exact, dict(call())) if "approximation" in way else None
             shown = f"{correlation:.3f}" if correlation is not None else ""

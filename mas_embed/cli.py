@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import tempfile
 import traceback
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -58,9 +57,7 @@ def run(
         with RunProgress(loaded) as progress:
             results = run_experiment(loaded, folder, resume=resume, overwrite=overwrite, on_event=progress)
     except KeyboardInterrupt:
-        errors.print(
-            "interrupted; run the same command with --resume to go on after the last finished split", soft_wrap=True
-        )
+        errors.print("interrupted; run it again with --resume to go on after the last finished split", soft_wrap=True)
         raise typer.Exit(130) from None
     except (UserError, RunError):
         raise
@@ -90,10 +87,10 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
     console.print(_rich(Table("parameters", ["parameter", "shape", "layer", "importance by"], rows)))
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     numel = sum(parameter.numel() for parameter in model.parameters())
-    runs = Counter(method.title for method in loaded.methods)
+    num_methods, num_seeds = len(loaded.methods), len(loaded.seeds)
     console.print(
         f"{len(trained)} of {len(coverage)} parameters are trained ({numel:,} values in all); "
-        f"{len(runs)} methods x {len(loaded.seeds)} seeds = {len(runs) * len(loaded.seeds)} runs",
+        f"{num_methods} methods x {num_seeds} seeds = {num_methods * num_seeds} runs",
         highlight=False,
     )
 
@@ -183,13 +180,16 @@ def main() -> None:
     except UserError as error:
         errors.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
-    except RunError as error:
+    except Exception as error:
+        if not isinstance(error, RunError):
+            log = _write_traceback(Path(tempfile.mkdtemp(prefix="mas-embed-")))
+            error = RunError(f"{type(error).__name__}: {error} (traceback in {log})")
         errors.print(f"[red]failed:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
 def _write_traceback(folder: Path) -> Path:
-    """Keeps the exception that is being handled in the run directory, or in a temporary one if there is none yet."""
+    """Keeps the exception that is being handled in the folder, or in a temporary one if there is none yet."""
     path = (folder if folder.is_dir() else Path(tempfile.mkdtemp(prefix="mas-embed-"))) / "error.log"
     path.write_text(traceback.format_exc(), encoding="utf-8")
     return path

@@ -256,9 +256,9 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 
 def _enter(place: Any, key: str, path: str) -> dict[str, Any] | list[Any]:
     if isinstance(place, list):
-        names = [entry if isinstance(entry, str) else entry.get("label", entry.get("name")) for entry in place]
+        names = [entry.get("label", entry.get("name")) if isinstance(entry, dict) else str(entry) for entry in place]
         if key not in names:
-            raise unknown_name(f"entry in '{path}': there is no", key, [str(name) for name in names])
+            raise unknown_name(f"entry of {path.rpartition('.')[0]}", key, [str(name) for name in names])
         index: Any = names.index(key)
     else:
         index = key

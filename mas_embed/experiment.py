@@ -17,7 +17,6 @@ from mas_embed import losses
 from mas_embed.config import SAMPLERS, Component, Config, MethodComponent
 from mas_embed.data import DATASETS, Split, join_splits
 from mas_embed.errors import RunError, UserError
-from mas_embed.forgetting import ScoreMatrix
 from mas_embed.forward import embed_batch
 from mas_embed.methods import METHODS, Method
 from mas_embed.models import MODELS
@@ -233,7 +232,7 @@ def _described(result: SequenceResult) -> dict[str, Any]:
         for name, matrix in result.scores.items()
     }
     for name, matrix in result.scores.items():
-        measures[name]["forward_transfer"] = _number(_forward_transfer(matrix, result.initial[name]))
+        measures[name]["forward_transfer"] = _number(matrix.forward_transfer(result.initial[name]))
     return {
         "scores": {name: matrix.scores.tolist() for name, matrix in result.scores.items()},
         "initial": result.initial,
@@ -241,10 +240,6 @@ def _described(result: SequenceResult) -> dict[str, Any]:
         "measures": measures,
         "seconds": {name: round(value, 3) for name, value in result.seconds.items()},
     }
-
-
-def _forward_transfer(matrix: ScoreMatrix, initial: list[float]) -> float:
-    return matrix.forward_transfer(initial) if matrix.is_sequential else math.nan
 
 
 def _number(value: float) -> float | None:

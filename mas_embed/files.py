@@ -18,7 +18,13 @@ METADATA_KEY = "mas_embed"
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Writes a file atomically: after a crash the old content is still there, or the new one is."""
+    """Writes a file atomically: after a crash the old content is still there, or the new one is.
+
+    Raises:
+        UserError: its folder does not exist.
+    """
+    if not path.parent.is_dir():
+        raise UserError(f"the folder {path.parent} does not exist; make it first, to write {path.name} there")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

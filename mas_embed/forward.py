@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -73,7 +74,12 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
     if isinstance(batch, Tensor):
         return function(batch)
     if isinstance(batch, Mapping):
-        return {key: map_tensors(function, value) for key, value in batch.items()}
+        mapped = {key: map_tensors(function, value) for key, value in batch.items()}
+        if isinstance(batch, dict) or not isinstance(batch, MutableMapping):
+            return mapped
+        copied = copy.copy(batch)  # a class of its own, such as a tokenizer's
+        copied.update(mapped)
+        return copied
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(map_tensors(function, value) for value in batch))
     if isinstance(batch, tuple | list):
@@ -103,10 +109,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Runs its body with every module in eval mode; leaves modes, buffers, attributes and random states as they were."""
     attributes = [(module, dict(vars(module))) for module in model.modules()]
     buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers() if not buffer.is_inference()]
-    was_training = model.training
+    # Look-up tables with a largest norm scale their rows in every forward pass
+    tables: list[Any] = [module.weight for module in model.modules() if getattr(module, "max_norm", None) is not None]
+    rows = [(table, table.detach().clone()) for table in tables]
+    device, was_training = device_of(model), model.training
     model.eval()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             yield
     finally:
         model.train(was_training)  # a model's own way back, where it has one; then each module's own mode
@@ -118,6 +127,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             for buffer, version, content in buffers:
                 if buffer._version != version:
                     buffer.copy_(content)
+            for table, content in rows:
+                table.copy_(content)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,10 +78,12 @@ def _results_to_resume(out: Path, config_yaml: str, fresh: Mapping[str, Any]) ->
 
 def _remove_run(out: Path) -> None:
     """Removes what a run wrote, and nothing else."""
-    for log in out.glob("*/seed*/log.jsonl"):
-        shutil.rmtree(log.parent)
-        if not any(log.parent.parent.iterdir()):
-            log.parent.parent.rmdir()
+    for log in list(out.glob("*/seed*/log.jsonl")):
+        for path in (log, log.with_name("checkpoint.safetensors")):
+            path.unlink(missing_ok=True)
+        for folder in (log.parent, log.parent.parent):
+            if not any(folder.iterdir()):
+                folder.rmdir()
     for name in FILES:
         (out / name).unlink(missing_ok=True)
 

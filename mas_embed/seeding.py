@@ -19,7 +19,7 @@ def seeded(*seed: int) -> Iterator[None]:
     """
     mixed = int(np.random.SeedSequence(seed).generate_state(1)[0])
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
         random.seed(mixed)
         np.random.seed(mixed)
         torch.manual_seed(mixed)

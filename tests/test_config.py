@@ -141,7 +141,7 @@ def test_a_mistake_is_one_sentence(write, changes, message):
         ("training.epochs", "key.path=value"),
         ("=3", "key.path=value"),
         ("training.epoch=3", r"did you mean 'training.epochs'\?"),
-        ("methods.ewc.strength=3", "there is no 'ewc'"),
+        ("methods.ewc.strength=3", "unknown entry of methods 'ewc'"),
         ("methods=[", "not valid YAML"),
         ("name.first=3", "unknown key|not a section|name"),
     ],

@@ -78,7 +78,8 @@ def explain_coverage(model: nn.Module, batch: Any = None, *, embed: Embed | str 
         2 rule, 1 fallback
     """
     owners = parameter_owners(model)
-    ways = _ways_by_layer(model) if batch is None else _ways_on(model, batch, embed)
+    is_frozen = not any(parameter.requires_grad for parameter in model.parameters())
+    ways = _ways_by_layer(model) if batch is None or is_frozen else _ways_on(model, batch, embed)
     rows = [
         CoverageRow(name, tuple(parameter.shape), type(owners[parameter][0][0]).__name__, ways[name])
         for name, parameter in model.named_parameters()

@@ -2,13 +2,13 @@
 
 The path of a batch:
 
-1. `_Tape` hooks every layer that has a rule; a hook keeps the layer's input and puts a `_Tap` behind its output.
-2. The autograd graph is read: a parameter goes by its layer's rule if the layer ran exactly once, sample by sample, and
-that
-   run is the parameter's only use; with no use at all its importance is zero; everything else takes the exact fallback.
-3. The backward pass runs from the summed output to the taps, each of which calls its rule. It asks for no parameter's
-gradient,
-   so autograd never forms the batch's weight gradients.
+1. `_tape` hooks every layer that has a rule; a hook keeps the layer's input and puts a `_Tap` behind its output.
+2. The autograd graph is read: a parameter goes by its layer's rule if the layer ran exactly once, with this parameter and
+   sample by sample, and that run is the parameter's only use; with no use at all its importance is zero; everything else
+   takes the exact fallback.
+3. The backward pass runs from the summed output to the taps, each of which calls its rule. It asks for the gradient of no
+   parameter with a rule, so autograd never forms the batch's weight gradients.
+4. The fallback's per-sample gradients must add up to the gradient of the batch that the same backward pass gave.
 """
 
 from __future__ import annotations
@@ -102,11 +102,11 @@ class BatchImportance:
         self.lengths: list[Tensor] = []
         self.num_samples = 0
 
-    def add(self, batch: Any, *, share: float = 1.0) -> None:
-        """Adds a batch's samples to the sums, each counting `share` times."""
+    def add(self, batch: Any) -> None:
+        """Adds a batch's samples to the sums."""
         values, anchor = self._forward(batch)
         num_samples, num_outputs = values.shape
-        self._scale = share / num_outputs if self._output.reduction == "mean" else share
+        self._scale = 1 / num_outputs if self._output.reduction == "mean" else 1.0
         parameters = dict(self._model.named_parameters())
         by_fallback = {name: parameters[name] for name, way in self.ways.items() if way == "fallback"}
         for index in range(num_outputs):
@@ -254,9 +254,11 @@ def _tape(model: nn.Module, receive: Any, anchor: Tensor | None) -> Iterator[lis
     calls: list[LayerCall] = []
     own_thread = threading.get_ident()
 
-    def record(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+    def record(layer: nn.Module, *call_of_layer: Any) -> Tensor | None:
         if threading.get_ident() != own_thread:
-            return None  # another thread serves with the same model
+            # Another thread serves with the same model; it may have looked the hook up before torch knew of its keywords
+            return None
+        args, kwargs, output = call_of_layer
         rule, layer_input = rules[layer], args[0] if args else kwargs["input"]
         if layer_input.ndim < rule.min_ndim:
             return None

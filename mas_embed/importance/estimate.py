@@ -14,7 +14,12 @@ from mas_embed.importance.engine import BatchImportance, zero_sums
 from mas_embed.importance.outputs import Output, SquaredNorm, resolve_output
 from mas_embed.importance.processes import sum_over_processes
 from mas_embed.importance.record import Importance, fingerprint_of
-from mas_embed.importance.refusals import refuse_bad_arguments, refuse_bad_embeddings, refuse_constant_length
+from mas_embed.importance.refusals import (
+    refuse_bad_arguments,
+    refuse_bad_embeddings,
+    refuse_constant_length,
+    refuse_infinite,
+)
 
 
 def estimate_importance(
@@ -93,6 +98,7 @@ def estimate_importance(
             "batches is empty: importance needs at least one batch of inputs (an iterator is read only once)"
         )
     importance = Importance(accumulator.sums, num_samples, settings, fingerprint_of(model))
+    refuse_infinite(accumulator.sums)
     if isinstance(resolved, SquaredNorm) and accumulator.lengths:
         refuse_constant_length(torch.cat(accumulator.lengths), importance, model)
     return importance.renamed(prefix)

@@ -62,18 +62,26 @@ def estimate_local_importance(
     }
     if not sums:
         raise UserError("the model has no trainable linear layer or convolution, which local importance is of")
-    runs: list[tuple[nn.Module, Tensor, Tensor]] = []
-    handles = [
-        layer.register_forward_hook(lambda layer, args, output: runs.append((layer, args[0], output)), prepend=True)
-        for layer in layers
-    ]
+    runs: list[tuple[nn.Module, int, dict[str, Tensor]]] = []
+
+    def record(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        # At once: what follows may change input and output in place
+        layer_input = args[0] if args else kwargs["input"]
+        rule = rule_of(layer)
+        assert rule is not None
+        own = [name for name, parameter in layer.named_parameters(recurse=False) if parameter in names]
+        runs.append((layer, len(layer_input), rule.function(layer, layer_input, output.relu(), 1, own)))
+
+    handles = [layer.register_forward_hook(record, prepend=True, with_kwargs=True) for layer in layers]
     num_samples = 0
     try:
         with evaluating(model):
             for batch in shown(batches, progress):
                 num_in_batch = len(embed_batch(model, batch_to(batch, device_of(model)), embed))
-                for layer, layer_input, output in runs:
-                    _add_run(layer, layer_input, output, num_in_batch, names, sums)
+                for layer, num_rows, gradients in runs:
+                    _refuse_other_rows(layer, num_rows, num_in_batch)
+                    for name, gradient in gradients.items():
+                        sums[names[getattr(layer, name)]] += gradient
                 runs.clear()
                 num_samples += num_in_batch
     finally:
@@ -87,21 +95,9 @@ def estimate_local_importance(
     return Importance(sums, num_samples, describe("local", "sample", 1, embed), fingerprint_of(model)).renamed(prefix)
 
 
-def _add_run(
-    layer: nn.Module,
-    layer_input: Tensor,
-    output: Tensor,
-    num_samples: int,
-    names: dict[nn.Parameter, str],
-    sums: dict[str, Tensor],
-) -> None:
-    if len(layer_input) != num_samples:
+def _refuse_other_rows(layer: nn.Module, num_rows: int, num_samples: int) -> None:
+    if num_rows != num_samples:
         raise UserError(
-            f"a {type(layer).__name__} layer sees {len(layer_input)} rows for {num_samples} samples, and which belong to which "
+            f"a {type(layer).__name__} layer sees {num_rows} rows for {num_samples} samples, and which belong to which "
             "sample is not known; keep the samples in the first dimension"
         )
-    rule = rule_of(layer)
-    assert rule is not None
-    own = {name: names[p] for name, p in layer.named_parameters(recurse=False) if p in names}
-    for name, total in rule.function(layer, layer_input, output.relu(), 1, own.keys()).items():
-        sums[own[name]] += total

@@ -11,19 +11,20 @@ from torch import Tensor, nn
 
 from mas_embed.errors import UserError
 from mas_embed.forward import Embed, batch_to, device_of, differentiating, map_tensors, uncompiled
-from mas_embed.importance.engine import BatchImportance
+from mas_embed.importance.engine import BatchImportance, zero_sums
 from mas_embed.importance.estimate import describe
 from mas_embed.importance.fallback import take_samples
 from mas_embed.importance.outputs import Output, resolve_output
 from mas_embed.importance.record import Importance, fingerprint_of
+from mas_embed.importance.refusals import refuse_bad_arguments, refuse_infinite
 
 
 class OnlineImportance:
     """Accumulates importance from the batches that a deployed model is applied to: unlabeled, in bounded memory.
 
-    Call `observe` beside each request, on the hot path or off it (a queue and a thread). The model may be in any mode, also
-    under `no_grad` or `inference_mode`, and other threads may use it meanwhile; observations wait for one another. Records of
-    several servers of one model join exactly: `Importance.merge(a.importance(), b.importance())`.
+    Call `observe` beside each request, on the hot path or off it (a queue and a thread). The caller may be under `no_grad` or
+    `inference_mode`. Other threads may use the model meanwhile if it is in eval mode; observations wait for one another.
+    Records of several servers of one model join exactly: `Importance.merge(a.importance(), b.importance())`.
 
     Args:
         model: the deployed model; its weights must not change while it is observed.
@@ -33,7 +34,10 @@ class OnlineImportance:
             every batch of which a sample is taken.
         embed: see `estimate_importance`.
 
-    Memory: one float32 copy of the trainable parameters, and what one backward pass of the taken samples needs.
+    Raises:
+        UserError: no trainable parameter, or `every` or `decay` out of range.
+
+    Memory: two float32 copies of the trainable parameters, and what one backward pass of the taken samples needs.
 
     Example:
         >>> import torch
@@ -62,14 +66,16 @@ class OnlineImportance:
             raise UserError(f"decay must lie between 0 and 1, or be None for a mean over all samples, got {decay}")
         self._model, self._prefix = uncompiled(model)
         self._output = resolve_output(output)
+        refuse_bad_arguments(self._model, (), "sample", 1)
         self._every, self._decay = every, decay
         self._lock = threading.Lock()
-        self._num_seen = 0
+        self._num_seen = self._num_taken = 0
         self._weight = 0.0
         self._settings = describe(self._output.name, "sample", 1, embed)
         self._fingerprint = fingerprint_of(self._model)
         with differentiating(self._model):
-            self._batches = BatchImportance(
+            self._sums = zero_sums(self._model)
+            self._newest = BatchImportance(
                 self._model, output=self._output, exponent=1, embed=embed, may_swap_parameters=False
             )
 
@@ -93,51 +99,64 @@ class OnlineImportance:
             UserError: nothing was observed yet.
         """
         with self._lock, torch.inference_mode(False):
-            num_taken = self._batches.num_samples
-            if num_taken == 0:
+            if self._num_taken == 0:
                 raise UserError("nothing was observed yet; call observe(batch) first")
-            scale = num_taken / self._weight
-            sums = {name: total * scale for name, total in self._batches.sums.items()}
-            return Importance(sums, num_taken, self._settings, self._fingerprint).renamed(self._prefix)
+            scale = self._num_taken / self._weight
+            sums = {name: total * scale for name, total in self._sums.items()}
+            return Importance(sums, self._num_taken, self._settings, self._fingerprint).renamed(self._prefix)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a restarted process needs to go on."""
+        """Everything that a restarted process needs to go on: tensors and numbers, which `torch.load` reads safely."""
         with self._lock, torch.inference_mode(False):
             return {
-                "sums": {name: total.clone() for name, total in self._batches.sums.items()},
-                "num_taken": self._batches.num_samples,
+                "sums": {name: total.clone() for name, total in self._sums.items()},
+                "num_taken": self._num_taken,
                 "num_seen": self._num_seen,
                 "weight": self._weight,
-                "fingerprint": self._fingerprint,
+                "made with": self._made_with(),
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where another process stopped.
 
         Raises:
-            UserError: the state is of other weights.
+            UserError: the state is of other weights, or was observed with other options.
         """
-        if state["fingerprint"] != self._fingerprint:
-            raise UserError("the state was observed at other weights than this model has; start a new OnlineImportance")
+        for name, value in self._made_with().items():
+            if state["made with"][name] != value:
+                raise UserError(
+                    f"the state was observed at another {name} than this one has ({state['made with'][name]}, not {value}); "
+                    "start a new OnlineImportance"
+                )
         with self._lock, torch.inference_mode(False), torch.no_grad():
-            for name, total in self._batches.sums.items():
+            for name, total in self._sums.items():
                 total.copy_(state["sums"][name])
-            self._batches.num_samples, self._num_seen = state["num_taken"], state["num_seen"]
+            self._num_taken, self._num_seen = state["num_taken"], state["num_seen"]
             self._weight = state["weight"]
 
+    def _made_with(self) -> dict[str, Any]:
+        return {
+            "fingerprint": self._fingerprint,
+            "every": self._every,
+            "decay": self._decay,
+            "settings": self._settings,
+        }
+
     def _add(self, batch: Any) -> None:
-        before, decay = self._batches.num_samples, self._decay
-        with differentiating(self._model):
-            if decay is None:
-                self._batches.add(batch_to(batch, device_of(self._model)))
-                self._weight = float(self._batches.num_samples)
-            else:
-                # Dividing what is new keeps what is old untouched until the batch was accepted
-                self._batches.add(batch_to(batch, device_of(self._model)), share=1 / decay)
-                for total in self._batches.sums.values():
-                    total.mul_(decay)
-                self._weight = decay * self._weight + (self._batches.num_samples - before)
-        self._batches.lengths.clear()
+        """Adds to a set of sums of its own first, so that a batch that is refused spoils nothing."""
+        newest = self._newest
+        newest.num_samples = 0
+        newest.lengths.clear()
+        with differentiating(self._model), torch.no_grad():
+            for total in newest.sums.values():
+                total.zero_()
+            with torch.enable_grad():
+                newest.add(batch_to(batch, device_of(self._model)))
+            refuse_infinite(newest.sums)
+            for name, total in self._sums.items():
+                total.mul_(self._decay or 1.0).add_(newest.sums[name])
+        self._weight = (self._decay or 1.0) * self._weight + newest.num_samples
+        self._num_taken += newest.num_samples
 
 
 def _num_samples(batch: Any) -> int:

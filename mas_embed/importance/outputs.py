@@ -68,6 +68,10 @@ class Projection:
     seed: int = 0
     reduction: Literal["mean"] = "mean"
 
+    def __post_init__(self) -> None:
+        if self.num_directions < 1:
+            raise UserError(f"num_directions must be at least 1, got {self.num_directions}")
+
     @property
     def name(self) -> str:
         return f"projection(num_directions={self.num_directions}, seed={self.seed})"
@@ -125,4 +129,7 @@ def resolve_output(output: str | Output | Callable[[Tensor, Any], Tensor]) -> Ou
         if output not in OUTPUTS:
             raise unknown_name("output", output, OUTPUTS)
         return OUTPUTS[output]()
+    if isinstance(output, type) or not (callable(output) or hasattr(output, "values")):
+        known = ", ".join(OUTPUTS)
+        raise UserError(f"output must be one of {known}, an output such as Projection(), or a callable, got {output!r}")
     return output if hasattr(output, "values") else Custom(output)  # type: ignore[return-value]

@@ -132,19 +132,26 @@ class Importance(Mapping[str, Tensor]):
 def fingerprint_of(model: nn.Module) -> str:
     """A short text that changes with the names, shapes and values of the trainable parameters. O(parameters).
 
-    Values enter by the sums of their bits, which are the same on every device; it is no protection against forgery.
+    Values enter by sums of their bits, weighted by place, which are the same on every device; it is no protection against
+    forgery.
     """
     described = hashlib.sha256()
     trainable = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
-    sums = [_bits(parameter).sum(dtype=torch.int64) for parameter in trainable.values()]
+    sums = [_weighted_bits(parameter) for parameter in trainable.values()]
     for (name, parameter), total in zip(trainable.items(), torch.stack(sums).tolist() if sums else [], strict=True):
         described.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {total};".encode())
     return described.hexdigest()[:16]
 
 
-def _bits(parameter: Tensor) -> Tensor:
+def _weighted_bits(parameter: Tensor, width: int = 64) -> Tensor:
+    """The bits as integers in rows of `width`: row and column sums times odd numbers that grow with the place, mod 2^64."""
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return parameter.view(integers[parameter.itemsize]) if parameter.is_floating_point() else parameter
+    bits = parameter.contiguous().view(integers[parameter.itemsize]).flatten()
+    whole = bits[: len(bits) // width * width].view(-1, width)
+    tail = bits[whole.numel() :].long()
+    parts = [whole.sum(1, dtype=torch.int64), whole.sum(0, dtype=torch.int64), tail]
+    places = [2 * torch.arange(len(part), device=bits.device) + 1 for part in parts]
+    return torch.stack([(part * place).sum() for part, place in zip(parts, places, strict=True)]).sum()
 
 
 def _shapes(record: Importance) -> dict[str, torch.Size]:

@@ -24,7 +24,7 @@ _CONSTANT_LENGTH = (
 
 def refuse_bad_arguments(model: nn.Module, batches: Iterable[Any], granularity: str, exponent: int) -> None:
     """Raises `UserError` for arguments of `estimate_importance` that it does not take."""
-    if isinstance(batches, Tensor | Mapping):
+    if isinstance(batches, Tensor | Mapping | str) or not isinstance(batches, Iterable):
         kind = type(batches).__name__
         raise UserError(f"batches must be an iterable of batches, got one {kind}; pass [batch], or a DataLoader")
     if granularity not in ("sample", "batch"):
@@ -50,6 +50,16 @@ def refuse_bad_embeddings(embeddings: Tensor, output: Output) -> None:
         tolerance = 1e-5 if embeddings.dtype in (torch.float32, torch.float64) else 1e-2
         if bool(((embeddings.detach().norm(dim=1) - 1).abs() < tolerance).all()):
             raise UserError(_CONSTANT_LENGTH.format(length="unit"))
+
+
+def refuse_infinite(sums: Mapping[str, Tensor]) -> None:
+    """Raises `UserError` naming the parameters whose gradients were not finite for some sample."""
+    names = [name for name, total in sums.items() if not bool(total.isfinite().all())]
+    if names:
+        raise UserError(
+            f"the gradient of {', '.join(names)} is NaN or infinite for some sample, though its embedding is not; look for "
+            "a function without a derivative there, such as sqrt at zero"
+        )
 
 
 def refuse_constant_length(lengths: Tensor, importance: Mapping[str, Tensor], model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""The losses, miners and samplers of pytorch-metric-learning, by name."""
+"""The losses and miners of pytorch-metric-learning, by name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Literal
 
-Kind = Literal["losses", "miners", "samplers", "distances", "reducers", "regularizers"]
+from mas_embed.errors import UserError, unknown_name
+
+Kind = Literal["losses", "miners", "distances", "reducers", "regularizers"]
 
 # Options of pytorch-metric-learning's classes that are components themselves, and where those are found
 NESTED_KINDS: dict[str, Kind] = {
@@ -31,11 +33,21 @@ def catalogue(kind: Kind) -> dict[str, type]:
 
 
 def build(kind: Kind, name: str, options: Mapping[str, Any]) -> Any:
-    """An instance; an option such as `distance: {name: CosineSimilarity}` is built first."""
-    built = {
-        key: build(NESTED_KINDS[key], value["name"], {k: v for k, v in value.items() if k != "name"})
-        if key in NESTED_KINDS and isinstance(value, Mapping)
-        else value
-        for key, value in options.items()
-    }
-    return catalogue(kind)[name](**built)
+    """An instance; an option such as `distance: CosineSimilarity` or `{name: CosineSimilarity, ...}` is built first.
+
+    Raises:
+        UserError: there is no such class.
+    """
+    classes = catalogue(kind)
+    if name not in classes:
+        raise unknown_name(kind, name, classes)
+    return classes[name](**{key: _built(key, value) for key, value in options.items()})
+
+
+def _built(key: str, value: Any) -> Any:
+    if key not in NESTED_KINDS or not isinstance(value, str | Mapping):
+        return value
+    options = {"name": value} if isinstance(value, str) else dict(value)
+    if "name" not in options:
+        raise UserError(f"{key} needs a name, as in {key}: {{name: ...}}, got {value}")
+    return build(NESTED_KINDS[key], options.pop("name"), options)

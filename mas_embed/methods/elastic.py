@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from mas_embed.methods.base import Method
 Accumulation = Literal["sum", "mean", "max"]
 
 
-class Elastic(Method):
+class Elastic(Method, ABC):
     """Pulls every parameter back to its anchor, by how important it was to the splits so far.
 
     A subclass says where importance comes from, in `estimate`. Parameters are told apart by name. Those that are
@@ -69,10 +69,14 @@ class Elastic(Method):
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+            elif parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.to_dense()  # the pull is dense
         torch._foreach_add_([parameter.grad for parameter in parameters], pulls, alpha=2 * self.strength)
 
     def consolidate(self, batches: Iterable[Any]) -> Importance:
         """Ends a split: estimates its importance, accumulates it, and makes the parameters as they are now the anchor.
+
+        A parameter that was frozen in the split keeps the importance and the anchor that it had.
 
         Args:
             batches: unlabeled inputs of the split, or of whatever the model will be applied to; labels are ignored.
@@ -82,8 +86,9 @@ class Elastic(Method):
         """
         estimated = self.estimate(batches)
         self.num_splits += 1
-        self.importance = {name: self._accumulated(name, new) for name, new in estimated.items()}
-        self.anchor = {name: self._parameters()[name].detach().clone() for name in self.importance}
+        own = self._parameters()
+        self.importance |= {name: self._accumulated(name, new) for name, new in estimated.items()}
+        self.anchor |= {name: own[name].detach().clone() for name in estimated}
         return estimated
 
     def state_dict(self) -> dict[str, Any]:
@@ -97,6 +102,9 @@ class Elastic(Method):
             UserError: names the parameters that differ. Parameters of the model that the state lacks are not an error:
                 they are free.
         """
+        missing = {"importance", "anchor", "num_splits"} - state.keys()
+        if missing:
+            raise UserError(f"the state lacks {', '.join(sorted(missing))}; it is not one of {type(self).__name__}")
         own = self._parameters()
         for name, anchor in state["anchor"].items():
             if name not in own:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ def _draw_matrix(axis: Axes, scores: NDArray[np.float64], splits: list[str], met
 
 def _draw_split(axis: Axes, split_index: int, matrices: Mapping[str, NDArray[np.float64]], splits: list[str]) -> None:
     positions = np.arange(len(splits))
-    for color, (method, scores) in zip(_cycled(COLORS, len(matrices)), matrices.items(), strict=True):
+    for color, (method, scores) in zip(cycle(COLORS), matrices.items(), strict=False):
         column = scores[:, :, split_index]
         mean, deviation = column.mean(0), column.std(0, ddof=1) if len(column) > 1 else np.zeros(column.shape[1])
         if len(mean) == len(splits):
@@ -78,7 +79,3 @@ def _draw_split(axis: Axes, split_index: int, matrices: Mapping[str, NDArray[np.
     axis.set_ylim(0, 1.02)
     axis.tick_params(axis="y", labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
-
-
-def _cycled(colors: tuple[str, ...], count: int) -> list[str]:
-    return [colors[index % len(colors)] for index in range(count)]

@@ -464,6 +464,28 @@ def test_under_autocast_it_is_close_and_summed_in_float32(name):
         assert (lower[name] - value).norm() <= 5e-2 * value.norm(), name
 
 
+def test_rms_norm_of_small_inputs_in_half_precision():
+    torch.manual_seed(0)
+    model, inputs = nn.RMSNorm(6), torch.randn(5, 6) * 1e-3
+    exact = estimate_importance(model, [inputs])["weight"]
+    lower = estimate_importance(model.bfloat16(), [inputs.bfloat16()])["weight"]
+    assert (lower - exact).norm() < 0.05 * exact.norm()
+
+
+def test_gradients_that_are_not_finite_are_refused():
+    model = nn.Linear(6, 3)
+    with pytest.raises(UserError, match="gradient of weight, bias is NaN or infinite"):
+        estimate_importance(model, [torch.randn(4, 6)], embed=lambda model, batch: 1 + (model(batch) * 0).abs().sqrt())
+
+
+def test_an_output_that_is_none():
+    for output in (3, Projection):
+        with pytest.raises(UserError, match="output must be one of squared_norm"):
+            estimate_importance(nn.Linear(6, 2), [torch.randn(2, 6)], output=output)
+    with pytest.raises(UserError, match="num_directions must be at least 1"):
+        Projection(num_directions=0)
+
+
 def test_blocks_of_samples_do_not_change_the_sum(monkeypatch):
     model, inputs = make("linear over positions")
     expected = dict(estimate_importance(model, [inputs]))

@@ -132,3 +132,10 @@ def test_a_model_with_a_way_back_of_its_own_takes_it():
     estimate_importance(model, [torch.randn(4, 3)])
     assert torch.equal(model.weight, before)
     assert model.training
+
+
+def test_a_table_with_a_largest_norm_keeps_its_rows():
+    table = nn.Embedding(9, 4, max_norm=0.5)
+    before = table.weight.clone()
+    estimate_importance(nn.Sequential(table, nn.Linear(4, 2)), [torch.randint(9, (5,))])
+    assert torch.equal(table.weight, before)

@@ -79,3 +79,13 @@ def test_what_it_is_not_defined_for():
         estimate_local_importance(model, [torch.randn(4, 5, 3)], embed=lambda m, x: m(x.flatten(0, 1)).view(4, -1))
     with pytest.raises(UserError, match="batches is empty"):
         estimate_local_importance(nn.Linear(3, 2), [])
+
+
+def test_what_follows_in_place_does_not_change_it():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(3, 4), nn.Hardswish(), nn.Linear(4, 2)).double()
+    inputs = torch.randn(5, 3, dtype=torch.float64)
+    expected = estimate_local_importance(plain, [inputs])
+    plain[1].inplace = True
+    importance = estimate_local_importance(plain, [inputs])
+    assert all(torch.equal(importance[name], expected[name]) for name in expected)

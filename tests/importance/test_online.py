@@ -72,8 +72,14 @@ def test_state_survives_a_restart(tmp_path):
         server.observe(inputs[5:])
     assert_equal(resumed.importance(), online.importance())
     other = OnlineImportance(nn.Linear(4, 2).double())
-    with pytest.raises(UserError, match="observed at other weights"):
+    with pytest.raises(UserError, match="observed at another fingerprint"):
         other.load_state_dict(online.state_dict())
+    for options, message in (
+        ({"every": 3}, "another every"),
+        ({"output": "vector", "every": 2, "decay": 0.9}, "another settings"),
+    ):
+        with pytest.raises(UserError, match=message):
+            OnlineImportance(copy.deepcopy(model), **options).load_state_dict(online.state_dict())
 
 
 def test_a_bad_batch_leaves_what_was_observed_untouched():
@@ -84,6 +90,17 @@ def test_a_bad_batch_leaves_what_was_observed_untouched():
     with pytest.raises(UserError, match="NaN"):
         online.observe(torch.full((3, 4), torch.nan, dtype=torch.float64))
     assert_equal(online.importance(), before)
+
+
+def test_a_gradient_that_is_not_finite_leaves_it_untouched_too():
+    model, inputs = build()
+    online = OnlineImportance(
+        model, embed=lambda model, batch: model(batch) + (model[0](batch) * 0).abs().sqrt()[:, :3]
+    )
+    with pytest.raises(UserError, match="NaN or infinite for some sample"):
+        online.observe(inputs)
+    with pytest.raises(UserError, match="nothing was observed yet"):
+        online.importance()
 
 
 def test_other_threads_may_serve_meanwhile():
@@ -121,8 +138,7 @@ def test_memory_does_not_grow_with_requests():
     online = OnlineImportance(model)
     for _ in range(3):
         online.observe(inputs)
-    assert not online._batches.lengths
-    assert len(online._batches._proofs) == 1
+    assert len(online._newest.lengths) == len(online._newest._proofs) == 1
 
 
 def test_nothing_observed_and_bad_arguments():
@@ -133,3 +149,5 @@ def test_nothing_observed_and_bad_arguments():
         OnlineImportance(model, every=0)
     with pytest.raises(UserError, match="decay must lie between 0 and 1"):
         OnlineImportance(model, decay=1.0)
+    with pytest.raises(UserError, match="no trainable parameter"):
+        OnlineImportance(model.requires_grad_(False))

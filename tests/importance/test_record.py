@@ -88,3 +88,20 @@ def test_the_fingerprint_follows_the_weights(tmp_path):
     assert (
         len({fingerprint_of(torch.nn.Linear(3, 2).to(dtype)) for dtype in (torch.half, torch.float, torch.double)}) == 3
     )
+
+
+def test_the_fingerprint_knows_the_places_of_values():
+    for shape in ((3, 2), (40, 30)):
+        model = torch.nn.Linear(*shape)
+        before = fingerprint_of(model)
+        with torch.no_grad():
+            model.weight.copy_(model.weight.flip(0))
+        flipped = fingerprint_of(model)
+        with torch.no_grad():
+            model.weight.copy_(model.weight.flip(1))
+        assert len({before, flipped, fingerprint_of(model)}) == 3
+
+
+def test_saving_where_there_is_no_folder(tmp_path):
+    with pytest.raises(UserError, match="missing does not exist"):
+        record([1.0]).save(tmp_path / "missing" / "i.safetensors")

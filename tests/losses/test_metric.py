@@ -3,6 +3,7 @@ import torch
 from pytorch_metric_learning.distances import CosineSimilarity
 from pytorch_metric_learning.losses import TripletMarginLoss
 
+from mas_embed import UserError
 from mas_embed.losses import build, catalogue
 
 
@@ -24,3 +25,11 @@ def test_built_is_what_the_library_makes(margin):
     embeddings, labels = torch.randn(8, 3), torch.arange(8) % 2
     built = build("losses", "TripletMarginLoss", {"margin": margin})
     assert torch.equal(built(embeddings, labels), TripletMarginLoss(margin=margin)(embeddings, labels))
+
+
+def test_a_nested_component_by_name_alone_and_one_that_is_not_there():
+    assert isinstance(build("losses", "TripletMarginLoss", {"distance": "CosineSimilarity"}).distance, CosineSimilarity)
+    with pytest.raises(UserError, match="unknown distances 'Cosine': did you mean 'CosineSimilarity'"):
+        build("losses", "TripletMarginLoss", {"distance": "Cosine"})
+    with pytest.raises(UserError, match="distance needs a name"):
+        build("losses", "TripletMarginLoss", {"distance": {}})

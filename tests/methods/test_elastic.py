@@ -223,3 +223,35 @@ def test_nothing_is_left_on_the_model():
     mas.add_penalty_grad()
     assert [sorted(vars(module)) for module in model.modules()] == before
     assert model.training
+
+
+def test_a_layer_that_is_frozen_for_a_split_keeps_its_protection():
+    model, mas, inputs = consolidated()
+    kept = {name: value.clone() for name, value in mas.importance.items() if name.startswith("0.")}
+    anchors = {name: value.clone() for name, value in mas.anchor.items() if name.startswith("0.")}
+    model[0].requires_grad_(False)
+    mas.consolidate([inputs])
+    model[0].requires_grad_(True)
+    for name, value in kept.items():
+        assert torch.equal(mas.importance[name], value)
+        assert torch.equal(mas.anchor[name], anchors[name])
+    mas.add_penalty_grad()
+    assert model[0].weight.grad.any()
+
+
+def test_a_sparse_gradient_takes_the_pull():
+    model = nn.EmbeddingBag(5, 3, sparse=True, mode="sum")
+    mas = MAS(model)
+    batch = torch.randint(5, (4, 2))
+    mas.consolidate([batch])
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    model(batch).sum().backward()
+    assert model.weight.grad.is_sparse
+    mas.add_penalty_grad()
+    assert model.weight.grad.any()
+
+
+def test_a_state_that_is_none_is_refused():
+    with pytest.raises(UserError, match="lacks anchor, importance, num_splits; it is not one of MAS"):
+        MAS(nn.Linear(2, 2)).load_state_dict({})

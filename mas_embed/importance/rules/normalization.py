@@ -73,8 +73,8 @@ def rms_norm(
 ) -> dict[str, Tensor]:
     """As `layer_norm`, without a mean."""
     dtype = accumulation_dtype(grad_output)
-    # The layer's own default of eps is that of its input's type
-    eps = layer.eps if layer.eps is not None else torch.finfo(input.dtype).eps
+    # torch's own default: that of the type it computes in, float32 for half precision
+    eps = layer.eps if layer.eps is not None else torch.finfo(accumulation_dtype(input)).eps
     normalized = F.rms_norm(input.detach().to(dtype), list(layer.normalized_shape), eps=eps)
     return _by_element(layer, normalized, grad_output.to(dtype), exponent, names)
 
