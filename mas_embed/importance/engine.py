@@ -30,7 +30,8 @@ from mas_embed.importance.graph import AutogradGraph
 from mas_embed.importance.outputs import Output
 from mas_embed.importance.refusals import refuse_bad_embeddings, refuse_coupled_samples
 from mas_embed.importance.rules import Rule, rule_of
-from mas_embed.importance.rules.blocks import accumulation_dtype, scratch_space
+from mas_embed.importance.rules.blocks import scratch_space
+from mas_embed.importance.sums import trainable_parameters, zero_sums
 
 Way = Literal["rule", "fallback", "frozen", "unused"]
 
@@ -97,7 +98,7 @@ class BatchImportance:
         self._fallback.is_vectorized &= may_swap_parameters
         self._proofs: dict[Any, set[nn.Module]] = {}
         self._scale, self._is_last_output = 1.0, False
-        self.sums = zero_sums(model)
+        self.sums = zero_sums(trainable_parameters(model))
         self.ways: dict[str, Way] = {}
         self.lengths: list[Tensor] = []
         self.num_samples = 0
@@ -212,15 +213,6 @@ class BatchImportance:
             seen = {call.layer for call in calls}
             self._proofs[key] = seen - {call.layer for call in calls if len(call.input) != len(few)}
         return self._proofs[key]
-
-
-def zero_sums(model: nn.Module) -> dict[str, Tensor]:
-    """A zero for every trainable parameter, by name, in its shape; float32 or wider."""
-    return {
-        name: torch.zeros_like(parameter, dtype=accumulation_dtype(parameter), requires_grad=False)
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
 
 
 def parameter_owners(model: nn.Module) -> dict[nn.Parameter, list[tuple[nn.Module, str]]]:

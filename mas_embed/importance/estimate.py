@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mas_embed.errors import UserError
 from mas_embed.forward import Embed, batch_to, device_of, differentiating, embed_batch, uncompiled
-from mas_embed.importance.engine import BatchImportance, zero_sums
+from mas_embed.importance.engine import BatchImportance
 from mas_embed.importance.outputs import Output, SquaredNorm, resolve_output
 from mas_embed.importance.processes import sum_over_processes
 from mas_embed.importance.record import Importance, fingerprint_of
@@ -20,6 +20,7 @@ from mas_embed.importance.refusals import (
     refuse_constant_length,
     refuse_infinite,
 )
+from mas_embed.importance.sums import trainable_parameters, zero_sums
 
 
 def estimate_importance(
@@ -109,8 +110,8 @@ class _BatchGradients:
 
     def __init__(self, model: nn.Module, *, output: Output, exponent: int, embed: Embed | str | None) -> None:
         self._model, self._output, self._exponent, self._embed = model, output, exponent, embed
-        self._trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self.sums = zero_sums(model)
+        self._trainable = trainable_parameters(model)
+        self.sums = zero_sums(self._trainable)
         self.lengths: list[Tensor] = []
         self.num_samples = 0
 

@@ -12,7 +12,8 @@ from torch.func import functional_call, grad, vmap
 
 from mas_embed.forward import Embed, embed_batch, map_tensors
 from mas_embed.importance.outputs import Output
-from mas_embed.importance.rules.blocks import absolute_power, accumulation_dtype
+from mas_embed.importance.rules.blocks import absolute_power
+from mas_embed.importance.sums import zero_sums
 
 CHUNK_BYTES = 256 * 2**20
 
@@ -71,7 +72,7 @@ class PerSampleGradients:
             alone = rebuild([tensor.unsqueeze(0) for tensor in sample])
             return functional_call(self._embedder, parameters, (alone,))[0, output_index]
 
-        powers, absolutes, signed = _zeros(parameters), _zeros(parameters), _zeros(parameters)
+        powers, absolutes, signed = zero_sums(parameters), zero_sums(parameters), zero_sums(parameters)
         chunk = max(1, CHUNK_BYTES // sum(tensor.numel() * tensor.element_size() for tensor in parameters.values()))
         for start in range(0, num_samples, chunk):
             block = [tensor[start : start + chunk] for tensor in per_sample]
@@ -86,7 +87,7 @@ class PerSampleGradients:
     def _looped(
         self, parameters: Mapping[str, Tensor], batch: Any, num_samples: int, output_index: int
     ) -> dict[str, Tensor]:
-        sums = _zeros(parameters)
+        sums = zero_sums(parameters)
         for index in range(num_samples):
             value = self._embedder(take_samples(batch, num_samples, [index]))[0, output_index]
             gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
@@ -148,10 +149,3 @@ def _refuse_other_sums(
         tolerance = 1e-1 if is_half else {torch.float64: 1e-9}.get(total.dtype, 2e-3)
         if not bool(difference.norm() <= tolerance * absolute[name].norm()):  # so that NaN does not pass
             raise ValueError(name)
-
-
-def _zeros(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name: torch.zeros_like(parameter, dtype=accumulation_dtype(parameter), requires_grad=False)
-        for name, parameter in parameters.items()
-    }

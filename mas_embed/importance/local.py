@@ -15,7 +15,7 @@ from mas_embed.importance.processes import sum_over_processes
 from mas_embed.importance.record import Importance, fingerprint_of
 from mas_embed.importance.refusals import refuse_bad_arguments
 from mas_embed.importance.rules import rule_of
-from mas_embed.importance.rules.blocks import accumulation_dtype
+from mas_embed.importance.sums import trainable_parameters, zero_sums
 
 LOCAL_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -52,14 +52,9 @@ def estimate_local_importance(
     """
     model, prefix = uncompiled(model)
     refuse_bad_arguments(model, batches, "sample", 1)
-    names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    names = {parameter: name for name, parameter in trainable_parameters(model).items()}
     layers = [layer for layer in model.modules() if isinstance(layer, LOCAL_LAYERS) and rule_of(layer) is not None]
-    sums = {
-        names[parameter]: torch.zeros_like(parameter, dtype=accumulation_dtype(parameter), requires_grad=False)
-        for layer in layers
-        for parameter in layer.parameters(recurse=False)
-        if parameter in names
-    }
+    sums = zero_sums({names[p]: p for layer in layers for p in layer.parameters(recurse=False) if p in names})
     if not sums:
         raise UserError("the model has no trainable linear layer or convolution, which local importance is of")
     runs: list[tuple[nn.Module, int, dict[str, Tensor]]] = []

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from mas_embed.errors import UserError
 from mas_embed.forward import Embed, batch_to, device_of, differentiating, map_tensors, uncompiled
-from mas_embed.importance.engine import BatchImportance, zero_sums
+from mas_embed.importance.engine import BatchImportance
 from mas_embed.importance.estimate import describe
 from mas_embed.importance.fallback import take_samples
 from mas_embed.importance.outputs import Output, resolve_output
 from mas_embed.importance.record import Importance, fingerprint_of
 from mas_embed.importance.refusals import refuse_bad_arguments, refuse_infinite
+from mas_embed.importance.sums import trainable_parameters, zero_sums
 
 
 class OnlineImportance:
@@ -74,7 +75,7 @@ class OnlineImportance:
         self._settings = describe(self._output.name, "sample", 1, embed)
         self._fingerprint = fingerprint_of(self._model)
         with differentiating(self._model):
-            self._sums = zero_sums(self._model)
+            self._sums = zero_sums(trainable_parameters(self._model))
             self._newest = BatchImportance(
                 self._model, output=self._output, exponent=1, embed=embed, may_swap_parameters=False
             )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mas_embed.errors import UserError
 from mas_embed.files import read_tensors, write_tensors
+from mas_embed.importance.sums import trainable_parameters
 
 
 class Importance(Mapping[str, Tensor]):
@@ -117,7 +118,7 @@ class Importance(Mapping[str, Tensor]):
 
     def check(self, model: nn.Module) -> None:
         """Raises `UserError` naming the parameters that are not the model's, in name or shape, or that it lacks."""
-        own = {name: parameter.shape for name, parameter in model.named_parameters() if parameter.requires_grad}
+        own = {name: parameter.shape for name, parameter in trainable_parameters(model).items()}
         shapes = _shapes(self)
         problems = {
             "not in the model": shapes.keys() - own.keys(),
@@ -136,7 +137,7 @@ def fingerprint_of(model: nn.Module) -> str:
     forgery.
     """
     described = hashlib.sha256()
-    trainable = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trainable = {name: parameter.detach() for name, parameter in trainable_parameters(model).items()}
     sums = [_weighted_bits(parameter) for parameter in trainable.values()]
     for (name, parameter), total in zip(trainable.items(), torch.stack(sums).tolist() if sums else [], strict=True):
         described.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {total};".encode())
