@@ -19,6 +19,7 @@ from mas_embed.importance.refusals import (
     refuse_bad_embeddings,
     refuse_constant_length,
     refuse_infinite,
+    refuse_no_samples,
 )
 from mas_embed.importance.sums import trainable_parameters, zero_sums
 
@@ -94,10 +95,7 @@ def estimate_importance(
                 raise UserError(f"batch {num_batches}: {error}") from None
             num_batches += 1
     num_samples = sum_over_processes(accumulator.sums, accumulator.num_samples)
-    if num_samples == 0:
-        raise UserError(
-            "batches is empty: importance needs at least one batch of inputs (an iterator is read only once)"
-        )
+    refuse_no_samples(num_samples)
     importance = Importance(accumulator.sums, num_samples, settings, fingerprint_of(model))
     refuse_infinite(accumulator.sums)
     if isinstance(resolved, SquaredNorm) and accumulator.lengths:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from mas_embed.forward import Embed, batch_to, device_of, embed_batch, evaluatin
 from mas_embed.importance.estimate import describe, shown
 from mas_embed.importance.processes import sum_over_processes
 from mas_embed.importance.record import Importance, fingerprint_of
-from mas_embed.importance.refusals import refuse_bad_arguments
+from mas_embed.importance.refusals import refuse_bad_arguments, refuse_no_samples
 from mas_embed.importance.rules import rule_of
 from mas_embed.importance.sums import trainable_parameters, zero_sums
 
@@ -57,42 +58,52 @@ def estimate_local_importance(
     sums = zero_sums({names[p]: p for layer in layers for p in layer.parameters(recurse=False) if p in names})
     if not sums:
         raise UserError("the model has no trainable linear layer or convolution, which local importance is of")
-    runs: list[tuple[nn.Module, int, dict[str, Tensor]]] = []
-
-    def record(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        # At once: what follows may change input and output in place
-        layer_input = args[0] if args else kwargs["input"]
-        rule = rule_of(layer)
-        assert rule is not None
-        own = [name for name, parameter in layer.named_parameters(recurse=False) if parameter in names]
-        runs.append((layer, len(layer_input), rule.function(layer, layer_input, output.relu(), 1, own)))
-
-    handles = [layer.register_forward_hook(record, prepend=True, with_kwargs=True) for layer in layers]
     num_samples = 0
-    try:
-        with evaluating(model):
-            for batch in shown(batches, progress):
-                num_in_batch = len(embed_batch(model, batch_to(batch, device_of(model)), embed))
-                for layer, num_rows, gradients in runs:
-                    _refuse_other_rows(layer, num_rows, num_in_batch)
-                    for name, gradient in gradients.items():
-                        sums[names[getattr(layer, name)]] += gradient
-                runs.clear()
-                num_samples += num_in_batch
-    finally:
-        for handle in handles:
-            handle.remove()
+    with evaluating(model), _recorded(layers, names) as runs:
+        for batch in shown(batches, progress):
+            num_in_batch = len(embed_batch(model, batch_to(batch, device_of(model)), embed))
+            for run in runs:
+                _refuse_other_rows(run, num_in_batch)
+                for name, total in run.sums.items():
+                    sums[names[getattr(run.layer, name)]] += total
+            runs.clear()
+            num_samples += num_in_batch
     num_samples = sum_over_processes(sums, num_samples)
-    if num_samples == 0:
-        raise UserError(
-            "batches is empty: importance needs at least one batch of inputs (an iterator is read only once)"
-        )
+    refuse_no_samples(num_samples)
     return Importance(sums, num_samples, describe("local", "sample", 1, embed), fingerprint_of(model)).renamed(prefix)
 
 
-def _refuse_other_rows(layer: nn.Module, num_rows: int, num_samples: int) -> None:
-    if num_rows != num_samples:
+class _Run(NamedTuple):
+    """One run of a layer: how many rows it saw, and its sums over them by the layer's own parameter names."""
+
+    layer: nn.Module
+    num_rows: int
+    sums: dict[str, Tensor]
+
+
+@contextmanager
+def _recorded(layers: Iterable[nn.Module], names: Mapping[nn.Parameter, str]) -> Iterator[list[_Run]]:
+    """Records every run of the layers in its body, for the parameters in `names`."""
+    runs: list[_Run] = []
+
+    def record(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        # At once: what follows may change input and output in place
+        layer_input, rule = args[0] if args else kwargs["input"], rule_of(layer)
+        assert rule is not None
+        own = [name for name, parameter in layer.named_parameters(recurse=False) if parameter in names]
+        runs.append(_Run(layer, len(layer_input), rule.function(layer, layer_input, output.relu(), 1, own)))
+
+    handles = [layer.register_forward_hook(record, prepend=True, with_kwargs=True) for layer in layers]
+    try:
+        yield runs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _refuse_other_rows(run: _Run, num_samples: int) -> None:
+    if run.num_rows != num_samples:
         raise UserError(
-            f"a {type(layer).__name__} layer sees {num_rows} rows for {num_samples} samples, and which belong to which "
-            "sample is not known; keep the samples in the first dimension"
+            f"a {type(run.layer).__name__} layer sees {run.num_rows} rows for {num_samples} samples, and which belong to "
+            "which sample is not known; keep the samples in the first dimension"
         )

@@ -52,6 +52,14 @@ def refuse_bad_embeddings(embeddings: Tensor, output: Output) -> None:
             raise UserError(_CONSTANT_LENGTH.format(length="unit"))
 
 
+def refuse_no_samples(num_samples: int) -> None:
+    """Raises `UserError` if no process had a sample."""
+    if num_samples == 0:
+        raise UserError(
+            "batches is empty: importance needs at least one batch of inputs (an iterator is read only once)"
+        )
+
+
 def refuse_infinite(sums: Mapping[str, Tensor]) -> None:
     """Raises `UserError` naming the parameters whose gradients were not finite for some sample."""
     names = [name for name, total in sums.items() if not bool(total.isfinite().all())]

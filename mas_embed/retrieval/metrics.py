@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -111,19 +112,31 @@ def evaluate_retrieval(
         )
     if (query_ids is None) != (gallery_ids is None) or (gallery is None and query_ids is not None):
         raise UserError("query_ids and gallery_ids go together, beside a gallery")
-    queries_QD, query_labels_Q = _embeddings(queries, "queries"), _integers(query_labels, "query_labels")
-    if gallery is None:
-        gallery_GD, gallery_labels_G = queries_QD, query_labels_Q
-        query_ids_Q = gallery_ids_G = torch.arange(len(queries_QD))
-    else:
-        gallery_GD, gallery_labels_G = _embeddings(gallery, "gallery"), _integers(gallery_labels, "gallery_labels")
-        # With no ids given, ids that never meet
-        query_ids_Q = torch.full((len(queries_QD),), -1) if query_ids is None else _integers(query_ids, "query_ids")
-        gallery_ids_G = torch.arange(len(gallery_GD)) if gallery_ids is None else _integers(gallery_ids, "gallery_ids")
+    asked = _items("query", queries, query_labels, query_ids)
+    searched = asked if gallery is None else _items("gallery", gallery, gallery_labels, gallery_ids)
+    if query_ids is None and gallery is not None:
+        asked = asked._replace(ids=-1 - asked.ids)  # with no ids given, ids that never meet
     recall_at = tuple(recall_at) if isinstance(recall_at, Iterable) else (recall_at,)
-    _refuse_bad_sizes(queries_QD, gallery_GD, query_labels_Q, gallery_labels_G, query_ids_Q, gallery_ids_G, recall_at)
-    ranking = _Ranking(queries_QD, gallery_GD, query_labels_Q, gallery_labels_G, query_ids_Q, gallery_ids_G, distance)
-    return _summarise(ranking, tuple(map(int, recall_at)))
+    _refuse_bad_sizes(asked, searched, recall_at)
+    return _summarise(_Ranking(asked, searched, distance), tuple(map(int, recall_at)))
+
+
+class _Items(NamedTuple):
+    """Queries or a gallery: embeddings [N, D], labels [N] and ids [N]."""
+
+    name: str
+    rows: Tensor
+    labels: Tensor
+    ids: Tensor
+
+
+def _items(
+    name: str, rows: ArrayLike | Tensor, labels: ArrayLike | Tensor | None, ids: ArrayLike | Tensor | None
+) -> _Items:
+    """What was given as tensors; without ids every item is its position."""
+    embeddings = _embeddings(rows, "queries" if name == "query" else name)
+    numbers = torch.arange(len(embeddings)) if ids is None else _integers(ids, f"{name}_ids")
+    return _Items(name, embeddings, _integers(labels, f"{name}_labels"), numbers)
 
 
 class _Ranking:
@@ -134,22 +147,13 @@ class _Ranking:
         num_relevant: [Q], without the query's own item.
     """
 
-    def __init__(
-        self,
-        queries: Tensor,
-        gallery: Tensor,
-        labels: Tensor,
-        gallery_labels: Tensor,
-        ids: Tensor,
-        gallery_ids: Tensor,
-        distance: Distance,
-    ) -> None:
-        self._queries, self._gallery = comparable(queries, gallery, distance)
+    def __init__(self, queries: _Items, gallery: _Items, distance: Distance) -> None:
+        self._queries, self._gallery = comparable(queries.rows, gallery.rows, distance)
         self._labels, self._gallery_labels, self._ids, self._gallery_ids = (
-            tensor.to(queries.device) for tensor in (labels, gallery_labels, ids, gallery_ids)
+            tensor.to(queries.rows.device) for tensor in (queries.labels, gallery.labels, queries.ids, gallery.ids)
         )
-        self._distance, self.num_gallery = distance, len(gallery)
-        blocks = list(_blocks(len(queries), len(gallery)))
+        self._distance, self.num_gallery = distance, len(gallery.rows)
+        blocks = list(_blocks(len(queries.rows), self.num_gallery))
         self.num_relevant = torch.cat([self._is_relevant(block).sum(1) for block in blocks])
         self._max_own = int(max(self._is_own(block).sum(1).max() for block in blocks))
 
@@ -205,8 +209,8 @@ class _Ranking:
         return (self._labels[block, None] == labels) & ~self._is_own(block, positions)
 
 
-# Scores are computed in float64 and then rounded to 34 binary digits, some 16 more than rounding spoils: what is equal but
-# for the order of additions becomes equal, and what differs in float32 stays different. Integers are not changed.
+# Scores are computed in float64, which has 53 binary digits, and rounded to 34 of them: what differs by the order of additions
+# alone becomes equal. Integers are not changed.
 
 
 def _inner_products(queries: Tensor, gallery: Tensor) -> Tensor:
@@ -327,28 +331,20 @@ def _tensor(values: ArrayLike | Tensor | None, name: str) -> Tensor:
         raise UserError(f"{name} must be an array of numbers: {error}") from None
 
 
-def _refuse_bad_sizes(
-    queries: Tensor,
-    gallery: Tensor,
-    labels: Tensor,
-    gallery_labels: Tensor,
-    ids: Tensor,
-    gallery_ids: Tensor,
-    recall_at: Sequence[int],
-) -> None:
-    if len(queries) == 0 or len(gallery) == 0:
+def _refuse_bad_sizes(queries: _Items, gallery: _Items, recall_at: Sequence[int]) -> None:
+    num_queries, num_gallery = len(queries.rows), len(gallery.rows)
+    if num_queries == 0 or num_gallery == 0:
         raise UserError(
-            f"there must be queries and a gallery, got {len(queries)} queries and {len(gallery)} gallery items"
+            f"there must be queries and a gallery, got {num_queries} queries and {num_gallery} gallery items"
         )
-    if queries.shape[1] != gallery.shape[1]:
-        raise UserError(
-            f"queries have {queries.shape[1]} dimensions and the gallery {gallery.shape[1]}; embed both with one model"
-        )
-    for name, rows, numbers in (("query", queries, labels), ("gallery", gallery, gallery_labels)):
-        if len(rows) != len(numbers):
-            raise UserError(f"there are {len(rows)} {name} embeddings but {len(numbers)} {name}_labels")
-    for name, rows, numbers in (("query", queries, ids), ("gallery", gallery, gallery_ids)):
-        if len(rows) != len(numbers):
-            raise UserError(f"there are {len(rows)} {name} embeddings but {len(numbers)} {name}_ids")
+    if queries.rows.shape[1] != gallery.rows.shape[1]:
+        sizes = f"queries have {queries.rows.shape[1]} dimensions and the gallery {gallery.rows.shape[1]}"
+        raise UserError(f"{sizes}; embed both with one model")
+    for items in (queries, gallery):
+        for kind, numbers in (("labels", items.labels), ("ids", items.ids)):
+            if len(items.rows) != len(numbers):
+                raise UserError(
+                    f"there are {len(items.rows)} {items.name} embeddings but {len(numbers)} {items.name}_{kind}"
+                )
     if not recall_at or not all(isinstance(k, int | np.integer) and k >= 1 for k in recall_at):
         raise UserError(f"recall_at must hold whole numbers >= 1, got {recall_at}")

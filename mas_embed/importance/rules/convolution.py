@@ -24,7 +24,7 @@ TransposedConvolution = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspo
 def convolution(
     layer: Convolution, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]
 ) -> dict[str, Tensor]:
-    """Each sample's gradient is the convolution's own backward pass on that sample; one at a time, none is kept."""
+    """Sums over samples in blocks, of which none is kept; see `_weight` for how a sample's gradient is formed."""
     sums = _bias(grad_output, exponent, names)
     if "weight" in names:
         padded, padding = _padded(layer, input.detach())
@@ -94,6 +94,7 @@ def _weight(
     padding: list[int],
     output_padding: list[int],
 ) -> Tensor:
+    """By patches for plain 2-d convolutions; else each sample's gradient is the layer's own backward pass on it alone."""
     dtype = accumulation_dtype(grad_output)
     input, grad_output = input.to(dtype), grad_output.to(dtype)
     if isinstance(layer, nn.Conv2d) and layer.groups == 1:

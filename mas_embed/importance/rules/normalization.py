@@ -23,17 +23,10 @@ def batch_norm(
 ) -> dict[str, Tensor]:
     """Eval mode: `x_hat = (x - running_mean) / sqrt(running_var + eps)`."""
     dtype = accumulation_dtype(grad_output)
-    delta_NCL = grad_output.to(dtype).flatten(2) if input.ndim > 2 else grad_output.to(dtype).unsqueeze(2)
-    sums = {}
-    if "weight" in names:
-        assert layer.running_mean is not None and layer.running_var is not None
-        mean_C1, scale_C = layer.running_mean.to(dtype)[:, None], (layer.running_var.to(dtype) + layer.eps).rsqrt()
-        centred_NCL = input.detach().to(dtype).reshape(delta_NCL.shape) - mean_C1
-        gradient_NC = centred_NCL.mul_(delta_NCL).sum(2) * scale_C
-        sums["weight"] = absolute_power(gradient_NC, exponent).sum(0)
-    if "bias" in names:
-        sums["bias"] = absolute_power(delta_NCL.sum(2), exponent).sum(0)
-    return sums
+    assert layer.running_mean is not None and layer.running_var is not None
+    mean, variance = layer.running_mean.to(dtype), layer.running_var.to(dtype)
+    normalized = F.batch_norm(input.detach().to(dtype), mean, variance, eps=layer.eps)
+    return _by_channel(normalized, grad_output.to(dtype), exponent, names)
 
 
 @rule(nn.GroupNorm, min_ndim=2)
