@@ -76,7 +76,8 @@ class PerSampleGradients:
         chunk = max(1, CHUNK_BYTES // sum(tensor.numel() * tensor.element_size() for tensor in parameters.values()))
         for start in range(0, num_samples, chunk):
             block = [tensor[start : start + chunk] for tensor in per_sample]
-            gradients = vmap(grad(value), in_dims=(None, 0))(detached, block)
+            with torch.no_grad():  # no graph through the other parameters; `grad` records its own all the same
+                gradients = vmap(grad(value), in_dims=(None, 0))(detached, block)
             for name in parameters:
                 gradient = gradients[f"model.{name}"].to(powers[name].dtype)
                 signed[name] += gradient.sum(0)

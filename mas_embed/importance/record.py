@@ -145,13 +145,16 @@ def fingerprint_of(model: nn.Module) -> str:
 
 
 def _weighted_bits(parameter: Tensor, width: int = 64) -> Tensor:
-    """The bits as integers in rows of `width`: row and column sums times odd numbers that grow with the place, mod 2^64."""
-    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    bits = parameter.contiguous().view(integers[parameter.itemsize]).flatten()
-    whole = bits[: len(bits) // width * width].view(-1, width)
-    tail = bits[whole.numel() :].long()
-    parts = [whole.sum(1, dtype=torch.int64), whole.sum(0, dtype=torch.int64), tail]
-    places = [2 * torch.arange(len(part), device=bits.device) + 1 for part in parts]
+    """Its bits as 8-byte integers in rows of `width`: row and column sums times odd numbers growing with the place, mod 2^64."""
+    flat, per_integer = parameter.contiguous().flatten(), 8 // parameter.itemsize
+    flat = flat.clone() if flat.storage_offset() % per_integer else flat  # so that it can be read eight bytes at a time
+    length = flat.numel() // (width * per_integer) * width * per_integer
+    whole = flat[:length].view(torch.int64).view(-1, width)
+    tail = (
+        flat[length:].view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.itemsize]).long()
+    )
+    parts = [whole.sum(1), whole.sum(0), tail]
+    places = [2 * torch.arange(len(part), device=flat.device) + 1 for part in parts]
     return torch.stack([(part * place).sum() for part, place in zip(parts, places, strict=True)]).sum()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -62,7 +63,8 @@ def refuse_no_samples(num_samples: int) -> None:
 
 def refuse_infinite(sums: Mapping[str, Tensor]) -> None:
     """Raises `UserError` naming the parameters whose gradients were not finite for some sample."""
-    names = [name for name, total in sums.items() if not bool(total.isfinite().all())]
+    largest = {name: total.max() for name, total in sums.items() if total.numel()}  # NaN passes through max
+    names = [name for name, value in largest.items() if not math.isfinite(value)]
     if names:
         raise UserError(
             f"the gradient of {', '.join(names)} is NaN or infinite for some sample, though its embedding is not; look for "

@@ -646,6 +646,12 @@ def test_coverage_names_every_parameter_once(name, by_fallback):
     assert {row.name for row in coverage if row.way == "fallback"} == by_fallback
 
 
+def test_the_result_of_the_fallback_holds_no_graph():
+    model, inputs = make("other layers")
+    importance = estimate_importance(model, [inputs])
+    assert not any(importance[name].requires_grad for name in importance)
+
+
 def test_a_users_hook_and_a_patched_layer_do_not_mislead_the_rules():
     model, inputs = make("mlp")
     model[0].register_forward_hook(lambda layer, args, output: 2 * output)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from mas_embed.importance.rules.blocks import absolute_power, accumulation_dtype, sample_blocks, scratch
 from mas_embed.importance.rules.registry import rule
 
-MAX_CHANNELS = 128  # of the output in one matrix product: large enough for it, small enough for a processor's cache
+MAX_PATCH_BYTES = 2**20  # of one sample: more would leave a core's cache before they are used
+MAX_CHANNELS = 64  # of the output in one matrix product: large enough for it, small enough for a processor's cache
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 TransposedConvolution = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
@@ -94,10 +95,10 @@ def _weight(
     padding: list[int],
     output_padding: list[int],
 ) -> Tensor:
-    """By patches for plain 2-d convolutions; else each sample's gradient is the layer's own backward pass on it alone."""
+    """By patches for plain 2-d convolutions, unless they are many; else by the layer's own backward pass on each sample alone."""
     dtype = accumulation_dtype(grad_output)
     input, grad_output = input.to(dtype), grad_output.to(dtype)
-    if isinstance(layer, nn.Conv2d) and layer.groups == 1:
+    if isinstance(layer, nn.Conv2d) and layer.groups == 1 and _patch_bytes(layer, grad_output) <= MAX_PATCH_BYTES:
         return _weight_by_patches(layer, _channels_last(input, padding), grad_output, exponent)
     weight = layer.weight.detach().to(dtype)
     total = torch.zeros_like(weight)
@@ -130,6 +131,11 @@ def _channels_last(input: Tensor, padding: list[int]) -> Tensor:
     return padded
 
 
+def _patch_bytes(layer: nn.Conv2d, grad_output: Tensor) -> int:
+    """How large the patches of one sample are together."""
+    return grad_output.shape[2:].numel() * layer.weight[0].numel() * grad_output.element_size()
+
+
 def _weight_by_patches(layer: nn.Conv2d, padded_NHWC: Tensor, grad_output: Tensor, exponent: int) -> Tensor:
     """`g_n = delta_n patches_n` as matrix products; faster than the backward pass of one sample, above all a small one.
 
@@ -137,7 +143,7 @@ def _weight_by_patches(layer: nn.Conv2d, padded_NHWC: Tensor, grad_output: Tenso
     """
     (out_channels, channels, *kernel), num_positions = layer.weight.shape, grad_output.shape[2:].numel()
     patch, delta_NOL = channels * kernel[0] * kernel[1], grad_output.flatten(2)
-    total = padded_NHWC.new_zeros(out_channels, patch)
+    total = scratch("total", (out_channels, patch), padded_NHWC).zero_()
     largest = max(num_positions, min(out_channels, MAX_CHANNELS)) * patch * padded_NHWC.element_size()
     for block in sample_blocks(len(padded_NHWC), largest):
         view = _patches(layer, padded_NHWC[block], grad_output.shape[2:])
