@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mas_embed.data import join_splits as join_splits
     from mas_embed.errors import UserError as UserError
     from mas_embed.experiment import run_experiment as run_experiment
+    from mas_embed.fingerprint import fingerprint_of as fingerprint_of
     from mas_embed.forgetting import ScoreMatrix as ScoreMatrix
     from mas_embed.importance import Importance as Importance
     from mas_embed.importance import OnlineImportance as OnlineImportance
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from mas_embed.importance import estimate_importance as estimate_importance
     from mas_embed.importance import estimate_local_importance as estimate_local_importance
     from mas_embed.importance import explain_coverage as explain_coverage
-    from mas_embed.importance import fingerprint_of as fingerprint_of
     from mas_embed.methods import MAS as MAS
     from mas_embed.methods import Finetune as Finetune
     from mas_embed.methods import Frozen as Frozen
@@ -43,7 +43,7 @@ _HOME = {
     "estimate_importance": "importance",
     "estimate_local_importance": "importance",
     "explain_coverage": "importance",
-    "fingerprint_of": "importance",
+    "fingerprint_of": "fingerprint",
     # methods
     "Finetune": "methods",
     "Frozen": "methods",

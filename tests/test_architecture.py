@@ -12,10 +12,11 @@ import mas_embed
 PACKAGE = Path(mas_embed.__file__).parent
 
 # What every module may import: data structures and helpers without knowledge of the domain
-BASE = {"errors", "files", "forward", "registry", "seeding"}
+BASE = {"errors", "files", "fingerprint", "forward", "registry", "seeding"}
 MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
+    "fingerprint": set(),
     "forward": {"errors"},
     "registry": {"errors"},
     "seeding": set(),

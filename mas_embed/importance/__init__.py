@@ -5,7 +5,7 @@ from mas_embed.importance.estimate import estimate_importance
 from mas_embed.importance.local import estimate_local_importance
 from mas_embed.importance.online import OnlineImportance
 from mas_embed.importance.outputs import Projection
-from mas_embed.importance.record import Importance, fingerprint_of
+from mas_embed.importance.record import Importance
 
 __all__ = [
     "Coverage",
@@ -16,5 +16,4 @@ __all__ = [
     "estimate_importance",
     "estimate_local_importance",
     "explain_coverage",
-    "fingerprint_of",
 ]

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from mas_embed.errors import UserError
+from mas_embed.fingerprint import fingerprint_of
 from mas_embed.forward import Embed, batch_to, device_of, differentiating, embed_batch, uncompiled
 from mas_embed.importance.engine import BatchImportance
 from mas_embed.importance.outputs import Output, SquaredNorm, resolve_output
 from mas_embed.importance.processes import sum_over_processes
-from mas_embed.importance.record import Importance, fingerprint_of
+from mas_embed.importance.record import Importance
 from mas_embed.importance.refusals import (
     refuse_bad_arguments,
     refuse_bad_embeddings,

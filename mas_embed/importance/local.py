@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from mas_embed.errors import UserError
+from mas_embed.fingerprint import fingerprint_of
 from mas_embed.forward import Embed, batch_to, device_of, embed_batch, evaluating, uncompiled
 from mas_embed.importance.estimate import describe, shown
 from mas_embed.importance.processes import sum_over_processes
-from mas_embed.importance.record import Importance, fingerprint_of
+from mas_embed.importance.record import Importance
 from mas_embed.importance.refusals import refuse_bad_arguments, refuse_no_samples
 from mas_embed.importance.rules import rule_of
 from mas_embed.importance.sums import trainable_parameters, zero_sums

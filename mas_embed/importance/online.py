@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from mas_embed.errors import UserError
+from mas_embed.fingerprint import fingerprint_of
 from mas_embed.forward import Embed, batch_to, device_of, differentiating, map_tensors, uncompiled
 from mas_embed.importance.engine import BatchImportance
 from mas_embed.importance.estimate import describe
 from mas_embed.importance.fallback import take_samples
 from mas_embed.importance.outputs import Output, resolve_output
-from mas_embed.importance.record import Importance, fingerprint_of
+from mas_embed.importance.record import Importance
 from mas_embed.importance.refusals import refuse_bad_arguments, refuse_infinite
 from mas_embed.importance.sums import trainable_parameters, zero_sums
 

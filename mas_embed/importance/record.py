@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -128,34 +127,6 @@ class Importance(Mapping[str, Tensor]):
         told = [f"{problem}: {', '.join(sorted(names))}" for problem, names in problems.items() if names]
         if told:
             raise UserError(f"the importance is of another model; {'; '.join(told)}")
-
-
-def fingerprint_of(model: nn.Module) -> str:
-    """A short text that changes with the names, shapes and values of the trainable parameters. O(parameters).
-
-    Values enter by sums of their bits, weighted by place, which are the same on every device; it is no protection against
-    forgery.
-    """
-    described = hashlib.sha256()
-    trainable = {name: parameter.detach() for name, parameter in trainable_parameters(model).items()}
-    sums = [_weighted_bits(parameter) for parameter in trainable.values()]
-    for (name, parameter), total in zip(trainable.items(), torch.stack(sums).tolist() if sums else [], strict=True):
-        described.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {total};".encode())
-    return described.hexdigest()[:16]
-
-
-def _weighted_bits(parameter: Tensor, width: int = 64) -> Tensor:
-    """Its bits as 8-byte integers in rows of `width`: row and column sums times odd numbers growing with the place, mod 2^64."""
-    flat, per_integer = parameter.contiguous().flatten(), 8 // parameter.itemsize
-    flat = flat.clone() if flat.storage_offset() % per_integer else flat  # so that it can be read eight bytes at a time
-    length = flat.numel() // (width * per_integer) * width * per_integer
-    whole = flat[:length].view(torch.int64).view(-1, width)
-    tail = (
-        flat[length:].view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.itemsize]).long()
-    )
-    parts = [whole.sum(1), whole.sum(0), tail]
-    places = [2 * torch.arange(len(part), device=flat.device) + 1 for part in parts]
-    return torch.stack([(part * place).sum() for part, place in zip(parts, places, strict=True)]).sum()
 
 
 def _shapes(record: Importance) -> dict[str, torch.Size]:

@@ -39,7 +39,7 @@ def search_prepared(
     queries: Tensor, gallery: Tensor, k: int, distance: Distance
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """`find_nearest` for what `comparable` has prepared."""
-    faiss = _import_faiss()
+    faiss = import_faiss()
     if distance == "euclidean":
         # The same distances, and float32 keeps more of their digits
         centre = gallery.mean(0)
@@ -93,7 +93,7 @@ def _float32(rows: Tensor) -> NDArray[np.float32]:
     return np.ascontiguousarray(rows.detach().cpu().float().numpy())
 
 
-def _import_faiss() -> Any:
+def import_faiss() -> Any:
     try:
         import faiss
     except ImportError as error:

@@ -43,7 +43,7 @@ def test_neither_overflow_nor_underflow_loses_neighbours(scale, distance):
 
 
 def test_torch_is_imported_before_faiss():
-    code = "import sys; from mas_embed.retrieval.search import _import_faiss; _import_faiss(); m = list(sys.modules); assert m.index('torch') < m.index('faiss')"
+    code = "import sys; from mas_embed.retrieval.search import import_faiss; import_faiss(); m = list(sys.modules); assert m.index('torch') < m.index('faiss')"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
