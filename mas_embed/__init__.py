@@ -29,7 +29,11 @@ if TYPE_CHECKING:
     from mas_embed.methods import Frozen as Frozen
     from mas_embed.models import EmbeddingNet as EmbeddingNet
     from mas_embed.models import small_conv as small_conv
+    from mas_embed.retrieval import IndexCompatibility as IndexCompatibility
+    from mas_embed.retrieval import RetrievalIndex as RetrievalIndex
     from mas_embed.retrieval import RetrievalScores as RetrievalScores
+    from mas_embed.retrieval import clustering_scores as clustering_scores
+    from mas_embed.retrieval import compare_indexes as compare_indexes
     from mas_embed.retrieval import evaluate_retrieval as evaluate_retrieval
     from mas_embed.seeding import seeded as seeded
     from mas_embed.training import per_class_sampler as per_class_sampler
@@ -49,8 +53,12 @@ _HOME = {
     "Frozen": "methods",
     "MAS": "methods",
     # retrieval and forgetting
+    "IndexCompatibility": "retrieval",
+    "RetrievalIndex": "retrieval",
     "RetrievalScores": "retrieval",
     "ScoreMatrix": "forgetting",
+    "clustering_scores": "retrieval",
+    "compare_indexes": "retrieval",
     "evaluate_retrieval": "retrieval",
     # data and models
     "EmbeddingNet": "models",
