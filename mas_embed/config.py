@@ -77,6 +77,7 @@ class EvaluationSection(_Section):
 
     distance: Distance = "cosine"
     recall_at: tuple[PositiveCount, ...] = Field(default=(1, 2, 4, 8), min_length=1)
+    watch_index: bool = True
     primary_metric: str = "mean_average_precision"
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ from mas_embed import losses
 from mas_embed.config import SAMPLERS, Component, Config, MethodComponent
 from mas_embed.data import DATASETS, Split, join_splits
 from mas_embed.errors import RunError, UserError
+from mas_embed.forgetting import ScoreMatrix
 from mas_embed.forward import embed_batch
 from mas_embed.methods import METHODS, Method
 from mas_embed.models import MODELS
@@ -173,7 +174,7 @@ def _train(config: Config, splits: list[Split], run: Run, out: Path, resume: boo
                 training_splits(run.method, splits),
                 method=make_method(run.method, model),
                 **_training_parts(config),
-                evaluate_on=splits,
+                evaluate_on=splits if run.method.name == "joint" else None,
                 seed=run.seed,
                 checkpoint=folder / "checkpoint.safetensors",
                 resume=resume,
@@ -198,6 +199,7 @@ def _training_parts(config: Config) -> dict[str, Any]:
         "batch_size": training.batch_size,
         "distance": evaluation.distance,
         "recall_at": evaluation.recall_at,
+        "watch_index": evaluation.watch_index,
     }
 
 
@@ -227,10 +229,7 @@ def _made(where: str, make: Any) -> Any:
 
 def _described(result: SequenceResult) -> dict[str, Any]:
     """A result as JSON has it: undefined measures are null."""
-    measures = {
-        name: {measure: _number(getattr(matrix, measure)) for measure in MEASURES}
-        for name, matrix in result.scores.items()
-    }
+    measures = _measures(result.scores)
     for name, matrix in result.scores.items():
         measures[name]["forward_transfer"] = _number(matrix.forward_transfer(result.initial[name]))
     return {
@@ -238,7 +237,18 @@ def _described(result: SequenceResult) -> dict[str, Any]:
         "initial": result.initial,
         "all": result.all,
         "measures": measures,
+        "kept_gallery": {
+            "scores": {name: matrix.scores.tolist() for name, matrix in result.scores_on_kept.items()},
+            "measures": _measures(result.scores_on_kept),
+        },
+        "indexes": result.indexes,
         "seconds": {name: round(value, 3) for name, value in result.seconds.items()},
+    }
+
+
+def _measures(matrices: Mapping[str, ScoreMatrix]) -> dict[str, dict[str, float | None]]:
+    return {
+        name: {measure: _number(getattr(matrix, measure)) for measure in MEASURES} for name, matrix in matrices.items()
     }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -64,6 +64,22 @@ class IndexCompatibility:
     def drift_quantiles(self) -> dict[float, float]:
         """By share of the gallery (5, 25, 50, 75 and 95 %), the drift that so many items do not exceed."""
         return {share: float(np.quantile(self.drift, share)) for share in QUANTILES}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the drift of single items, as JSON has it: retrieval scores by measure."""
+        return {
+            "old_on_old": self.old.as_dict(),
+            "new_on_new": self.new.as_dict(),
+            "new_on_old": self.mixed.as_dict(),
+            "compensated": {name: scores.as_dict() for name, scores in self.compensated.items()},
+            "drift": {"mean": self.mean_drift, "quantiles": {f"{q:g}": v for q, v in self.drift_quantiles.items()}},
+            "k": self.k,
+            "churn": self.churn,
+            "churn_re_embedded": self.churn_re_embedded,
+            "verdict": self.verdict,
+            "compensation": self.compensation,
+            "reason": self.reason,
+        }
 
     def __str__(self) -> str:
         rows = {"old on old": self.old, "new on new": self.new, "new on old": self.mixed}

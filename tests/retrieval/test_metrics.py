@@ -286,6 +286,15 @@ def test_counting_equals_sorting_on_a_gallery_with_near_ties(distance, monkeypat
         np.testing.assert_array_equal(values, results[1].per_query[name], err_msg=name)
 
 
+def test_counting_needs_no_sorting_where_scores_differ(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    gallery, labels = torch.randn(2000, 16, generator=generator), torch.arange(2000) % 100
+    monkeypatch.setattr("mas_embed.retrieval.ranking.DENSE_SHARE", 1.0)
+    monkeypatch.setattr("mas_embed.retrieval.ranking.Ranking._all_exact", None)  # what sorting calls
+    scores = evaluate_retrieval(gallery[:50], labels[:50], gallery, labels)
+    assert 0 < scores.mean_average_precision < 1
+
+
 def test_quick_scores_of_less_precision_are_not_trusted(monkeypatch):
     queries, query_labels, gallery, gallery_labels = data()
     expected = evaluate_retrieval(queries, query_labels, gallery, gallery_labels)
