@@ -83,14 +83,14 @@ def tasks(device: torch.device) -> dict[str, tuple[int, int, int]]:
 def contestants() -> dict[str, tuple[Callable[..., Any], int]]:
     """The ways that are measured once, and how many queries each takes."""
     slow: dict[str, tuple[Callable[..., Any], int]] = {
-        "pytorch-metric-learning": (metric_learning, 2000),
-        "scikit-learn, query by query": (scikit_learn, 200),
+        "pytorch-metric-learning": (metric_learning, 1000),
+        "scikit-learn, query by query": (scikit_learn, 100),
     }
     try:
         import torchmetrics  # noqa: F401
     except ImportError:
         return slow
-    return slow | {"torchmetrics, query by query": (torch_metrics, 200)}
+    return slow | {"torchmetrics, query by query": (torch_metrics, 100)}
 
 
 def main() -> None:
