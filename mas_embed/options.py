@@ -65,6 +65,12 @@ def constructor_parameters(constructor: Callable[..., Any]) -> dict[str, inspect
     return found
 
 
+def component_lists(constructor: Callable[..., Any], kind: type) -> list[str]:
+    """The parameters of a constructor that take several components of one kind, annotated `Sequence[kind]`."""
+    parameters = constructor_parameters(constructor).items()
+    return [name for name, parameter in parameters if typing.get_args(parameter.annotation) == (kind,)]
+
+
 def _types(function: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(function)

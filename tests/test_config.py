@@ -33,6 +33,9 @@ def test_defaults_are_those_of_the_constructors(write):
         "strength": 1.0,
         "output": "squared_norm",
         "accumulation": "sum",
+        "decay": 0.9,
+        "normalize": False,
+        "decoupled": False,
         "embed": None,
     }
     assert config.loss.options["margin"] == 0.05
@@ -114,7 +117,7 @@ def test_nested_components_of_a_loss(write):
         ({"methods": ["mas", "mas"]}, "two methods 'mas'; give each a label"),
         ({"methods": [{"name": "mas", "strenght": 3}]}, r"unknown option of methods.mas 'strenght': did you mean 'strength'\?"),
         ({"methods": [{"name": "mas", "strength": "strong"}]}, "methods.mas.strength='strong' is not accepted"),
-        ({"methods": [{"name": "mas", "accumulation": "add"}]}, "methods.mas.accumulation='add' is not accepted: input should be 'sum', 'mean' or 'max'"),
+        ({"methods": [{"name": "mas", "accumulation": "add"}]}, "methods.mas.accumulation='add' is not accepted: input should be 'sum', 'mean', 'decay' or 'max'"),
         ({"methods": [{"name": "mas", "label": "../up"}]}, "label='../up' is not accepted"),
         ({"methods": [{"name": "mas", "label": ".."}]}, "label='..' is not accepted"),
         ({"seeds": []}, "seeds"),

@@ -61,7 +61,10 @@ def test_the_run_directory(finished):
         (method, seed) for seed in (0, 1) for method in ("finetune", "frozen", "mas", "joint")
     ]
     run = results["runs"][2]
-    assert run["options"] == {"strength": 10, "output": "projection", "accumulation": "sum", "embed": None}
+    assert run["options"] == {
+        "strength": 10, "output": "projection", "accumulation": "sum", "decay": 0.9, "normalize": False, "decoupled": False,
+        "embed": None,
+    }  # fmt: skip
     assert np.shape(run["scores"]["mean_average_precision"]) == (2, 2)
     assert np.shape(results["runs"][3]["scores"]["mean_average_precision"]) == (1, 2)
     assert results["runs"][3]["measures"]["mean_average_precision"]["forgetting"] is None

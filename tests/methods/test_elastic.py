@@ -209,7 +209,7 @@ def test_a_strength_that_makes_no_sense(strength):
 
 
 def test_an_unknown_accumulation_or_output():
-    with pytest.raises(UserError, match="accumulation must be 'sum', 'mean' or 'max'"):
+    with pytest.raises(UserError, match="accumulation must be 'sum', 'mean', 'decay' or 'max', got 'average'"):
         MAS(nn.Linear(2, 2), accumulation="average")
     with pytest.raises(UserError, match="unknown output 'norm'"):
         MAS(nn.Linear(2, 2), output="norm")
