@@ -78,6 +78,22 @@ def test_an_override_enters_a_method_by_its_label(write):
     assert [method.title for method in config.methods] == ["weak", "strong"]
 
 
+def test_methods_of_a_method_are_resolved_like_any_other(write):
+    combined = {"name": "combine", "methods": ["mas", {"name": "lwf", "strength": 3}]}
+    config = load_config(write(methods=[combined]), ["methods.combine.methods.lwf.distillation=similarity"])
+    mas, lwf = config.methods[0].options["methods"]
+    assert mas["name"] == "mas" and mas["output"] == "squared_norm" and mas["strength"] == 1.0
+    assert lwf == {"name": "lwf", "strength": 3, "distillation": "similarity", "embed": None}
+    (write(methods=[combined]).with_name("resolved.yaml")).write_text(config.to_yaml())
+    assert load_config(write().with_name("resolved.yaml")) == config
+
+
+def test_the_training_loss_of_a_method_is_the_configs(write):
+    assert "loss" not in load_config(write(methods=["ewc"])).methods[0].options
+    with pytest.raises(UserError, match="unknown option of methods.ewc 'loss'"):
+        load_config(write(methods=[{"name": "ewc", "loss": "TripletMarginLoss"}]))
+
+
 @pytest.mark.parametrize("text", ["1e-3", "1E-3", "0.001", "+1e-3", "1.e-3"])
 def test_numbers_as_people_write_them(write, text):
     path = write()
@@ -114,6 +130,13 @@ def test_nested_components_of_a_loss(write):
         ({"loss": {"name": "TripletMarginLoss", "margin": "wide"}}, "loss.margin='wide' is not accepted"),
         ({"methods": ["mass"]}, r"unknown method 'mass': did you mean 'mas'\?"),
         ({"methods": []}, "methods=.* is not accepted"),
+        ({"methods": ["combine"]}, r"methods.combine.methods must be a list of components such as \[mas, .*\], got None"),
+        ({"methods": [{"name": "combine", "methods": "mas"}]}, "methods.combine.methods must be a list .*, got 'mas'"),
+        ({"methods": [{"name": "combine", "methods": ["mas", "lfw"]}]}, r"unknown method 'lfw': did you mean 'lwf'\?"),
+        ({"methods": [{"name": "combine", "label": "both", "methods": [{"name": "lwf", "strenght": 3}, "mas"]}]},
+         r"unknown option of methods.both.methods.lwf 'strenght': did you mean 'strength'\?"),
+        ({"methods": [{"name": "combine", "methods": ["mas", {"name": "lwf", "strength": "much"}]}]},
+         "methods.combine.methods.lwf.strength='much' is not accepted"),
         ({"methods": ["mas", "mas"]}, "two methods 'mas'; give each a label"),
         ({"methods": [{"name": "mas", "strenght": 3}]}, r"unknown option of methods.mas 'strenght': did you mean 'strength'\?"),
         ({"methods": [{"name": "mas", "strength": "strong"}]}, "methods.mas.strength='strong' is not accepted"),

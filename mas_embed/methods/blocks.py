@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-CPU_BLOCK = 2**16  # elements; several tensors of this size fit into a core's own cache
+CPU_BLOCK = 2**18  # elements, 1 MiB of float32; measured: smaller ones cost calls, larger ones memory
 GPU_BLOCK = 2**26  # elements; few launches, and what is computed on the way takes 256 MiB
 
 
