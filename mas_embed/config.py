@@ -24,7 +24,7 @@ from mas_embed.errors import UserError, unknown_name
 from mas_embed.losses import catalogue
 from mas_embed.methods import METHODS, Method
 from mas_embed.models import MODELS
-from mas_embed.options import component_lists, resolve_options
+from mas_embed.options import component_lists, constructor_parameters, resolve_options
 from mas_embed.retrieval import Distance
 from mas_embed.training import per_class_sampler
 
@@ -197,16 +197,20 @@ def _with_options(component: Any, options: Mapping[str, Any]) -> Any:
 
 
 def _resolve_method(where: str, component: Any) -> Any:
-    """A method with its options, and those of the methods that it is made of."""
+    """A method with its options, those of the methods that it is made of, and of a loss other than the one that is trained."""
     options, constructor = component.options, METHODS[component.name]
-    inner = {
+    inner: dict[str, Any] = {
         name: [
             _resolve_method(f"{where}.{name}.{part.name}", part).model_dump()
             for part in _components(f"{where}.{name}", options.pop(name, None))
         ]
         for name in component_lists(constructor, Method)
     }
-    resolved = resolve_options(where, constructor, options, given=frozenset({"model", "loss", *inner}))
+    if "loss" in options and "loss" in constructor_parameters(constructor):
+        (loss,) = _components(f"{where}.loss", [options.pop("loss")])
+        inner["loss"] = _resolve(f"{where}.loss", loss, _Catalogue("loss", catalogue("losses"))).model_dump()
+    given = {"model", *inner} | ({"loss"} & constructor_parameters(constructor).keys())
+    resolved = resolve_options(where, constructor, options, given=frozenset(given))
     return _with_options(component, resolved | inner)
 
 
@@ -215,7 +219,7 @@ def _components(where: str, value: Any) -> list[Component]:
         return TypeAdapter(list[Component]).validate_python(value)
     except ValidationError:
         raise UserError(
-            f"{where} must be a list of components such as [mas, {{name: lwf, strength: 3}}], got {value!r}"
+            f"{where} must be made of components such as [mas, {{name: lwf, strength: 3}}], got {value!r}"
         ) from None
 
 

@@ -161,7 +161,7 @@ def make_model(config: Config, *, seed: int) -> nn.Module:
 
 
 def make_method(component: MethodComponent, model: nn.Module, *, loss: Loss) -> Method:
-    """The method of a config for a model; one that looks at the training loss is given it."""
+    """The method of a config for a model; one that looks at the training loss is given it, unless it names its own."""
     return _made(f"methods.{component.title}", lambda: _method(component, model, loss))
 
 
@@ -169,8 +169,10 @@ def _method(component: Component, model: nn.Module, loss: Loss) -> Method:
     constructor, options = METHODS[component.name], component.options
     for name in component_lists(constructor, Method):
         options[name] = [_method(Component.model_validate(part), model, loss) for part in options[name]]
-    given = {"loss": loss} if "loss" in constructor_parameters(constructor) else {}
-    method: Method = constructor(model, **options, **given)
+    if "loss" in constructor_parameters(constructor):
+        own = options.get("loss")
+        options["loss"] = _loss(Component.model_validate(own)) if own else loss
+    method: Method = constructor(model, **options)
     return method
 
 
@@ -209,7 +211,7 @@ def _training_parts(config: Config) -> dict[str, Any]:
     training, evaluation = config.training, config.evaluation
     miner, sampler = training.miner, training.sampler
     return {
-        "loss": _made("loss", lambda: losses.build("losses", config.loss.name, config.loss.options)),
+        "loss": _made("loss", lambda: _loss(config.loss)),
         "miner": _made("training.miner", lambda: losses.build("miners", miner.name, miner.options)) if miner else None,
         "sampler": partial(SAMPLERS[sampler.name], **sampler.options) if sampler else None,
         "optimizer": _optimizer(training.optimizer),
@@ -218,6 +220,11 @@ def _training_parts(config: Config) -> dict[str, Any]:
         "distance": evaluation.distance,
         "recall_at": evaluation.recall_at,
     }
+
+
+def _loss(component: Component) -> Loss:
+    loss: Loss = losses.build("losses", component.name, component.options)
+    return loss
 
 
 def _optimizer(component: Component) -> Any:

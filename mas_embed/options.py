@@ -33,11 +33,13 @@ def resolve_options(
     for name in options:
         if name not in parameters:
             raise unknown_name(f"option of {where}", name, parameters)
+    # A required parameter of a base class may be given by the subclass: the constructor will say if it is not
+    inherited = parameters.keys() - inspect.signature(constructor).parameters.keys()
     resolved = {}
     for name, parameter in parameters.items():
         if name in options:
             resolved[name] = _checked(f"{where}.{name}", parameter, options[name])
-        elif parameter.default is parameter.empty:
+        elif parameter.default is parameter.empty and name not in inherited:
             raise UserError(f"{where} needs the option '{name}'; add {where}.{name} to the config")
         elif _is_plain(parameter.default):
             resolved[name] = parameter.default

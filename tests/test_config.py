@@ -88,10 +88,24 @@ def test_methods_of_a_method_are_resolved_like_any_other(write):
     assert load_config(write().with_name("resolved.yaml")) == config
 
 
-def test_the_training_loss_of_a_method_is_the_configs(write):
+def test_the_loss_of_a_method_is_the_configs_or_its_own(write):
     assert "loss" not in load_config(write(methods=["ewc"])).methods[0].options
-    with pytest.raises(UserError, match="unknown option of methods.ewc 'loss'"):
-        load_config(write(methods=[{"name": "ewc", "loss": "TripletMarginLoss"}]))
+    config = load_config(write(methods=[{"name": "ewc", "loss": "MultiSimilarityLoss"}]))
+    assert config.methods[0].options["loss"].items() >= {"name": "MultiSimilarityLoss", "alpha": 2, "beta": 50}.items()
+    (write().with_name("resolved.yaml")).write_text(config.to_yaml())
+    assert load_config(write().with_name("resolved.yaml")) == config
+    for options, message in (
+        ({"name": "mas", "loss": "MultiSimilarityLoss"}, "unknown option of methods.mas 'loss'"),
+        ({"name": "ewc", "loss": "MultiLoss"}, "unknown loss 'MultiLoss'"),
+        ({"name": "ewc", "loss": {"name": "NTXentLoss", "temprature": 1}}, r"methods.ewc.loss 'temprature': did you mean 'temperature'\?"),
+        ({"name": "ewc", "loss": 3}, r"methods.ewc.loss must be made of components such as .*, got \[3\]"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            load_config(write(methods=[options]))
+
+
+def test_what_a_base_class_needs_may_be_given_by_the_subclass(write):
+    assert load_config(write(loss={"name": "NTXentLoss"})).loss.options["temperature"] == 0.07
 
 
 @pytest.mark.parametrize("text", ["1e-3", "1E-3", "0.001", "+1e-3", "1.e-3"])
@@ -130,8 +144,8 @@ def test_nested_components_of_a_loss(write):
         ({"loss": {"name": "TripletMarginLoss", "margin": "wide"}}, "loss.margin='wide' is not accepted"),
         ({"methods": ["mass"]}, r"unknown method 'mass': did you mean 'mas'\?"),
         ({"methods": []}, "methods=.* is not accepted"),
-        ({"methods": ["combine"]}, r"methods.combine.methods must be a list of components such as \[mas, .*\], got None"),
-        ({"methods": [{"name": "combine", "methods": "mas"}]}, "methods.combine.methods must be a list .*, got 'mas'"),
+        ({"methods": ["combine"]}, r"methods.combine.methods must be made of components such as \[mas, .*\], got None"),
+        ({"methods": [{"name": "combine", "methods": "mas"}]}, "methods.combine.methods must be made of .*, got 'mas'"),
         ({"methods": [{"name": "combine", "methods": ["mas", "lfw"]}]}, r"unknown method 'lfw': did you mean 'lwf'\?"),
         ({"methods": [{"name": "combine", "label": "both", "methods": [{"name": "lwf", "strenght": 3}, "mas"]}]},
          r"unknown option of methods.both.methods.lwf 'strenght': did you mean 'strength'\?"),

@@ -118,7 +118,7 @@ def test_the_written_config_repeats_the_run(finished, tmp_path):
 
 EVERY_METHOD = [
     *({"name": name, "normalize": True} for name in ("local_mas", "ewc", "si")),
-    {"name": "ewc", "label": "ewc of batches", "mode": "online", "fisher": "batch"},
+    {"name": "ewc", "label": "ewc of batches", "mode": "online", "fisher": "batch", "loss": "NTXentLoss"},
     "lwf", "imm", {"name": "imm", "label": "imm mode", "mode": "mode"}, "replay",
     {"name": "combine", "methods": [{"name": "mas", "output": "projection"}, {"name": "lwf", "strength": 0.1}]},
     {"name": "combine", "label": "ewc and replay", "methods": ["ewc", "replay"]},

@@ -34,7 +34,8 @@ class EWC(Elastic):
     Args:
         model: any module that embeds a batch as [N, D].
         loss: the training loss, `(embeddings, labels, mined) -> Tensor []`, without parameters of its own. In a config it is
-            the config's.
+            the config's, unless the method names another, as it should where the trained one has a margin and reaches zero:
+            `{name: ewc, loss: MultiSimilarityLoss}`.
         strength: half the paper's lambda, >= 0.
         fisher: "sample" squares the gradient of every sample (the definition), "batch" that of a batch (common in ports).
         mode: "separate" or "online".

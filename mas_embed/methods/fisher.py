@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, get_args
 
@@ -28,7 +29,8 @@ def estimate_fisher(
     batch of B is its term times B, which for a mean of losses of single samples is `d l_n / d theta` exactly. What deviates:
     for a loss over pairs it depends on the rest of the batch, so batches should be drawn as they are in training; the
     labels are the true ones, not drawn from the model (the "empirical" Fisher); no miner chooses pairs; and the model is in
-    eval mode. `fisher="batch"` squares the gradient of a whole batch, `1/N sum_b B_b (dL_b / d theta_p)^2`, as the common
+    eval mode. A loss with a margin may have no gradient left when a split ends: take the information of another, smooth one.
+    `fisher="batch"` squares the gradient of a whole batch, `1/N sum_b B_b (dL_b / d theta_p)^2`, as the common
     ports do; opposite samples cancel in it and it falls with the batch size.
 
     Args:
@@ -44,11 +46,14 @@ def estimate_fisher(
     Raises:
         UserError: a batch has no labels, or what `estimate_importance` refuses.
 
+    Warns:
+        UserWarning: the information is zero everywhere.
+
     Source: Kirkpatrick et al., *Overcoming catastrophic forgetting in neural networks*, PNAS 2017. "batch" weights batches by
         their size, as FACIL does (Masana et al., 2022).
     """
     refuse_unlisted("fisher", fisher, get_args(Fisher))
-    return estimate_importance(
+    information = estimate_importance(
         model,
         _with_loss_gradients(model, batches, loss, fisher, embed),
         output=share_of_loss,
@@ -56,6 +61,13 @@ def estimate_fisher(
         exponent=2,
         embed=embed,
     )
+    if not any(bool(value.any()) for value in information.values()):
+        warnings.warn(
+            f"the loss has no gradient on any {fisher}, so its Fisher information is zero and protects nothing; take it of a loss "
+            "that does not reach zero, such as MultiSimilarityLoss",
+            stacklevel=2,
+        )
+    return information
 
 
 def share_of_loss(embeddings: Tensor, batch: Any) -> Tensor:

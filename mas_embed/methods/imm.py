@@ -16,6 +16,7 @@ from mas_embed.methods.refusals import refuse_unlisted
 from mas_embed.methods.state import adopt, weighted_mean
 
 Mode = Literal["mean", "mode"]
+Start = Literal["last", "average"]
 
 
 @METHODS.register("imm")
@@ -24,15 +25,18 @@ class IMM(Method):
 
     "mean" is the plain mean, `1/K sum_k theta_k`; "mode" weights every parameter by the Fisher information of its split's
     training loss, `sum_k F_k theta_k / sum_k F_k` (see `estimate_fisher`), and takes the last split's where that is 0.
-    `consolidate` puts the average into the model, which is what is judged and used between splits; `begin_split` puts the last
-    split's own parameters back, from which the next is trained (the paper's weight transfer). All splits weigh the same; of
-    the paper's other aids (L2 transfer, drop transfer) there is none. Buffers, such as running statistics, stay those of
-    the last split. A parameter that is frozen in a split is left out of it.
+    `consolidate` puts the average into the model, which is what is judged and used between splits. With `start="last"`
+    `begin_split` then puts the last split's own parameters back, from which the next is trained (the paper's weight
+    transfer); with "average" it is trained from the average, which is not the paper's. All splits weigh the same; of the
+    paper's other aids (L2 transfer, drop transfer) there is none. Buffers, such as running statistics, stay those of the last
+    split. A parameter that is frozen in a split is left out of it.
 
     Args:
         model: the embedding model that is trained.
         mode: "mean" or "mode".
-        loss: the training loss, for "mode": `(embeddings, labels, mined) -> Tensor []`. In a config it is the config's.
+        start: where the next split is trained from, "last" or "average".
+        loss: the training loss, for "mode": `(embeddings, labels, mined) -> Tensor []`. In a config it is the config's,
+            unless the method names another, see `EWC`.
         embed: how to embed instead of `model(input)`, for "mode".
 
     Raises:
@@ -40,20 +44,27 @@ class IMM(Method):
     """
 
     def __init__(
-        self, model: nn.Module, *, mode: Mode = "mean", loss: Loss | None = None, embed: Embed | str | None = None
+        self,
+        model: nn.Module,
+        *,
+        mode: Mode = "mean",
+        start: Start = "last",
+        loss: Loss | None = None,
+        embed: Embed | str | None = None,
     ) -> None:
         super().__init__(model)
         refuse_unlisted("mode", mode, get_args(Mode))
+        refuse_unlisted("start", start, get_args(Start))
         if mode == "mode":
             refuse_trained_loss(loss, "IMM with mode='mode'")
-        self.mode, self.loss, self.embed = mode, loss, embed
+        self.mode, self.start, self.loss, self.embed = mode, start, loss, embed
         self.average: dict[str, Tensor] = {}
         self.last: dict[str, Tensor] = {}
         self._totals: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def begin_split(self) -> None:
-        """Puts the last split's own parameters back in the place of the average."""
+        """Puts the last split's own parameters back in the place of the average, unless `start` is that."""
         own = dict(self.model.named_parameters())
         for name, value in self.last.items():
             own[name].copy_(value)
@@ -70,7 +81,8 @@ class IMM(Method):
         for name, parameter in own.items():
             weight, average = weights[name], self.average.get(name, parameter)
             total = weight + self._totals[name].to(weight.device) if name in self._totals else weight
-            self.last[name] = parameter.detach().clone()
+            if self.start == "last":
+                self.last[name] = parameter.detach().clone()
             self.average[name] = weighted_mean(average, parameter, weight=weight, total=total).clone()
             self._totals[name] = total
             parameter.copy_(self.average[name])

@@ -22,6 +22,7 @@ FACTORIES = {
     "ewc": partial(EWC, loss=loss),
     "ewc of batches": partial(EWC, loss=loss, fisher="batch"),
     "ewc online": partial(EWC, loss=loss, mode="online"),
+    "imm from the average": partial(IMM, start="average"),
     "imm by Fisher": partial(IMM, mode="mode", loss=loss),
     "lwf of similarities": partial(LwF, distillation="similarity"),
     "mas of projections": partial(MAS, output="projection"),

@@ -86,8 +86,15 @@ def test_samples_that_cancel_in_a_batch_have_fisher_information():
     model = nn.Linear(1, 1, bias=False).double()
     model.weight.data.fill_(0.0)
     batches = [(torch.tensor([[1.0], [1.0]]).double(), torch.tensor([1.0, -1.0]).double())]
-    assert estimate_fisher(model, batches, loss=squared_error, fisher="batch")["weight"].item() == 0
+    with pytest.warns(UserWarning, match="the loss has no gradient on any batch"):
+        assert estimate_fisher(model, batches, loss=squared_error, fisher="batch")["weight"].item() == 0
     assert estimate_fisher(model, batches, loss=squared_error)["weight"].item() == pytest.approx(4)
+
+
+def test_a_loss_without_a_gradient_left_is_told():
+    model, batches = network()
+    with pytest.warns(UserWarning, match="the loss has no gradient on any sample, so its Fisher information is zero"):
+        estimate_fisher(model, batches, loss=lambda embeddings, labels, mined: 0 * embeddings.sum())
 
 
 def test_the_model_and_the_mode_are_left_alone():

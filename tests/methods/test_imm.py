@@ -24,6 +24,17 @@ def test_mean_by_hand_and_where_the_next_split_starts():
         assert model.weight.item() == own
 
 
+def test_a_split_may_start_from_the_average():
+    model = line()
+    imm = IMM(model, start="average")
+    for own, average in ((1.0, 1.0), (3.0, 2.0)):
+        model.weight.data.fill_(own)
+        imm.consolidate([])
+        imm.begin_split()
+        assert model.weight.item() == average
+    assert imm.last == {}
+
+
 def test_mode_weights_by_fisher_information():
     """Squared gradients (2 (w x - y) x)^2: at w = 1 on (1, 2) 4, at w = 3 on (1, 2) 4 too, and on (2, 5) 16."""
     model = line()
@@ -39,7 +50,8 @@ def test_where_no_split_has_fisher_information_the_last_parameters_stay():
     imm = IMM(model, mode="mode", loss=squared_error)
     for own in (1.0, 3.0):
         model.weight.data.fill_(own)
-        imm.consolidate([(torch.tensor([[1.0]]).double(), torch.tensor([own]).double())])
+        with pytest.warns(UserWarning, match="Fisher information is zero"):
+            imm.consolidate([(torch.tensor([[1.0]]).double(), torch.tensor([own]).double())])
     assert model.weight.item() == 3.0
 
 
@@ -60,6 +72,8 @@ def test_wrong_options_and_states():
         IMM(line(), mode="mode")
     with pytest.raises(UserError, match="mode must be 'mean' or 'mode', got 'median'"):
         IMM(line(), mode="median")
+    with pytest.raises(UserError, match="start must be 'last' or 'average', got 'first'"):
+        IMM(line(), start="first")
     imm = IMM(line())
     imm.consolidate([])
     with pytest.raises(UserError, match="'weight' has shape"):
