@@ -63,8 +63,8 @@ def estimate_fisher(
     )
     if not any(bool(value.any()) for value in information.values()):
         warnings.warn(
-            f"the loss has no gradient on any {fisher}, so its Fisher information is zero and protects nothing; take it of a loss "
-            "that does not reach zero, such as MultiSimilarityLoss",
+            f"the loss has no gradient on any {fisher}, so its Fisher information is zero and protects nothing; take it of a "
+            "loss that does not reach zero, such as MultiSimilarityLoss",
             stacklevel=2,
         )
     return information
