@@ -22,7 +22,7 @@ from mas_embed.retrieval import Distance
 from mas_embed.seeding import seeded
 from mas_embed.training.checkpoint import load_checkpoint, save_checkpoint
 from mas_embed.training.evaluation import Judge, Judgement, Row, check_splits
-from mas_embed.training.loading import MakeSampler, ordered_batches
+from mas_embed.training.loading import MakeSampler, training_batches
 from mas_embed.training.step import Loss, MakeOptimizer, Miner, OnEvent, Recipe, train_split
 
 
@@ -103,7 +103,7 @@ def train_sequence(
     became of the index of the splits before (`compare_indexes`), with compensations fitted on the new split's training inputs.
 
     Every split starts with a fresh optimizer and a fresh copy of the loss and the miner, so that no momentum, proxy or
-    memory of the last split lives on. After a split the method consolidates on the split's training inputs, then the
+    memory of the last split lives on. After a split the method consolidates on the split's training items, then the
     queries of every split are ranked against one gallery of all splits' held-out items. The same seed on the same
     machine gives the same scores.
 
@@ -163,7 +163,8 @@ def train_sequence(
                 with progress.timed("training"):
                     train_split(prepared, split, recipe, method=method, accelerator=accelerator, on_event=tell)
                 with progress.timed("importance"):
-                    method.consolidate(ordered_batches(split.train, batch_size=batch_size))
+                    # In random order: a loss over pairs says nothing about a batch of one class
+                    method.consolidate(training_batches(split.train, batch_size=batch_size, sampler=None))
         with progress.timed("evaluation"):
             judgement = judge.end_split(split)
         progress.add(judgement)
