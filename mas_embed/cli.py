@@ -133,9 +133,7 @@ class RunProgress:
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Takes an event of `run_experiment`."""
-        {"epoch": self._on_epoch, "split": self._on_split, "run": self._on_run, "skip": self._on_skip}[event["event"]](
-            event
-        )
+        getattr(self, f"_on_{event['event']}")(event)
 
     def _on_epoch(self, event: Mapping[str, Any]) -> None:
         epoch, epochs = event["epoch"] + 1, self._config.training.epochs
@@ -148,6 +146,13 @@ class RunProgress:
     def _show(self, event: Mapping[str, Any], share: float, text: str) -> None:
         description = escape(f"{event['method']}  seed {event['seed']}  {text}")
         self._progress.update(self._task, description=description, completed=self._num_done + share)
+
+    def _on_candidate(self, event: Mapping[str, Any]) -> None:
+        options = ", ".join(f"{name}={value}" for name, value in event["options"].items())
+        outcome = f"failed: {event['error']}" if event["mean"] is None else f"on validation {event['mean']:.3f}"
+        self._progress.console.print(
+            escape(f"{event['method']:<16} {options}  {outcome}  ({event['seconds']:.0f} s)"), highlight=False
+        )
 
     def _on_run(self, event: Mapping[str, Any]) -> None:
         measures = event["measures"][self._config.evaluation.primary_metric]

@@ -15,7 +15,15 @@ from matplotlib.figure import Figure
 from mas_embed.errors import UserError
 from mas_embed.files import write_file
 from mas_embed.report.figures import old_index_figure, scores_figure
-from mas_embed.report.tables import Table, methods_of, metric_name, old_index_table, summary_table
+from mas_embed.report.tables import (
+    Table,
+    cost_table,
+    methods_of,
+    metric_name,
+    old_index_table,
+    selection_table,
+    summary_table,
+)
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -56,6 +64,8 @@ compensation does, else re-embed.</p>
 <p><img src="data:image/png;base64,{{ index_picture }}" alt="scores over time with and without embedding the gallery again"></p>
 {% endif %}
 {{ show(final) }}
+{{ show(cost) }}
+{% if selection %}{{ show(selection) }}{% endif %}
 <details><summary>Config</summary><pre>{{ config }}</pre></details>
 <details><summary>Environment</summary><pre>{{ environment }}</pre></details>
 </html>
@@ -79,6 +89,8 @@ def write_report(run_directory: str | Path) -> None:
         name=results["name"],
         summary=summary_table(results),
         final=_final_scores(results),
+        cost=cost_table(results),
+        selection=selection_table(results),
         picture=base64.b64encode(picture).decode(),
         old_index=old_index,
         index_picture=base64.b64encode(index_picture).decode(),
