@@ -75,22 +75,18 @@ def read_fact_list(
     lines = _read(Path(path), Path(root) if root is not None else Path(path).parent, is_split_given=splits == "given")
     words = list(dict.fromkeys(line.words for line in lines))
     facts = make_fact_table(words, _vectors_of(words, Path(word_vectors)))
-    if splits == "given":
-        names = [line.split for line in lines]
-        order = list(dict.fromkeys(names))
-    else:
-        dealt = dict(zip(words, deal_facts(facts, num_splits, by=splits, seed=seed).tolist(), strict=True))
-        order = [str(index + 1) for index in range(num_splits)]
-        names = [order[dealt[line.words]] for line in lines]
     row_of = {own: row for row, own in enumerate(words)}
-    splits_by_name = {
-        name: _divide([line for line, own in zip(lines, names, strict=True) if own == name], row_of, held_out, seed)
-        for name in order
-    }
+    if splits == "given":
+        names = {line: line.split for line in lines}
+    else:
+        dealt = deal_facts(facts, num_splits, by=splits, seed=seed).tolist()
+        names = {line: str(dealt[row_of[line.words]] + 1) for line in lines}
     inputs = partial(
         ImageFiles, size=image_size, short_side=short_side, normalization=normalization, keep_megabytes=keep_megabytes
     )
-    return make_sequence(splits_by_name, facts, inputs)
+    order = dict.fromkeys(names.values()) if splits == "given" else [str(index + 1) for index in range(num_splits)]
+    divided = {name: _divide([line for line in lines if names[line] == name], row_of, held_out, seed) for name in order}
+    return make_sequence(divided, facts, inputs)
 
 
 def _read(path: Path, root: Path, *, is_split_given: bool) -> list[_Line]:
