@@ -45,10 +45,7 @@ def fact_loss(embeddings: Tensor, vectors: Tensor, weights: Tensor, *, form: For
             f"{list(embeddings.shape)}, {list(vectors.shape)} and {list(weights.shape)}"
         )
     differences = embeddings.unflatten(1, vectors.shape[1:]) - vectors.to(embeddings.dtype)
-    if form == "distance":
-        values = torch.linalg.vector_norm(differences, dim=2)
-    else:
-        values = differences.square().sum(2) / 2
+    values = torch.linalg.vector_norm(differences, dim=2) if form == "distance" else differences.square().sum(2) / 2
     return (weights.to(embeddings.dtype) * values).sum(1).mean()
 
 
