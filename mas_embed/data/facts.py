@@ -76,13 +76,6 @@ class FactTable:
         """The facts as they are written: `<three, above, seven>`."""
         return [f"<{', '.join(word for word in words if word)}>" for words in self.words]
 
-    @property
-    def fillers(self) -> Tensor:
-        """Which words fill each slot [F, 3] int64: equal numbers for equal words, -1 for an absent slot."""
-        known: dict[str, int] = {}
-        rows = [[known.setdefault(word, len(known)) if word else -1 for word in words] for words in self.words]
-        return torch.tensor(rows, dtype=torch.long).reshape(-1, 3)
-
 
 class FactSequence(list[Split]):
     """A sequence of splits whose labels are rows of one table of facts.

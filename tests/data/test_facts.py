@@ -33,13 +33,6 @@ def test_the_mean_is_over_the_facts_that_fill_the_slot():
     assert facts.vectors[:, 1].tolist() == [[0.5, -0.5], [-0.5, 0.5], [0.0, 0.0]]
 
 
-def test_fillers_are_equal_for_equal_words():
-    fillers = make_fact_table(WORDS, VECTORS).fillers
-    assert (fillers >= 0).tolist() == [[True, False, False], [True, False, False], [True, True, True]]
-    assert fillers[0, 0] == fillers[2, 0] != fillers[1, 0]
-    assert (fillers[fillers < 0] == -1).all()
-
-
 def test_tables_that_make_no_sense():
     with pytest.raises(UserError, match="1 words have no vector: nine"):
         make_fact_table([("nine", "", "")], VECTORS)
