@@ -148,7 +148,7 @@ def evaluate_fact_recognition(
     weights: Tensor,
     *,
     facts: Tensor | None = None,
-    distance: FactDistance = "euclidean",
+    distance: FactDistance = "cosine",
 ) -> FactRecognitionScores:
     """Ranks the facts for every image. True of an image are the fact that it is labelled with, and those that extend it.
 
@@ -162,9 +162,9 @@ def evaluate_fact_recognition(
         vectors: [F, 3, V].
         weights: [F, 3].
         facts: rows of the facts that are searched, those of the labels among them; None for all.
-        distance: "euclidean" over the slots that the fact fills, as in the other direction: a fact is then never farther
-            than one that extends it, so that facts of order 1 come first. Or "cosine" over all slots, wildcards zero, as in
-            the release: it prefers no order.
+        distance: "cosine" over all slots, wildcards zero, as in the release; it prefers no order. Or "euclidean" over the
+            slots that the fact fills, as in the other direction: a fact is then never farther than one that extends it, so
+            that facts of order 1 come first and K1 of the others is low.
 
     Raises:
         UserError: shapes that do not fit, labels outside the table or not among `facts`, numbers that are not finite, or an

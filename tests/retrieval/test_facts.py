@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -7,6 +8,8 @@ from oracles import average_precision, ranked_relevance
 
 from mas_embed import UserError
 from mas_embed.retrieval.facts import evaluate_fact_recognition, evaluate_fact_retrieval, evaluate_fact_splits
+
+recognise = partial(evaluate_fact_recognition, distance="euclidean")
 
 # Facts by the values of their slots, one number a slot; None is a wildcard
 ANIMALS = [(0, None, None), (0, 5, None), (0, 5, 2), (3, None, None), (3, 5, 2)]
@@ -86,7 +89,7 @@ def test_a_wildcard_leaves_its_slot_out_whatever_it_holds():
     vectors, weights = table(ANIMALS)
     images, labels = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 5
     filled = torch.where(weights[:, :, None] > 0, vectors, 77.0)
-    for evaluate in (evaluate_fact_retrieval, evaluate_fact_recognition):
+    for evaluate in (evaluate_fact_retrieval, recognise):
         first, second = evaluate(images, labels, vectors, weights), evaluate(images, labels, filled, weights)
         assert repr(first) == repr(second)
 
@@ -158,10 +161,10 @@ def test_recognition_by_hand():
     vectors, weights = table([(0, None, None), (0, 5, None), (0, 5, 2), (3, None, None)])
     # Distances to the four facts: .5, sqrt(.5), sqrt(.75), 2.5 | 2, sqrt(8), sqrt(12), 1 | 0, 0, 0, 3
     images = torch.tensor([[0.5, 5.5, 2.5], [2.0, 7.0, 4.0], [0.0, 5.0, 2.0]])
-    assert evaluate_fact_recognition(images, torch.tensor([0, 0, 0]), vectors, weights).rank.tolist() == [1, 2, 1]
+    assert recognise(images, torch.tensor([0, 0, 0]), vectors, weights).rank.tolist() == [1, 2, 1]
     # Of <0, 5> that fact and <0, 5, 2> are true, of <0, 5, 2> itself alone
-    assert evaluate_fact_recognition(images, torch.tensor([1, 1, 1]), vectors, weights).rank.tolist() == [2, 3, 2]
-    scores = evaluate_fact_recognition(images, torch.tensor([2, 2, 2]), vectors, weights)
+    assert recognise(images, torch.tensor([1, 1, 1]), vectors, weights).rank.tolist() == [2, 3, 2]
+    scores = recognise(images, torch.tensor([2, 2, 2]), vectors, weights)
     assert scores.rank.tolist() == [3, 4, 3]
     assert scores.hits_at == {1: 0.0, 5: 1.0, 10: 1.0}
     assert scores.mean_reciprocal_rank == pytest.approx((1 / 3 + 1 / 4 + 1 / 3) / 3)
@@ -179,7 +182,7 @@ def test_recognition_equals_the_loops(seed, kind):
             embeddings.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
         )
         images = embeddings.unflatten(1, (3, -1)).tolist()
-    scores = evaluate_fact_recognition(embeddings, labels, vectors, weights, distance=kind)
+    scores = recognise(embeddings, labels, vectors, weights, distance=kind)
     measure = distance if kind == "euclidean" else cosine_distance
     expected = []
     for image, label in zip(images, labels.tolist(), strict=True):
@@ -194,16 +197,16 @@ def test_recognition_equals_the_loops(seed, kind):
 def test_recognition_among_some_facts():
     _, _, labels, embeddings, vectors, weights = random_case(0)
     own = labels < 4
-    some = evaluate_fact_recognition(embeddings[own], labels[own], vectors, weights, facts=torch.arange(4))
-    alone = evaluate_fact_recognition(embeddings[own], labels[own], vectors[:4], weights[:4])
+    some = recognise(embeddings[own], labels[own], vectors, weights, facts=torch.arange(4))
+    alone = recognise(embeddings[own], labels[own], vectors[:4], weights[:4])
     assert some.rank.tolist() == alone.rank.tolist()
     with pytest.raises(UserError, match="every image's own fact must be among the facts"):
-        evaluate_fact_recognition(embeddings, labels, vectors, weights, facts=torch.arange(4))
+        recognise(embeddings, labels, vectors, weights, facts=torch.arange(4))
 
 
 def test_blocks_change_nothing(monkeypatch):
     _, _, labels, embeddings, vectors, weights = random_case(0)
-    evaluations = (evaluate_fact_retrieval, evaluate_fact_recognition)
+    evaluations = (evaluate_fact_retrieval, recognise)
     whole = [repr(evaluate(embeddings, labels, vectors, weights)) for evaluate in evaluations]
     monkeypatch.setattr("mas_embed.retrieval.facts.BLOCK_ELEMENTS", 1)
     assert [repr(evaluate(embeddings, labels, vectors, weights)) for evaluate in evaluations] == whole
@@ -212,7 +215,7 @@ def test_blocks_change_nothing(monkeypatch):
 def test_what_does_not_fit():
     vectors, weights = table(ANIMALS)
     images, labels = torch.randn(4, 3), torch.arange(4)
-    for evaluate in (evaluate_fact_retrieval, evaluate_fact_recognition):
+    for evaluate in (evaluate_fact_retrieval, recognise):
         with pytest.raises(UserError, match=r"facts need vectors \[F, 3, V\] .* got \[5, 3\], \[5, 3\]"):
             evaluate(images, labels, vectors[:, :, 0], weights)
         with pytest.raises(
@@ -230,6 +233,15 @@ def test_what_does_not_fit():
     with pytest.raises(UserError, match="match must be one of same, extending, got 'all'"):
         evaluate_fact_retrieval(images, labels, vectors, weights, match="all")
     with pytest.raises(UserError, match="distance must be one of euclidean, cosine, got 'l1'"):
-        evaluate_fact_recognition(images, labels, vectors, weights, distance="l1")
+        recognise(images, labels, vectors, weights, distance="l1")
     with pytest.raises(UserError, match="zero and has no cosine"):
-        evaluate_fact_recognition(images, labels, vectors, weights, distance="cosine")
+        recognise(images, labels, vectors, weights, distance="cosine")
+
+
+def test_cosine_prefers_no_order():
+    # An image right at <3, 5, 2>: the fact itself is nearest, though <3> is as near over the slot that it fills
+    vectors, weights = table(ANIMALS)
+    vectors = vectors + 1
+    image, label = torch.tensor([[4.0, 6.0, 3.0]]), torch.tensor([4])
+    assert evaluate_fact_recognition(image, label, vectors, weights).rank.tolist() == [1]
+    assert recognise(image, label, vectors, weights).rank.tolist() == [2]
