@@ -11,17 +11,13 @@ medians of rounds in which all take turns; memory is the peak above what was the
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
+from measuring import median_seconds, peak_mebibytes
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
@@ -80,35 +76,6 @@ def contestants(model: nn.Module, inputs: Tensor) -> dict[str, tuple[Callable[[]
     }
 
 
-def seconds(ways: dict[str, tuple[Callable[[], Any], int]], rounds: int, device: torch.device) -> dict[str, float]:
-    """Median seconds per batch, all ways in turn in every round, after one round of warm-up."""
-    taken: dict[str, list[float]] = {name: [] for name in ways}
-    for round_index in range(rounds + 1):
-        for name, (call, num_batches) in ways.items():
-            _synchronize(device)
-            start = time.perf_counter()
-            call()
-            _synchronize(device)
-            if round_index:
-                taken[name].append((time.perf_counter() - start) / num_batches)
-    return {name: statistics.median(values) for name, values in taken.items()}
-
-
-def peak_mebibytes(call: Callable[[], Any], device: torch.device) -> float:
-    """Peak memory above what was in use before the call: of the process on a CPU, of torch's allocator on a GPU."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        return float(torch.cuda.max_memory_allocated() - before) / 2**20
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's high-water mark of this process
-    before = _status("VmRSS")
-    call()
-    return (_status("VmHWM") - before) / 1024
-
-
 def rank_correlation(exact: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     """Spearman's: the correlation of the ranks of all parameters."""
     ranks = [
@@ -129,7 +96,8 @@ def main() -> None:
         model.to(device).eval()
         inputs = torch.randn(shape, device=device)
         ways = contestants(model, inputs)
-        medians = seconds(ways, arguments.rounds, device)
+        medians = median_seconds({name: call for name, (call, _) in ways.items()}, arguments.rounds, device)
+        medians = {name: value / ways[name][1] for name, value in medians.items()}
         plain = medians["plain forward + backward"]
         model.zero_grad()  # so that its gradients, one copy of the parameters, count
         plain_memory = peak_mebibytes(ways["plain forward + backward"][0], device)
@@ -156,17 +124,6 @@ def main() -> None:
     for line in lines:
         print(json.dumps(line))
     print(json.dumps(describe_environment()))
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def _status(key: str) -> int:
-    """A line of this process's status, in KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
 if __name__ == "__main__":

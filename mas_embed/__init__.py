@@ -24,12 +24,25 @@ if TYPE_CHECKING:
     from mas_embed.importance import estimate_importance as estimate_importance
     from mas_embed.importance import estimate_local_importance as estimate_local_importance
     from mas_embed.importance import explain_coverage as explain_coverage
+    from mas_embed.methods import EWC as EWC
+    from mas_embed.methods import IMM as IMM
     from mas_embed.methods import MAS as MAS
+    from mas_embed.methods import METHODS as METHODS
+    from mas_embed.methods import SI as SI
+    from mas_embed.methods import Combine as Combine
     from mas_embed.methods import Finetune as Finetune
     from mas_embed.methods import Frozen as Frozen
+    from mas_embed.methods import LocalMAS as LocalMAS
+    from mas_embed.methods import LwF as LwF
+    from mas_embed.methods import Method as Method
+    from mas_embed.methods import Replay as Replay
     from mas_embed.models import EmbeddingNet as EmbeddingNet
     from mas_embed.models import small_conv as small_conv
+    from mas_embed.retrieval import IndexCompatibility as IndexCompatibility
+    from mas_embed.retrieval import RetrievalIndex as RetrievalIndex
     from mas_embed.retrieval import RetrievalScores as RetrievalScores
+    from mas_embed.retrieval import clustering_scores as clustering_scores
+    from mas_embed.retrieval import compare_indexes as compare_indexes
     from mas_embed.retrieval import evaluate_retrieval as evaluate_retrieval
     from mas_embed.seeding import seeded as seeded
     from mas_embed.training import per_class_sampler as per_class_sampler
@@ -45,12 +58,25 @@ _HOME = {
     "explain_coverage": "importance",
     "fingerprint_of": "fingerprint",
     # methods
+    "Combine": "methods",
+    "EWC": "methods",
     "Finetune": "methods",
     "Frozen": "methods",
+    "IMM": "methods",
+    "LocalMAS": "methods",
+    "LwF": "methods",
     "MAS": "methods",
+    "METHODS": "methods",
+    "Method": "methods",
+    "Replay": "methods",
+    "SI": "methods",
     # retrieval and forgetting
+    "IndexCompatibility": "retrieval",
+    "RetrievalIndex": "retrieval",
     "RetrievalScores": "retrieval",
     "ScoreMatrix": "forgetting",
+    "clustering_scores": "retrieval",
+    "compare_indexes": "retrieval",
     "evaluate_retrieval": "retrieval",
     # data and models
     "EmbeddingNet": "models",

@@ -8,14 +8,23 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from mas_embed.data import DATASETS
 from mas_embed.errors import UserError, unknown_name
 from mas_embed.losses import catalogue
-from mas_embed.methods import METHODS
+from mas_embed.methods import METHODS, Method
 from mas_embed.models import MODELS
-from mas_embed.options import resolve_options
+from mas_embed.options import component_lists, constructor_parameters, resolve_options
 from mas_embed.retrieval import Distance
 from mas_embed.training import per_class_sampler
 
@@ -77,6 +86,7 @@ class EvaluationSection(_Section):
 
     distance: Distance = "cosine"
     recall_at: tuple[PositiveCount, ...] = Field(default=(1, 2, 4, 8), min_length=1)
+    watch_index: bool = True
     primary_metric: str = "mean_average_precision"
 
     @model_validator(mode="after")
@@ -161,9 +171,7 @@ def _with_resolved_options(config: Config) -> Config:
             "data": _resolve("data", config.data, DATASETS),
             "model": _resolve("model", config.model, MODELS),
             "loss": _resolve("loss", config.loss, _Catalogue("loss", catalogue("losses"))),
-            "methods": tuple(
-                _resolve(f"methods.{method.title}", method, METHODS, given={"model"}) for method in config.methods
-            ),
+            "methods": tuple(_resolve_method(f"methods.{method.title}", method) for method in config.methods),
             "training": training.model_copy(
                 update={
                     "optimizer": _resolve("training.optimizer", training.optimizer, _optimizers(), given={"params"}),
@@ -181,8 +189,39 @@ def _resolve(where: str, component: Any, known: Mapping[str, Callable[..., Any]]
     if component is None:
         return None
     options = resolve_options(where, known[component.name], component.options, given=frozenset(given))
+    return _with_options(component, options)
+
+
+def _with_options(component: Any, options: Mapping[str, Any]) -> Any:
     fixed = {"name": component.name} | ({"label": component.label} if isinstance(component, MethodComponent) else {})
-    return type(component).model_validate(fixed | options)
+    return type(component).model_validate({**fixed, **options})
+
+
+def _resolve_method(where: str, component: Any) -> Any:
+    """A method with its options, those of the methods that it is made of, and of a loss other than the one that is trained."""
+    options, constructor = component.options, METHODS[component.name]
+    inner: dict[str, Any] = {
+        name: [
+            _resolve_method(f"{where}.{name}.{part.name}", part).model_dump()
+            for part in _components(f"{where}.{name}", options.pop(name, None))
+        ]
+        for name in component_lists(constructor, Method)
+    }
+    if "loss" in options and "loss" in constructor_parameters(constructor):
+        (loss,) = _components(f"{where}.loss", [options.pop("loss")])
+        inner["loss"] = _resolve(f"{where}.loss", loss, _Catalogue("loss", catalogue("losses"))).model_dump()
+    given = {"model", *inner} | ({"loss"} & constructor_parameters(constructor).keys())
+    resolved = resolve_options(where, constructor, options, given=frozenset(given))
+    return _with_options(component, resolved | inner)
+
+
+def _components(where: str, value: Any) -> list[Component]:
+    try:
+        return TypeAdapter(list[Component]).validate_python(value)
+    except ValidationError:
+        raise UserError(
+            f"{where} must be made of components such as [mas, {{name: lwf, strength: 3}}], got {value!r}"
+        ) from None
 
 
 class _Catalogue(dict[str, Callable[..., Any]]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,15 +18,17 @@ from mas_embed import losses
 from mas_embed.config import SAMPLERS, Component, Config, MethodComponent
 from mas_embed.data import DATASETS, Split, join_splits
 from mas_embed.errors import RunError, UserError
+from mas_embed.forgetting import ScoreMatrix
 from mas_embed.forward import embed_batch
 from mas_embed.methods import METHODS, Method
 from mas_embed.models import MODELS
+from mas_embed.options import component_lists, constructor_parameters
 from mas_embed.report import write_report
 from mas_embed.run_directory import open_run_directory, write_results
 from mas_embed.seeding import seeded
 from mas_embed.training import SequenceResult, check_splits, train_sequence
 from mas_embed.training.loading import training_batches
-from mas_embed.training.step import OnEvent
+from mas_embed.training.step import Loss, OnEvent
 
 MEASURES = ("final_average", "forgetting", "backward_transfer", "learning")
 
@@ -122,21 +125,29 @@ def _make_splits(config: Config) -> list[Split]:
 
 
 def _try_out(config: Config, component: MethodComponent, split: Split) -> None:
-    """One batch through everything that a run calls, on a model that is thrown away."""
+    """One batch through everything that a run calls, in the first split and in a later one, on a model that is thrown away."""
     model, parts = make_model(config, seed=0), _training_parts(config)
-    method = make_method(component, model)
-    inputs, labels = next(
-        iter(training_batches(split.train, batch_size=config.training.batch_size, sampler=parts["sampler"]))
-    )
+    method = make_method(component, model, loss=parts["loss"])
+    initial = copy.deepcopy(model.state_dict())
+    batch = next(iter(training_batches(split.train, batch_size=config.training.batch_size, sampler=parts["sampler"])))
+    _try_step(f"methods.{component.title}", model, method, parts, batch)
+    model.load_state_dict(initial)  # a step on one batch may have spoilt it
+    _made(f"methods.{component.title}", lambda: method.consolidate([batch]))
+    _try_step(f"methods.{component.title}", model, method, parts, batch)
+
+
+def _try_step(where: str, model: nn.Module, method: Method, parts: dict[str, Any], batch: Any) -> None:
+    _made(where, method.begin_split)
+    inputs, labels = _made(where, lambda: method.extend_batch(*batch))
     embeddings = _made("model", lambda: embed_batch(model, inputs))
     mined = _made("training.miner", lambda: parts["miner"](embeddings, labels)) if parts["miner"] else None
     loss = _made("loss", lambda: parts["loss"](embeddings, labels, mined))
-    _made("loss", loss.backward)
+    extra = _made(where, lambda: method.batch_penalty(inputs, embeddings))
+    _made("loss", (loss if extra is None else loss + extra).backward)
+    _made(where, method.add_penalty_grad)
     optimizer = _made("training.optimizer", lambda: parts["optimizer"](list(model.parameters())))
     _made("training.optimizer", optimizer.step)
-    model = make_model(config, seed=0)  # a step on one batch may have spoilt the first
-    method = make_method(component, model)
-    _made(f"methods.{component.title}", lambda: method.consolidate([inputs]))
+    _made(where, lambda: method.after_step(optimizer))
 
 
 def training_splits(method: MethodComponent, splits: Sequence[Split]) -> list[Split]:
@@ -150,16 +161,27 @@ def make_model(config: Config, *, seed: int) -> nn.Module:
         return _made("model", lambda: MODELS[config.model.name](**config.model.options))
 
 
-def make_method(component: MethodComponent, model: nn.Module) -> Method:
-    """The method of a config for a model."""
-    return _made(f"methods.{component.title}", lambda: METHODS[component.name](model, **component.options))
+def make_method(component: MethodComponent, model: nn.Module, *, loss: Loss) -> Method:
+    """The method of a config for a model; one that looks at the training loss is given it, unless it names its own."""
+    return _made(f"methods.{component.title}", lambda: _method(component, model, loss))
+
+
+def _method(component: Component, model: nn.Module, loss: Loss) -> Method:
+    constructor, options = METHODS[component.name], component.options
+    for name in component_lists(constructor, Method):
+        options[name] = [_method(Component.model_validate(part), model, loss) for part in options[name]]
+    if "loss" in constructor_parameters(constructor):
+        own = options.get("loss")
+        options["loss"] = _loss(Component.model_validate(own)) if own else loss
+    method: Method = constructor(model, **options)
+    return method
 
 
 def _train(config: Config, splits: list[Split], run: Run, out: Path, resume: bool, on_event: OnEvent) -> dict[str, Any]:
     folder = out / run.folder
     folder.mkdir(parents=True, exist_ok=True)
     about = {"method": run.method.title, "seed": run.seed}
-    model = make_model(config, seed=run.seed)
+    model, parts = make_model(config, seed=run.seed), _training_parts(config)
     with (folder / "log.jsonl").open("a" if resume else "w", encoding="utf-8") as log:
 
         def record(event: Mapping[str, Any]) -> None:
@@ -171,9 +193,9 @@ def _train(config: Config, splits: list[Split], run: Run, out: Path, resume: boo
             result = train_sequence(
                 model,
                 training_splits(run.method, splits),
-                method=make_method(run.method, model),
-                **_training_parts(config),
-                evaluate_on=splits,
+                method=make_method(run.method, model, loss=parts["loss"]),
+                **parts,
+                evaluate_on=splits if run.method.name == "joint" else None,
                 seed=run.seed,
                 checkpoint=folder / "checkpoint.safetensors",
                 resume=resume,
@@ -190,7 +212,7 @@ def _training_parts(config: Config) -> dict[str, Any]:
     training, evaluation = config.training, config.evaluation
     miner, sampler = training.miner, training.sampler
     return {
-        "loss": _made("loss", lambda: losses.build("losses", config.loss.name, config.loss.options)),
+        "loss": _made("loss", lambda: _loss(config.loss)),
         "miner": _made("training.miner", lambda: losses.build("miners", miner.name, miner.options)) if miner else None,
         "sampler": partial(SAMPLERS[sampler.name], **sampler.options) if sampler else None,
         "optimizer": _optimizer(training.optimizer),
@@ -198,7 +220,13 @@ def _training_parts(config: Config) -> dict[str, Any]:
         "batch_size": training.batch_size,
         "distance": evaluation.distance,
         "recall_at": evaluation.recall_at,
+        "watch_index": evaluation.watch_index,
     }
+
+
+def _loss(component: Component) -> Loss:
+    loss: Loss = losses.build("losses", component.name, component.options)
+    return loss
 
 
 def _optimizer(component: Component) -> Any:
@@ -227,10 +255,7 @@ def _made(where: str, make: Any) -> Any:
 
 def _described(result: SequenceResult) -> dict[str, Any]:
     """A result as JSON has it: undefined measures are null."""
-    measures = {
-        name: {measure: _number(getattr(matrix, measure)) for measure in MEASURES}
-        for name, matrix in result.scores.items()
-    }
+    measures = _measures(result.scores)
     for name, matrix in result.scores.items():
         measures[name]["forward_transfer"] = _number(matrix.forward_transfer(result.initial[name]))
     return {
@@ -238,7 +263,18 @@ def _described(result: SequenceResult) -> dict[str, Any]:
         "initial": result.initial,
         "all": result.all,
         "measures": measures,
+        "kept_gallery": {
+            "scores": {name: matrix.scores.tolist() for name, matrix in result.scores_on_kept.items()},
+            "measures": _measures(result.scores_on_kept),
+        },
+        "indexes": result.indexes,
         "seconds": {name: round(value, 3) for name, value in result.seconds.items()},
+    }
+
+
+def _measures(matrices: Mapping[str, ScoreMatrix]) -> dict[str, dict[str, float | None]]:
+    return {
+        name: {measure: _number(getattr(matrix, measure)) for measure in MEASURES} for name, matrix in matrices.items()
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -136,3 +136,12 @@ def differentiating(model: nn.Module) -> Iterator[None]:
     """`evaluating`, with gradients on whatever the caller's mode is."""
     with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
         yield
+
+
+def shown(batches: Iterable[Any], description: str | None) -> Iterable[Any]:
+    """The batches, under a progress bar if it has a description."""
+    if description is None:
+        return batches
+    from rich.progress import track
+
+    return track(batches, description=description, transient=True)

@@ -33,11 +33,13 @@ def resolve_options(
     for name in options:
         if name not in parameters:
             raise unknown_name(f"option of {where}", name, parameters)
+    # A required parameter of a base class may be given by the subclass: the constructor will say if it is not
+    inherited = parameters.keys() - inspect.signature(constructor).parameters.keys()
     resolved = {}
     for name, parameter in parameters.items():
         if name in options:
             resolved[name] = _checked(f"{where}.{name}", parameter, options[name])
-        elif parameter.default is parameter.empty:
+        elif parameter.default is parameter.empty and name not in inherited:
             raise UserError(f"{where} needs the option '{name}'; add {where}.{name} to the config")
         elif _is_plain(parameter.default):
             resolved[name] = parameter.default
@@ -63,6 +65,12 @@ def constructor_parameters(constructor: Callable[..., Any]) -> dict[str, inspect
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own):
             break
     return found
+
+
+def component_lists(constructor: Callable[..., Any], kind: type) -> list[str]:
+    """The parameters of a constructor that take several components of one kind, annotated `Sequence[kind]`."""
+    parameters = constructor_parameters(constructor).items()
+    return [name for name, parameter in parameters if typing.get_args(parameter.annotation) == (kind,)]
 
 
 def _types(function: Callable[..., Any]) -> dict[str, Any]:

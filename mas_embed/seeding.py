@@ -17,7 +17,7 @@ def seeded(*seed: int) -> Iterator[None]:
     The losses, miners and samplers of pytorch-metric-learning draw from these global generators. Several integers
     (a run's seed and a split's index, say) are mixed, so that neighbouring values give unrelated streams.
     """
-    mixed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    mixed = mixed_seed(*seed)
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
         random.seed(mixed)
@@ -28,3 +28,8 @@ def seeded(*seed: int) -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+
+
+def mixed_seed(*seed: int) -> int:
+    """One seed from several integers >= 0, such that neighbouring values give unrelated ones."""
+    return int(np.random.SeedSequence(seed).generate_state(1)[0])

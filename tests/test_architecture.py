@@ -33,7 +33,8 @@ MAY_IMPORT = {
     "options": BASE,
     "config": BASE | {"options", "data", "losses", "methods", "models", "retrieval", "training"},
     "experiment": BASE
-    | {"config", "data", "forgetting", "losses", "methods", "models", "report", "run_directory", "training"},
+    | {"config", "data", "forgetting", "losses", "methods", "models", "options", "report", "run_directory", "training"},
+    "testing": BASE | {"methods"},
     "cli": BASE | {"config", "experiment", "importance", "report"},
 }
 

@@ -33,6 +33,9 @@ def test_defaults_are_those_of_the_constructors(write):
         "strength": 1.0,
         "output": "squared_norm",
         "accumulation": "sum",
+        "decay": 0.9,
+        "normalize": False,
+        "decoupled": False,
         "embed": None,
     }
     assert config.loss.options["margin"] == 0.05
@@ -75,6 +78,36 @@ def test_an_override_enters_a_method_by_its_label(write):
     assert [method.title for method in config.methods] == ["weak", "strong"]
 
 
+def test_methods_of_a_method_are_resolved_like_any_other(write):
+    combined = {"name": "combine", "methods": ["mas", {"name": "lwf", "strength": 3}]}
+    config = load_config(write(methods=[combined]), ["methods.combine.methods.lwf.distillation=similarity"])
+    mas, lwf = config.methods[0].options["methods"]
+    assert mas["name"] == "mas" and mas["output"] == "squared_norm" and mas["strength"] == 1.0
+    assert lwf == {"name": "lwf", "strength": 3, "distillation": "similarity", "embed": None}
+    (write(methods=[combined]).with_name("resolved.yaml")).write_text(config.to_yaml())
+    assert load_config(write().with_name("resolved.yaml")) == config
+
+
+def test_the_loss_of_a_method_is_the_configs_or_its_own(write):
+    assert "loss" not in load_config(write(methods=["ewc"])).methods[0].options
+    config = load_config(write(methods=[{"name": "ewc", "loss": "MultiSimilarityLoss"}]))
+    assert config.methods[0].options["loss"].items() >= {"name": "MultiSimilarityLoss", "alpha": 2, "beta": 50}.items()
+    (write().with_name("resolved.yaml")).write_text(config.to_yaml())
+    assert load_config(write().with_name("resolved.yaml")) == config
+    for options, message in (
+        ({"name": "mas", "loss": "MultiSimilarityLoss"}, "unknown option of methods.mas 'loss'"),
+        ({"name": "ewc", "loss": "MultiLoss"}, "unknown loss 'MultiLoss'"),
+        ({"name": "ewc", "loss": {"name": "NTXentLoss", "temprature": 1}}, r"methods.ewc.loss 'temprature': did you mean 'temperature'\?"),
+        ({"name": "ewc", "loss": 3}, r"methods.ewc.loss must be made of components such as .*, got \[3\]"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            load_config(write(methods=[options]))
+
+
+def test_what_a_base_class_needs_may_be_given_by_the_subclass(write):
+    assert load_config(write(loss={"name": "NTXentLoss"})).loss.options["temperature"] == 0.07
+
+
 @pytest.mark.parametrize("text", ["1e-3", "1E-3", "0.001", "+1e-3", "1.e-3"])
 def test_numbers_as_people_write_them(write, text):
     path = write()
@@ -111,10 +144,17 @@ def test_nested_components_of_a_loss(write):
         ({"loss": {"name": "TripletMarginLoss", "margin": "wide"}}, "loss.margin='wide' is not accepted"),
         ({"methods": ["mass"]}, r"unknown method 'mass': did you mean 'mas'\?"),
         ({"methods": []}, "methods=.* is not accepted"),
+        ({"methods": ["combine"]}, r"methods.combine.methods must be made of components such as \[mas, .*\], got None"),
+        ({"methods": [{"name": "combine", "methods": "mas"}]}, "methods.combine.methods must be made of .*, got 'mas'"),
+        ({"methods": [{"name": "combine", "methods": ["mas", "lfw"]}]}, r"unknown method 'lfw': did you mean 'lwf'\?"),
+        ({"methods": [{"name": "combine", "label": "both", "methods": [{"name": "lwf", "strenght": 3}, "mas"]}]},
+         r"unknown option of methods.both.methods.lwf 'strenght': did you mean 'strength'\?"),
+        ({"methods": [{"name": "combine", "methods": ["mas", {"name": "lwf", "strength": "much"}]}]},
+         "methods.combine.methods.lwf.strength='much' is not accepted"),
         ({"methods": ["mas", "mas"]}, "two methods 'mas'; give each a label"),
         ({"methods": [{"name": "mas", "strenght": 3}]}, r"unknown option of methods.mas 'strenght': did you mean 'strength'\?"),
         ({"methods": [{"name": "mas", "strength": "strong"}]}, "methods.mas.strength='strong' is not accepted"),
-        ({"methods": [{"name": "mas", "accumulation": "add"}]}, "methods.mas.accumulation='add' is not accepted: input should be 'sum', 'mean' or 'max'"),
+        ({"methods": [{"name": "mas", "accumulation": "add"}]}, "methods.mas.accumulation='add' is not accepted: input should be 'sum', 'mean', 'decay' or 'max'"),
         ({"methods": [{"name": "mas", "label": "../up"}]}, "label='../up' is not accepted"),
         ({"methods": [{"name": "mas", "label": ".."}]}, "label='..' is not accepted"),
         ({"seeds": []}, "seeds"),

@@ -61,7 +61,10 @@ def test_the_run_directory(finished):
         (method, seed) for seed in (0, 1) for method in ("finetune", "frozen", "mas", "joint")
     ]
     run = results["runs"][2]
-    assert run["options"] == {"strength": 10, "output": "projection", "accumulation": "sum", "embed": None}
+    assert run["options"] == {
+        "strength": 10, "output": "projection", "accumulation": "sum", "decay": 0.9, "normalize": False, "decoupled": False,
+        "embed": None,
+    }  # fmt: skip
     assert np.shape(run["scores"]["mean_average_precision"]) == (2, 2)
     assert np.shape(results["runs"][3]["scores"]["mean_average_precision"]) == (1, 2)
     assert results["runs"][3]["measures"]["mean_average_precision"]["forgetting"] is None
@@ -111,6 +114,23 @@ def test_the_written_config_repeats_the_run(finished, tmp_path):
         if (run["method"], run["seed"]) == ("mas", 1)
     ]
     assert again["runs"][0]["scores"] == expected[0]["scores"]
+
+
+EVERY_METHOD = [
+    *({"name": name, "normalize": True} for name in ("local_mas", "ewc", "si")),
+    {"name": "ewc", "label": "ewc of batches", "mode": "online", "fisher": "batch", "loss": "NTXentLoss"},
+    "lwf", "imm", {"name": "imm", "label": "imm mode", "mode": "mode"}, "replay",
+    {"name": "combine", "methods": [{"name": "mas", "output": "projection"}, {"name": "lwf", "strength": 0.1}]},
+    {"name": "combine", "label": "ewc and replay", "methods": ["ewc", "replay"]},
+]  # fmt: skip
+
+
+def test_every_method_of_a_config_is_trained(tiny, tmp_path):
+    results = run_experiment(tiny(methods=EVERY_METHOD, seeds=[0]), tmp_path / "run")
+    first = [run["scores"]["mean_average_precision"][0] for run in results["runs"]]
+    assert all(row == first[0] for row in first)  # nothing to protect yet
+    last = {run["method"]: run["scores"]["mean_average_precision"][1] for run in results["runs"]}
+    assert len({tuple(row) for row in last.values()}) == len(last) == len(EVERY_METHOD)
 
 
 def test_the_log_has_every_epoch_and_split(finished):
@@ -188,6 +208,13 @@ def test_another_config_is_not_resumed(finished, tiny, tmp_path):
             "loss does not work with these options",
         ),
         ({"methods": [{"name": "mas", "embed": "state_dict"}]}, "methods.mas"),
+        ({"methods": [{"name": "combine", "methods": ["mas"]}]}, "methods.combine: combine needs at least two methods"),
+        ({"methods": [{"name": "combine", "methods": ["lwf", "si"]}]}, "methods.combine: si must be the first"),
+        (
+            {"methods": ["ewc"], "loss": {"name": "ProxyNCALoss", "num_classes": 10, "embedding_size": 4}},
+            "methods.ewc: EWC takes the gradient of the training loss, but ProxyNCALoss has parameters",
+        ),
+        ({"methods": [{"name": "replay", "share": 1}]}, "methods.replay: share must be from 0 to below 1, got 1"),
         ({"methods": [{"name": "mas", "embed": "raw"}]}, "methods.mas: .*no method 'raw'"),
         ({"methods": [{"name": "mas", "strength": -1}]}, "methods.mas: strength must be a finite number >= 0, got -1"),
         ({"methods": [{"name": "mas", "output": "norm"}]}, "methods.mas: unknown output 'norm'"),

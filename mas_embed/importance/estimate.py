@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mas_embed.errors import UserError
 from mas_embed.fingerprint import fingerprint_of
-from mas_embed.forward import Embed, batch_to, device_of, differentiating, embed_batch, uncompiled
+from mas_embed.forward import Embed, batch_to, device_of, differentiating, embed_batch, shown, uncompiled
 from mas_embed.importance.engine import BatchImportance
 from mas_embed.importance.outputs import Output, SquaredNorm, resolve_output
 from mas_embed.importance.processes import sum_over_processes
@@ -89,7 +89,7 @@ def estimate_importance(
     accumulate = BatchImportance if granularity == "sample" else _BatchGradients
     with differentiating(model):
         accumulator = accumulate(model, output=resolved, exponent=exponent, embed=embed)
-        for batch in shown(batches, progress):
+        for batch in shown(batches, "importance" if progress else None):
             try:
                 accumulator.add(batch_to(batch, device))
             except UserError as error:
@@ -132,12 +132,3 @@ def describe(output: str, granularity: str, exponent: int, embed: Embed | str | 
     """The settings of an `Importance`."""
     name = getattr(embed, "__qualname__", type(embed).__name__) if callable(embed) else embed
     return {"output": output, "granularity": granularity, "exponent": exponent, "embed": name}
-
-
-def shown(batches: Iterable[Any], progress: bool) -> Iterable[Any]:
-    """The batches, under a progress bar if it is wanted."""
-    if not progress:
-        return batches
-    from rich.progress import track
-
-    return track(batches, description="importance", transient=True)

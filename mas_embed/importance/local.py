@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from mas_embed.errors import UserError
 from mas_embed.fingerprint import fingerprint_of
-from mas_embed.forward import Embed, batch_to, device_of, embed_batch, evaluating, uncompiled
-from mas_embed.importance.estimate import describe, shown
+from mas_embed.forward import Embed, batch_to, device_of, embed_batch, evaluating, shown, uncompiled
+from mas_embed.importance.estimate import describe
 from mas_embed.importance.processes import sum_over_processes
 from mas_embed.importance.record import Importance
 from mas_embed.importance.refusals import refuse_bad_arguments, refuse_no_samples
@@ -61,7 +61,7 @@ def estimate_local_importance(
         raise UserError("the model has no trainable linear layer or convolution, which local importance is of")
     num_samples = 0
     with evaluating(model), _recorded(layers, names) as runs:
-        for batch in shown(batches, progress):
+        for batch in shown(batches, "importance" if progress else None):
             num_in_batch = len(embed_batch(model, batch_to(batch, device_of(model)), embed))
             for run in runs:
                 _refuse_other_rows(run, num_in_batch)

@@ -1,9 +1,32 @@
 """How old knowledge is kept while new splits are learned: one file a method, by name in `METHODS`."""
 
 from mas_embed.methods.base import METHODS, Method
+from mas_embed.methods.combine import Combine
 from mas_embed.methods.elastic import Elastic
+from mas_embed.methods.ewc import EWC
 from mas_embed.methods.finetune import Finetune
+from mas_embed.methods.fisher import estimate_fisher
 from mas_embed.methods.frozen import Frozen
+from mas_embed.methods.imm import IMM
+from mas_embed.methods.local_mas import LocalMAS
+from mas_embed.methods.lwf import LwF
 from mas_embed.methods.mas import MAS
+from mas_embed.methods.replay import Replay
+from mas_embed.methods.si import SI
 
-__all__ = ["MAS", "METHODS", "Elastic", "Finetune", "Frozen", "Method"]
+__all__ = [
+    "EWC",
+    "IMM",
+    "MAS",
+    "METHODS",
+    "SI",
+    "Combine",
+    "Elastic",
+    "Finetune",
+    "Frozen",
+    "LocalMAS",
+    "LwF",
+    "Method",
+    "Replay",
+    "estimate_fisher",
+]

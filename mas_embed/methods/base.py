@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mas_embed.errors import UserError
 from mas_embed.forward import device_of
 from mas_embed.importance import Importance
 from mas_embed.registry import Registry
@@ -20,15 +21,33 @@ class Method:
 
     In a training loop::
 
-        loss.backward()
-        method.add_penalty_grad()      # or add method.penalty() to the loss
-        optimizer.step()
-        ...
-        method.consolidate(batches)    # once, at the end of a split
+        method.begin_split()
+        for inputs, labels in batches:
+            inputs, labels = method.extend_batch(inputs, labels)
+            embeddings = model(inputs)
+            value = loss(embeddings, labels)
+            extra = method.batch_penalty(inputs, embeddings)
+            (value if extra is None else value + extra).backward()
+            method.add_penalty_grad()      # or add method.penalty() to the loss
+            optimizer.step()
+            method.after_step(optimizer)
+            optimizer.zero_grad()
+        method.consolidate(batches)        # once, at the end of a split
+
+    Where gradients are accumulated, `extend_batch` and `batch_penalty` are called for every batch, `add_penalty_grad` and
+    `after_step` for every step of the optimizer. In several processes all hooks are called in each. Everything that a method
+    does is a no-op before the first `consolidate`, apart from what it writes down.
+
+    `mas_embed.testing.check_method` checks what is promised here.
 
     Args:
-        model: the embedding model that is trained.
+        model: the embedding model that is trained; where it is wrapped for several processes, the model inside.
+
+    Attributes:
+        keeps_data: whether samples of earlier splits are stored; tables mark the methods that do.
     """
+
+    keeps_data: bool = False
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -37,6 +56,22 @@ class Method:
     def is_learning(self) -> bool:
         """Whether the next split is to be trained on at all."""
         return True
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory of everything that is remembered between splits: the tensors of the state, in bytes."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(self.state_dict()))
+
+    def begin_split(self) -> None:
+        """Called before a split is trained on."""
+
+    def extend_batch(self, inputs: Any, labels: Tensor) -> tuple[Any, Tensor]:
+        """What is trained on instead of a batch of the split; the batch itself where nothing is added."""
+        return inputs, labels
+
+    def batch_penalty(self, inputs: Any, embeddings: Tensor) -> Tensor | None:
+        """A scalar to add to the loss of a batch, differentiable in its embeddings [N, D]; None adds nothing at all."""
+        return None
 
     def penalty(self) -> Tensor:
         """A scalar to add to the loss, differentiable in the model's parameters; exactly 0 where nothing is protected."""
@@ -49,8 +84,16 @@ class Method:
         `unscale_`, and before clipping.
         """
 
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Called after every `optimizer.step()` that was taken, before the gradients are cleared; not for a skipped one."""
+
     def consolidate(self, batches: Iterable[Any]) -> Importance | None:
-        """Ends a split: remembers what is needed of it. `batches` are inputs of the split; labels in them are ignored."""
+        """Ends a split: remembers what is needed of it.
+
+        Args:
+            batches: the split's, `(inputs, labels)` each. A method that takes nothing from labels says so, and is content
+                with unlabeled inputs.
+        """
         return None
 
     def state_dict(self) -> dict[str, Any]:
@@ -59,3 +102,17 @@ class Method:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` gave, so that training goes on as if it had not stopped."""
+
+    def _refuse_other_state(self, state: Mapping[str, Any]) -> None:
+        """Raises `UserError` for a state that lacks what this method's has."""
+        missing = self.state_dict().keys() - state.keys()
+        if missing:
+            raise UserError(f"the state lacks {', '.join(sorted(missing))}; it is not one of {type(self).__name__}")
+
+
+def _tensors(state: Mapping[str, Any]) -> Iterator[Tensor]:
+    for value in state.values():
+        if isinstance(value, Mapping):
+            yield from _tensors(value)
+        elif isinstance(value, Tensor):
+            yield value

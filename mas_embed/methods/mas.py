@@ -26,7 +26,10 @@ class MAS(Elastic):
         strength: lambda of the paper, >= 0. Its scale depends on the output, the model and the loss: choose it on
             held-out data.
         output: "squared_norm" (the paper's), "vector", "projection" (for embeddings of unit length), or a callable.
-        accumulation: of importance over the splits: "sum" (the paper's), "mean" or "max".
+        accumulation: of importance over the splits: "sum" (the paper's), "mean", "decay" or "max", see `Elastic`.
+        decay: of the old importance under "decay".
+        normalize: scale importance to a mean of 1, so that one strength fits every output, model and number of splits.
+        decoupled: pull after the optimizer's step instead of in the gradient, which an adaptive optimizer would rescale.
         embed: how to embed instead of `model(input)` for importance: `(model, batch) -> Tensor [N, D]`, or the name of
             a method of the model, such as the one that leaves the final normalisation out.
 
@@ -49,11 +52,21 @@ class MAS(Elastic):
         strength: float = 1.0,
         output: str | Output | Callable[[Tensor, Any], Tensor] = "squared_norm",
         accumulation: Accumulation = "sum",
+        decay: float = 0.9,
+        normalize: bool = False,
+        decoupled: bool = False,
         embed: Embed | str | None = None,
     ) -> None:
-        super().__init__(model, strength=strength, accumulation=accumulation)
+        super().__init__(
+            model,
+            strength=strength,
+            accumulation=accumulation,
+            decay=decay,
+            normalize=normalize,
+            decoupled=decoupled,
+        )
         self.output, self.embed = resolve_output(output), embed
 
     def estimate(self, batches: Iterable[Any]) -> Importance:
-        """The mean absolute per-sample gradient of the output."""
+        """The mean absolute per-sample gradient of the output; takes nothing from labels."""
         return estimate_importance(self.model, batches, output=self.output, embed=self.embed)

@@ -47,6 +47,40 @@ def scores_figure(results: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def old_index_figure(results: Mapping[str, Any]) -> Figure:
+    """One panel per method that was trained in splits: the mean score over all splits learned so far, after each of them.
+
+    A solid line with the gallery embedded again after every split, a dashed one with a gallery that never is; means over the
+    seeds.
+    """
+    metric, splits = results["primary_metric"], results["splits"]
+    watched = {
+        method: [run for run in results["runs"] if run["method"] == method and run["kept_gallery"]["scores"]]
+        for method in methods_of(results)
+    }
+    watched = {method: runs for method, runs in watched.items() if runs}
+    figure = Figure(figsize=(max(2.6 * len(watched), 6), 2.9), layout="constrained")
+    panels = figure.subplots(1, len(watched), squeeze=False, sharey=True)[0]
+    for color, axis, (method, runs) in zip(cycle(COLORS), panels, watched.items(), strict=False):
+        for style, label, matrices in (
+            ("-", "embedded again", [run["scores"][metric] for run in runs]),
+            ("--", "never embedded again", [run["kept_gallery"]["scores"][metric] for run in runs]),
+        ):
+            mean = np.mean(matrices, axis=0)
+            so_far = [mean[row, : row + 1].mean() for row in range(len(splits))]
+            axis.plot(range(len(splits)), so_far, style, color=color, marker="o", markersize=3, label=label)
+        axis.set_title(method, fontsize=10, fontweight="bold")
+        axis.set_xticks(range(len(splits)), splits, fontsize=8)
+        axis.set_xlabel("after training", fontsize=8)
+        axis.set_ylim(0, 1.02)
+        axis.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel(f"{metric_name(metric)} of splits so far", fontsize=9)
+    figure.suptitle("The gallery embedded again after every split, or never", fontsize=11)
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
 def _draw_matrix(axis: Axes, scores: NDArray[np.float64], splits: list[str], method: str) -> Any:
     image = axis.imshow(scores, vmin=0, vmax=1, cmap="viridis")
     for (row, column), value in np.ndenumerate(scores):

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
+from matplotlib.figure import Figure
 
 from mas_embed.errors import UserError
 from mas_embed.files import write_file
-from mas_embed.report.figures import scores_figure
-from mas_embed.report.tables import Table, methods_of, metric_name, summary_table
+from mas_embed.report.figures import old_index_figure, scores_figure
+from mas_embed.report.tables import Table, methods_of, metric_name, old_index_table, summary_table
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -43,6 +44,17 @@ summary { cursor: pointer }
 better). <em>Backward transfer</em>: the change since a split was learned. <em>Learning</em>: the score on a split right after it.
 <em>Seconds</em>: training, and what the method does when a split ends.</p>
 <p><img src="data:image/png;base64,{{ picture }}" alt="score matrices and scores over time"></p>
+{% if old_index %}
+{{ show(old_index) }}
+<p><em>Embedded again</em> and <em>never again</em>: the final average with the whole gallery embedded anew after every split,
+and with one where an item keeps the vector it had when its split was learned. The other columns are means over all splits but
+the first, for the queries and gallery of the splits before: <em>old</em> queries on the old gallery, <em>new</em> on new,
+<em>mixed</em>: new queries on the old gallery, then on that gallery moved by each compensation, fitted on the new split's
+training inputs only. <em>Drift</em>: how far the old gallery's items moved. <em>Churn</em>: share of a query's nearest items that
+it loses on the old gallery. <em>Verdicts</em>: keep the index if mixed comes within .01 mAP of new, compensate if a
+compensation does, else re-embed.</p>
+<p><img src="data:image/png;base64,{{ index_picture }}" alt="scores over time with and without embedding the gallery again"></p>
+{% endif %}
 {{ show(final) }}
 <details><summary>Config</summary><pre>{{ config }}</pre></details>
 <details><summary>Environment</summary><pre>{{ environment }}</pre></details>
@@ -51,7 +63,7 @@ better). <em>Backward transfer</em>: the change since a split was learned. <em>L
 
 
 def write_report(run_directory: str | Path) -> None:
-    """Writes `scores.png` and `report.html` from a run directory's `results.json`.
+    """Writes `scores.png`, `report.html`, and `old_index.png` if an index was watched, from a directory's `results.json`.
 
     Raises:
         UserError: there are no results to report.
@@ -60,19 +72,29 @@ def write_report(run_directory: str | Path) -> None:
     results = read_results(folder)
     if not results["runs"]:
         raise UserError(f"{folder} holds no finished run to report")
-    picture = io.BytesIO()
-    scores_figure(results).savefig(picture, format="png", dpi=130)
+    picture, old_index = _png(scores_figure(results)), old_index_table(results)
+    index_picture = _png(old_index_figure(results)) if old_index else b""
     page = Environment(autoescape=True).from_string(PAGE)
     html = page.render(
         name=results["name"],
         summary=summary_table(results),
         final=_final_scores(results),
-        picture=base64.b64encode(picture.getvalue()).decode(),
+        picture=base64.b64encode(picture).decode(),
+        old_index=old_index,
+        index_picture=base64.b64encode(index_picture).decode(),
         config=_text(folder / "config.yaml"),
         environment=_text(folder / "environment.json"),
     )
-    write_file(folder / "scores.png", picture.getvalue())
+    write_file(folder / "scores.png", picture)
+    if old_index:
+        write_file(folder / "old_index.png", index_picture)
     write_file(folder / "report.html", html)
+
+
+def _png(figure: Figure) -> bytes:
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=130)
+    return picture.getvalue()
 
 
 def read_results(run_directory: str | Path) -> dict[str, Any]:

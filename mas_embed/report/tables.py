@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,6 +73,42 @@ def summary_table(results: Mapping[str, Any]) -> Table:
     num_seeds = len({run["seed"] for run in results["runs"]})
     title = f"{results['name']}: {metric_name(metric)} over {len(results['splits'])} splits, mean ± deviation of {num_seeds} seed"
     return Table(title + "s" * (num_seeds != 1), ["method", *COLUMNS.values(), "seconds"], rows)
+
+
+def old_index_table(results: Mapping[str, Any]) -> Table | None:
+    """What training did to indexes that were made before it, by method; None if no run watched one.
+
+    The final average with the gallery embedded again after every split, and with one that never is. Then, over all splits
+    but the first and all seeds, the primary metric of the queries of the splits before: with the gallery that the model before
+    the split had embedded (old), with the one the new model embeds (new), of new queries on the old gallery (mixed), and on
+    that gallery moved by each compensation; mean drift and churn of the old gallery; and how often each verdict fell.
+    """
+    metric, rows = results["primary_metric"], []
+    steps_of = {
+        method: [step for run in results["runs"] if run["method"] == method for step in run.get("indexes", [])]
+        for method in methods_of(results)
+    }
+    names = sorted({name for steps in steps_of.values() for step in steps for name in step["compensated"]})
+    for method, steps in steps_of.items():
+        if not steps:
+            continue
+        runs = [run for run in results["runs"] if run["method"] == method]
+        again = [run["measures"][metric]["final_average"] for run in runs]
+        never = [run["kept_gallery"]["measures"][metric]["final_average"] for run in runs]
+        places = ("old_on_old", "new_on_new", "new_on_old")
+        scores = [_mean([step[place][metric] for step in steps]) for place in places]
+        scores += [_mean([step["compensated"][name][metric] for step in steps]) for name in names]
+        moved = [_mean([step["drift"]["mean"] for step in steps]), _mean([step["churn"] for step in steps])]
+        counts = Counter(step["verdict"] for step in steps)
+        verdicts = ", ".join(f"{verdict} {count}" for verdict, count in counts.most_common())
+        rows.append([method, *map(_mean_and_deviation, (again, never)), *scores, *moved, verdicts])
+    header = ["method", "embedded again", "never again", "old", "new", "mixed"]
+    header += [*(f"mixed, {name}" for name in names), "drift", "churn", "verdicts"]
+    return Table(f"The old index, {metric_name(metric)}", header, rows) if rows else None
+
+
+def _mean(values: Sequence[float]) -> str:
+    return _number(float(np.mean(values)), 3)
 
 
 def _mean_and_deviation(values: Sequence[float | None], digits: int = 3) -> str:

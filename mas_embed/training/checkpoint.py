@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,19 @@ from mas_embed.files import read_tensors, write_tensors
 from mas_embed.methods import Method
 
 
-def save_checkpoint(path: Path, model: nn.Module, method: Method, progress: Mapping[str, Any]) -> None:
-    """Writes the model, the method's state and `progress` (JSON) as one safetensors file, atomically."""
-    tensors, numbers = _flatten({"model": model.state_dict(), "method": method.state_dict()})
+def save_checkpoint(
+    path: Path, model: nn.Module, method: Method, progress: Mapping[str, Any], kept: Sequence[Tensor] = ()
+) -> None:
+    """Writes the model, the method's state, `progress` (JSON) and `kept` as one safetensors file, atomically."""
+    kept_by_place = {str(place): tensor for place, tensor in enumerate(kept)}
+    tensors, numbers = _flatten({"model": model.state_dict(), "method": method.state_dict(), "kept": kept_by_place})
     write_tensors(path, tensors, {"kind": "checkpoint", "numbers": numbers, "progress": progress})
 
 
-def load_checkpoint(path: Path, model: nn.Module, method: Method, plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Takes model and method back to where they were; returns `progress`, whose "plan" must be the given one.
+def load_checkpoint(
+    path: Path, model: nn.Module, method: Method, plan: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[Tensor]]:
+    """Takes model and method back to where they were; returns `progress`, whose "plan" must be the given one, and `kept`.
 
     Raises:
         UserError: the file is not a checkpoint, or one of another model or plan.
@@ -40,7 +45,8 @@ def load_checkpoint(path: Path, model: nn.Module, method: Method, plan: Mapping[
     except RuntimeError as error:
         raise UserError(f"the checkpoint {path} is of another model: {' '.join(str(error).split())}") from None
     method.load_state_dict(state.get("method", {}))
-    return dict(description["progress"])
+    kept = state.get("kept", {})
+    return dict(description["progress"]), [kept[place] for place in sorted(kept, key=int)]
 
 
 def _flatten(state: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from mas_embed.data import Split
 from mas_embed.errors import UserError
@@ -21,8 +21,8 @@ from mas_embed.methods import Method
 from mas_embed.retrieval import Distance
 from mas_embed.seeding import seeded
 from mas_embed.training.checkpoint import load_checkpoint, save_checkpoint
-from mas_embed.training.evaluation import check_splits, evaluate_splits
-from mas_embed.training.loading import MakeSampler, ordered_batches
+from mas_embed.training.evaluation import Judge, Judgement, Row, check_splits
+from mas_embed.training.loading import MakeSampler, training_batches
 from mas_embed.training.step import Loss, MakeOptimizer, Miner, OnEvent, Recipe, train_split
 
 
@@ -34,12 +34,18 @@ class SequenceResult:
         scores: `ScoreMatrix` by metric: R[i, j] on split j after training through split i.
         initial: by metric the scores [S] of the untrained model.
         all: by metric the mean over the queries of all splits, after the last.
+        scores_on_kept: `ScoreMatrix` by metric with a gallery that is never embedded again: an item keeps the vector that it
+            had when its split was learned. Empty where no index is watched.
+        indexes: after every split but the first, what training it did to the index of the splits before, see
+            `IndexCompatibility.as_dict`.
         seconds: wall time of "training", "importance" (what the method does when a split ends) and "evaluation".
     """
 
     scores: dict[str, ScoreMatrix]
     initial: dict[str, list[float]]
     all: dict[str, float]
+    scores_on_kept: dict[str, ScoreMatrix]
+    indexes: list[dict[str, Any]]
     seconds: dict[str, float]
 
 
@@ -47,10 +53,21 @@ class SequenceResult:
 class _Progress:
     """What has been recorded so far; goes into the checkpoint as it is."""
 
-    rows: list[dict[str, list[float]]] = field(default_factory=list)
-    initial: dict[str, list[float]] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    kept_rows: list[Row] = field(default_factory=list)
+    indexes: list[dict[str, Any]] = field(default_factory=list)
+    initial: Row = field(default_factory=dict)
     all: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: {"training": 0.0, "importance": 0.0, "evaluation": 0.0})
+
+    def add(self, judgement: Judgement) -> None:
+        """Takes over what was found after a split."""
+        self.rows.append(judgement.row)
+        self.all = judgement.over_all
+        if judgement.kept_row is not None:
+            self.kept_rows.append(judgement.kept_row)
+        if judgement.old_index is not None:
+            self.indexes.append(judgement.old_index)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -73,6 +90,7 @@ def train_sequence(
     evaluate_on: Sequence[Split] | None = None,
     distance: Distance = "cosine",
     recall_at: Sequence[int] = (1, 2, 4, 8),
+    watch_index: bool = True,
     seed: int = 0,
     checkpoint: str | Path | None = None,
     resume: bool = False,
@@ -81,8 +99,11 @@ def train_sequence(
 ) -> SequenceResult:
     """Trains a model on one split after another and measures after each what it knows of all.
 
+    Beside the gallery that is embedded again after every split the result tells of one that is not, and after each split what
+    became of the index of the splits before (`compare_indexes`), with compensations fitted on the new split's training inputs.
+
     Every split starts with a fresh optimizer and a fresh copy of the loss and the miner, so that no momentum, proxy or
-    memory of the last split lives on. After a split the method consolidates on the split's training inputs, then the
+    memory of the last split lives on. After a split the method consolidates on the split's training items, then the
     queries of every split are ranked against one gallery of all splits' held-out items. The same seed on the same
     machine gives the same scores.
 
@@ -99,6 +120,7 @@ def train_sequence(
         evaluate_on: the splits that are judged, where they are not those that are trained (joint training).
         distance: by which held-out items are ranked.
         recall_at: the K of recall at K.
+        watch_index: whether to follow the old index; not with `evaluate_on`, where splits are judged that are not trained.
         seed: of batches, miners and whatever the model draws; mixed with the split's index.
         checkpoint: a file that is written after every split.
         resume: go on from `checkpoint` if it exists; the split in which training stopped starts again.
@@ -114,9 +136,8 @@ def train_sequence(
     check_splits(evaluate_on or splits)
     accelerator = accelerator or Accelerator()
     recipe = Recipe(loss, miner, sampler, optimizer, epochs, batch_size)
-    evaluate = partial(
-        evaluate_splits, model, evaluate_on or splits, distance=distance, recall_at=recall_at, batch_size=4 * batch_size
-    )
+    watches_index = watch_index and evaluate_on is None
+    judge = Judge(model, evaluate_on or splits, distance, recall_at, 4 * batch_size, watches_index)
     plan = {
         "splits": [split.name for split in splits],
         "judged": [split.name for split in evaluate_on or splits],
@@ -126,26 +147,30 @@ def train_sequence(
         "batch_size": batch_size,
         "distance": distance,
         "recall_at": list(recall_at),
+        "watch_index": watches_index,
     }
     prepared = accelerator.prepare_model(model)
-    progress = _restore(checkpoint, resume, plan, model, method)
+    progress, judge.kept = _restore(checkpoint, resume, plan, model, method)
     if not progress.initial:
         with progress.timed("evaluation"):
-            progress.initial, _ = evaluate()
+            progress.initial, _ = judge.scores()
     for split_index in range(len(progress.rows), len(splits)):
         split, tell = splits[split_index], partial(_tell, on_event, splits, split_index)
+        with progress.timed("evaluation"):
+            judge.begin_split(split)
         if method.is_learning:
             with seeded(seed, split_index):
                 with progress.timed("training"):
                     train_split(prepared, split, recipe, method=method, accelerator=accelerator, on_event=tell)
                 with progress.timed("importance"):
-                    method.consolidate(ordered_batches(split.train, batch_size=batch_size))
+                    # In random order: a loss over pairs says nothing about a batch of one class
+                    method.consolidate(training_batches(split.train, batch_size=batch_size, sampler=None))
         with progress.timed("evaluation"):
-            row, progress.all = evaluate()
-        progress.rows.append(row)
+            judgement = judge.end_split(split)
+        progress.add(judgement)
         if checkpoint is not None:
-            save_checkpoint(Path(checkpoint), model, method, {"plan": plan, **vars(progress)})
-        tell({"event": "split", "scores": row})
+            save_checkpoint(Path(checkpoint), model, method, {"plan": plan, **vars(progress)}, judge.kept)
+        tell({"event": "split", "scores": judgement.row})
     return _result(progress)
 
 
@@ -156,20 +181,30 @@ def _tell(on_event: OnEvent, splits: Sequence[Split], split_index: int, event: M
 
 def _restore(
     checkpoint: str | Path | None, resume: bool, plan: Mapping[str, Any], model: nn.Module, method: Method
-) -> _Progress:
+) -> tuple[_Progress, list[Tensor]]:
     if checkpoint is None:
-        return _Progress()
+        return _Progress(), []
     path = Path(checkpoint)
     if not path.parent.is_dir():
         raise UserError(f"the folder of the checkpoint, {path.parent}, does not exist")
     if not path.exists():
-        return _Progress()
+        return _Progress(), []
     if not resume:
         raise UserError(f"there is a checkpoint already at {path}; pass resume=True to go on from it, or another path")
-    restored = load_checkpoint(path, model, method, plan)
-    return _Progress(**{name: value for name, value in restored.items() if name != "plan"})
+    restored, kept = load_checkpoint(path, model, method, plan)
+    return _Progress(**{name: value for name, value in restored.items() if name != "plan"}), kept
 
 
 def _result(progress: _Progress) -> SequenceResult:
-    scores = {name: ScoreMatrix([row[name] for row in progress.rows]) for name in progress.rows[0]}
-    return SequenceResult(scores, progress.initial, progress.all, progress.seconds)
+    return SequenceResult(
+        _matrices(progress.rows),
+        progress.initial,
+        progress.all,
+        _matrices(progress.kept_rows),
+        progress.indexes,
+        progress.seconds,
+    )
+
+
+def _matrices(rows: list[Row]) -> dict[str, ScoreMatrix]:
+    return {name: ScoreMatrix([row[name] for row in rows]) for name in (rows[0] if rows else ())}

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from mas_embed.data import Split
@@ -54,6 +55,7 @@ def train_split(
         recipe.optimizer(parameters),
     )
     optimizer.zero_grad()  # what a caller's own backward pass may have left
+    method.begin_split()
     for epoch in range(recipe.epochs):
         model.train()
         losses = [
@@ -75,16 +77,24 @@ def training_step(
     loss: Loss,
     miner: Miner | None,
     method: Method,
-    optimizer: torch.optim.Optimizer,
+    optimizer: AcceleratedOptimizer,
     accelerator: Accelerator,
 ) -> Tensor:
-    """Learns one batch under the method's penalty; returns the batch's loss without the penalty, detached."""
-    inputs, labels = batch
-    embeddings = model(inputs)
-    value = loss(embeddings, labels, miner(embeddings, labels) if miner is not None else None)
-    accelerator.backward(value)
-    accelerator.unscale_gradients(optimizer)
-    method.add_penalty_grad()
-    optimizer.step()
-    optimizer.zero_grad()
+    """Learns one batch under the method's penalties; returns the batch's loss without them, detached.
+
+    Where the accelerator accumulates gradients, the penalty on the parameters is added once for every optimizer step.
+    """
+    with accelerator.accumulate(model):
+        inputs, labels = method.extend_batch(*batch)
+        embeddings = model(inputs)
+        value = loss(embeddings, labels, miner(embeddings, labels) if miner is not None else None)
+        extra = method.batch_penalty(inputs, embeddings)
+        accelerator.backward(value if extra is None else value + extra)
+        if accelerator.sync_gradients:
+            accelerator.unscale_gradients(optimizer)
+            method.add_penalty_grad()
+            optimizer.step()
+            if not optimizer.step_was_skipped:  # by a gradient scaler, which met infinite gradients
+                method.after_step(optimizer)
+            optimizer.zero_grad()
     return value.detach()

@@ -7,11 +7,11 @@ from torch import nn
 from mas_embed import MAS, UserError, estimate_importance
 
 
-def hand_made():
+def hand_made(**options):
     """Weights (1, 2) anchored, importance (3, 5), then moved to (1.5, 1)."""
     model = nn.Linear(2, 1, bias=False).double()
     model.weight.data.copy_(torch.tensor([[1.0, 2.0]]))
-    mas = MAS(model, strength=10.0)
+    mas = MAS(model, strength=10.0, **options)
     mas.load_state_dict(
         {
             "importance": {"weight": torch.tensor([[3.0, 5.0]], dtype=torch.float64)},
@@ -101,17 +101,96 @@ def test_consolidate_returns_the_splits_own_importance_and_moves_the_anchor():
     [
         ("sum", [[1.0, 2.0], [5.0, 5.0], [6.0, 11.0]]),
         ("mean", [[1, 2], [2.5, 2.5], [2, 11 / 3]]),
+        ("decay", [[1, 2], [4.5, 4], [3.25, 8]]),
         ("max", [[1, 2], [4, 3], [4, 6]]),
     ],
 )
 def test_accumulation_by_hand(monkeypatch, accumulation, expected):
     model = nn.Linear(2, 1, bias=False)
-    mas = MAS(model, accumulation=accumulation)
+    mas = MAS(model, accumulation=accumulation, decay=0.5)
     estimates = iter([[[1.0, 2.0]], [[4.0, 3.0]], [[1.0, 6.0]]])
     monkeypatch.setattr(mas, "estimate", lambda batches: {"weight": torch.tensor(next(estimates))})
     for values in expected:
         mas.consolidate([])
         assert mas.importance["weight"][0].tolist() == pytest.approx(values)
+
+
+def test_normalized_importance_by_hand():
+    """Importance 3 and 5 has the mean 4, so the penalty of `test_penalty_by_hand` is a quarter."""
+    model, mas = hand_made(normalize=True)
+    assert mas.penalty().item() == pytest.approx(57.5 / 4)
+    mas.add_penalty_grad()
+    assert model.weight.grad.tolist() == [[7.5, -25.0]]
+    assert mas.importance["weight"].tolist() == [[3.0, 5.0]]
+
+
+def test_one_strength_fits_any_scale_of_the_output_and_any_number_of_splits():
+    model, inputs = network()
+    penalties = []
+    for scale, num_splits in ((1, 1), (1, 4), (100, 1)):
+        mas = MAS(
+            model, normalize=True, output=lambda embeddings, batch, scale=scale: scale * embeddings.square().sum(1)
+        )
+        for _ in range(num_splits):
+            mas.consolidate([inputs])
+        moved = copy.deepcopy(model)
+        mas.model = moved
+        with torch.no_grad():
+            moved[0].weight.add_(0.1)
+        penalties.append(mas.penalty().item())
+    assert penalties == pytest.approx([penalties[0]] * 3, rel=1e-10)
+
+
+def test_importance_that_is_zero_everywhere_is_not_normalized():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU())
+    mas = MAS(model, normalize=True)
+    model[0].weight.data.fill_(-1.0)
+    mas.consolidate([torch.ones(2, 2)])
+    assert mas.penalty().item() == 0
+
+
+def test_the_decoupled_step_by_hand():
+    """c = 2 * 0.1 * 10 * (3, 5) = (6, 10), from (1.5, 1) to the anchor (1, 2); the gradient stays as it was."""
+    model, mas = hand_made(decoupled=True)
+    mas.add_penalty_grad()
+    assert model.weight.grad is None
+    mas.after_step(torch.optim.SGD([{"params": [model.weight], "lr": 0.1}]))
+    assert model.weight[0].tolist() == pytest.approx([(1.5 + 6 * 1) / 7, (1 + 10 * 2) / 11])
+
+
+def test_the_decoupled_step_minimises_the_penalty_and_the_distance():
+    model, mas, _ = consolidated(decoupled=True)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    mas.after_step(torch.optim.Adam(model.parameters(), lr=0.3))
+    distance = sum((p - before[name]).square().sum() for name, p in model.named_parameters())
+    (mas.penalty() + distance / (2 * 0.3)).backward()
+    for parameter in model.parameters():
+        torch.testing.assert_close(parameter.grad, torch.zeros_like(parameter), atol=1e-12, rtol=0)
+
+
+def test_the_decoupled_step_is_stable_at_any_strength_and_leaves_what_is_not_trained():
+    model, mas, _ = consolidated(strength=1e30, decoupled=True)
+    untouched = model[2].weight.detach().clone()
+    mas.after_step(torch.optim.SGD(model[0].parameters(), lr=0.1))
+    torch.testing.assert_close(model[0].weight, mas.anchor["0.weight"])
+    assert torch.equal(model[2].weight, untouched)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_parameters_are_pulled(dtype):
+    for decoupled in (False, True):
+        model, mas = hand_made(decoupled=decoupled)
+        model.to(dtype)
+        mas.add_penalty_grad()
+        mas.after_step(torch.optim.SGD(model.parameters(), lr=0.1))
+        assert model.weight.dtype == dtype
+        moved = model.weight.grad if not decoupled else model.weight
+        assert moved[0].tolist() == pytest.approx([30, -100] if not decoupled else [7.5 / 7, 21 / 11], rel=1e-2)
+
+
+def test_memory_is_importance_and_anchor():
+    _, mas, _ = consolidated()
+    assert mas.num_bytes == 2 * 8 * (4 * 6 + 6 + 6 * 3 + 3)
 
 
 def test_a_parameter_added_later_is_free():
@@ -209,7 +288,7 @@ def test_a_strength_that_makes_no_sense(strength):
 
 
 def test_an_unknown_accumulation_or_output():
-    with pytest.raises(UserError, match="accumulation must be 'sum', 'mean' or 'max'"):
+    with pytest.raises(UserError, match="accumulation must be 'sum', 'mean', 'decay' or 'max', got 'average'"):
         MAS(nn.Linear(2, 2), accumulation="average")
     with pytest.raises(UserError, match="unknown output 'norm'"):
         MAS(nn.Linear(2, 2), output="norm")

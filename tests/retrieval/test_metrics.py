@@ -1,14 +1,25 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import average_precision, cut_measures
+from oracles import average_precision, cut_measures, ranked_relevance
+from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from sklearn.metrics import average_precision_score
 
 from mas_embed import UserError, evaluate_retrieval
+from mas_embed.retrieval.scores import QuickScores
 
 KS = (1, 2, 4, 8)
+
+
+@pytest.fixture(params=["sorted", "counted"], autouse=True)
+def way(request, monkeypatch):
+    """Every test of this file judges both ways of ranking."""
+    monkeypatch.setattr("mas_embed.retrieval.ranking.DENSE_SHARE", {"sorted": 0.0, "counted": 1.0}[request.param])
+    return request.param
 
 
 def scores_of(queries, gallery, distance):
@@ -173,10 +184,130 @@ def test_queries_without_a_relevant_item_are_left_out_and_counted():
 def test_blocks_change_nothing(monkeypatch):
     queries, query_labels, gallery, gallery_labels = data()
     whole = evaluate_retrieval(queries, query_labels, gallery, gallery_labels)
-    monkeypatch.setattr("mas_embed.retrieval.metrics.BLOCK_ELEMENTS", 150)
-    in_blocks = evaluate_retrieval(queries, query_labels, gallery, gallery_labels)
+    monkeypatch.setattr("mas_embed.retrieval.metrics.MEBIBYTE", 3000)
+    monkeypatch.setattr("mas_embed.retrieval.counting.SCORES_AT_ONCE", 150)
+    in_blocks = evaluate_retrieval(queries, query_labels, gallery, gallery_labels, memory_mib=1)
     for name, values in whole.per_query.items():
         np.testing.assert_allclose(values, in_blocks.per_query[name], rtol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_cuts_equal_the_loops(seed):
+    queries, query_labels, gallery, gallery_labels = data(seed=seed)
+    result = evaluate_retrieval(
+        queries, query_labels, gallery, gallery_labels,
+        distance="inner_product", precision_at=(3, 200), ndcg_at=(5, 200), average_precision_at=(4, 200),
+    )  # fmt: skip
+    scores, is_relevant = scores_of(queries, gallery, "inner_product"), query_labels[:, None] == gallery_labels
+    for query in range(len(queries)):
+        ranked = ranked_relevance(scores[query].tolist(), is_relevant[query].tolist())
+        expected = {}
+        for k in (3, 200):
+            expected[f"precision_at_{k}"] = sum(ranked[:k]) / k
+        for k in (5, 200):
+            gain = sum(1 / math.log2(2 + place) for place, hit in enumerate(ranked[:k]) if hit)
+            expected[f"ndcg_at_{k}"] = gain / sum(1 / math.log2(2 + place) for place in range(min(k, sum(ranked))))
+        for k in (4, 200):
+            total = sum(sum(ranked[: place + 1]) / (place + 1) for place, hit in enumerate(ranked[:k]) if hit)
+            expected[f"average_precision_at_{k}_over_relevant"] = total / sum(ranked)
+            expected[f"average_precision_at_{k}_over_min"] = total / min(k, sum(ranked))
+            expected[f"average_precision_at_{k}_over_found"] = total / max(1, sum(ranked[:k]))
+        assert {name: result.per_query[name][query] for name in expected} == pytest.approx(expected, rel=1e-12)
+        assert expected.keys() <= result.as_dict().keys()
+
+
+def test_cuts_of_a_hand_computed_ranking():
+    """Relevance by rank: no, yes, yes, no, yes."""
+    gallery, relevant = [[5.0], [4.0], [3.0], [2.0], [1.0]], [[False, True, True, False, True]]
+    result = evaluate_retrieval(
+        [[1.0]], None, gallery, relevant=np.array(relevant), distance="inner_product",
+        precision_at=(2,), ndcg_at=(2,), average_precision_at=(2,),
+    )  # fmt: skip
+    assert result.mean_average_precision == pytest.approx((1 / 2 + 2 / 3 + 3 / 5) / 3)
+    assert result.means["precision_at_2"] == 0.5
+    assert result.means["ndcg_at_2"] == pytest.approx((1 / np.log2(3)) / (1 + 1 / np.log2(3)))
+    assert result.means["average_precision_at_2_over_relevant"] == pytest.approx(1 / 6)
+    assert result.means["average_precision_at_2_over_min"] == pytest.approx(1 / 4)
+    assert result.means["average_precision_at_2_over_found"] == pytest.approx(1 / 2)
+
+
+def test_relevance_in_every_form_is_the_same():
+    queries, query_labels, gallery, gallery_labels = data()
+    expected = evaluate_retrieval(queries, query_labels, gallery, gallery_labels)
+    table = query_labels[:, None] == gallery_labels
+    ids = 5000 + np.random.default_rng(1).permutation(len(gallery))
+    for relevant, options in [
+        (table, {}),
+        (torch.from_numpy(table), {}),
+        ([np.flatnonzero(row).tolist() for row in table], {}),
+        ([ids[row].tolist() for row in table], {"gallery_ids": ids}),
+    ]:
+        result = evaluate_retrieval(queries, None, gallery, relevant=relevant, **options)
+        for name, values in expected.per_query.items():
+            np.testing.assert_array_equal(values, result.per_query[name])
+
+
+def test_relevance_by_id_leaves_the_query_itself_out():
+    rows = [[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]
+    result = evaluate_retrieval(
+        rows, None, rows, relevant=[[10, 12], [10], []], query_ids=[10, 11, 12], gallery_ids=[10, 11, 12]
+    )
+    assert result.num_skipped == 1
+    np.testing.assert_allclose(result.per_query["average_precision"], [1 / 2, 1, np.nan])
+
+
+def test_equals_pytorch_metric_learning_where_it_means_the_same():
+    generator = torch.Generator().manual_seed(0)
+    embeddings, labels = torch.randn(200, 8, generator=generator), torch.arange(200) % 13
+    calculator = AccuracyCalculator(
+        include=("mean_average_precision_at_r", "r_precision", "precision_at_1", "mean_reciprocal_rank"),
+        k="max_bin_count",
+    )
+    normalized = torch.nn.functional.normalize(embeddings)
+    theirs = calculator.get_accuracy(normalized, labels)
+    ours = evaluate_retrieval(embeddings, labels)
+    assert ours.mean_average_precision_at_r == pytest.approx(theirs["mean_average_precision_at_r"], rel=1e-6)
+    assert ours.r_precision == pytest.approx(theirs["r_precision"], rel=1e-6)
+    assert ours.precision_at_1 == pytest.approx(theirs["precision_at_1"], rel=1e-6)
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean", "inner_product"])
+def test_counting_equals_sorting_on_a_gallery_with_near_ties(distance, monkeypatch):
+    """Items so close to the relevant ones that float32 cannot tell them apart, exact duplicates, and classes of many sizes."""
+    generator = np.random.default_rng(0)
+    base = generator.normal(size=(300, 16))
+    gallery = np.concatenate([base, base, base + 1e-9 * generator.normal(size=base.shape)])
+    labels = generator.geometric(0.05, size=len(gallery))
+    results = []
+    for share in (0.0, 1.0):
+        monkeypatch.setattr("mas_embed.retrieval.ranking.DENSE_SHARE", share)
+        results.append(evaluate_retrieval(gallery[:400], labels[:400], gallery, labels, distance=distance))
+    for name, values in results[0].per_query.items():
+        np.testing.assert_array_equal(values, results[1].per_query[name], err_msg=name)
+
+
+def test_counting_needs_no_sorting_where_scores_differ(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    gallery, labels = torch.randn(2000, 16, generator=generator), torch.arange(2000) % 100
+    monkeypatch.setattr("mas_embed.retrieval.ranking.DENSE_SHARE", 1.0)
+    monkeypatch.setattr("mas_embed.retrieval.ranking.Ranking._all_exact", None)  # what sorting calls
+    scores = evaluate_retrieval(gallery[:50], labels[:50], gallery, labels)
+    assert 0 < scores.mean_average_precision < 1
+
+
+def test_quick_scores_of_less_precision_are_not_trusted(monkeypatch):
+    queries, query_labels, gallery, gallery_labels = data()
+    expected = evaluate_retrieval(queries, query_labels, gallery, gallery_labels)
+    real = QuickScores.__call__
+
+    def rough(self, block):
+        scores, offset, error = real(self, block)
+        return scores.bfloat16().float(), offset, error
+
+    monkeypatch.setattr(QuickScores, "__call__", rough)
+    result = evaluate_retrieval(queries, query_labels, gallery, gallery_labels)
+    for name, values in expected.per_query.items():
+        np.testing.assert_array_equal(values, result.per_query[name])
 
 
 def test_euclidean_survives_a_large_offset():
@@ -258,10 +389,10 @@ ROWS, LABELS = [[1.0, 0.0], [0.0, 1.0]], [0, 0]
         ((ROWS, LABELS, [[1.0, float("inf")]], [0]), {}, "gallery contain NaN or infinite"),
         ((ROWS, LABELS, [[0.0, 0.0]], [0]), {}, "all-zero embedding, which has no cosine"),
         ((ROWS, LABELS, [[1.0, 0.0, 0.0]], [0]), {}, "2 dimensions and the gallery 3"),
-        ((ROWS, [0]), {}, "2 query embeddings but 1 query_labels"),
+        ((ROWS, [0]), {}, "2 embeddings but 1 query_labels"),
         ((ROWS, LABELS, ROWS), {}, "gallery and gallery_labels go together"),
         ((ROWS, LABELS, ROWS, LABELS), {"query_ids": [0, 1]}, "query_ids and gallery_ids go together"),
-        ((ROWS, LABELS, np.zeros((0, 2)), []), {}, "0 gallery items"),
+        ((ROWS, LABELS, np.zeros((0, 2)), []), {}, "gallery must hold at least one embedding"),
         ((ROWS, [0.5, 1.0]), {}, "query_labels must be integers"),
         (([1.0, 2.0], [0, 0]), {}, r"queries must be real numbers of shape \[N, D\], got torch.float64 of shape \[2\]"),
         ((ROWS, LABELS), {"distance": "manhattan"}, "distance must be one of cosine, euclidean, inner_product"),
@@ -273,6 +404,14 @@ ROWS, LABELS = [[1.0, 0.0], [0.0, 1.0]], [0, 0]
         ((ROWS, LABELS), {"recall_at": ()}, "whole numbers >= 1"),
         ((ROWS, LABELS), {"recall_at": (0,)}, "whole numbers >= 1"),
         ((ROWS, [0, 1]), {}, "no query has a relevant item"),
+        ((ROWS, None), {}, "query_labels is None"),
+        ((ROWS, LABELS), {"relevant": [[1], [0]]}, "relevant takes the place of the labels"),
+        ((ROWS, None, ROWS), {"relevant": [[0]]}, "relevant is for 1 queries, but there are 2"),
+        ((ROWS, None, ROWS), {"relevant": [[0], [2]]}, "relevant names the gallery item 2"),
+        ((ROWS, None, ROWS), {"relevant": np.ones((2, 3), dtype=bool)}, r"must have shape \[2, 2\], got \[2, 3\]"),
+        ((ROWS, None, ROWS), {"relevant": [[0], [0]], "gallery_ids": [4, 4]}, "gallery_ids must all differ"),
+        ((ROWS, LABELS), {"ndcg_at": (0,)}, "ndcg_at must hold whole numbers >= 1"),
+        ((ROWS, LABELS), {"memory_mib": 0}, "memory_mib must be at least 1"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, options, message):

@@ -24,7 +24,10 @@ def test_model_and_method_come_back(tmp_path):
     save_checkpoint(tmp_path / "c.safetensors", model, mas, {"plan": PLAN, "rows": [1]})
     other = small_model(seed=1)
     resumed = MAS(other)
-    assert load_checkpoint(tmp_path / "c.safetensors", other, resumed, PLAN) == {"plan": PLAN, "rows": [1]}
+    assert load_checkpoint(tmp_path / "c.safetensors", other, resumed, PLAN) == (
+        {"plan": PLAN, "rows": [1]},
+        [],
+    )
     assert all(map(torch.equal, model.parameters(), other.parameters()))
     assert resumed.num_splits == 1
     for state in ("importance", "anchor"):
@@ -49,6 +52,14 @@ def test_buffers_that_are_no_floats_and_tied_weights_come_back(tmp_path):
     load_checkpoint(tmp_path / "c.safetensors", other, MAS(other), PLAN)
     assert other[1].num_batches_tracked == 1
     assert torch.equal(other[2].weight, model[0].weight)
+
+
+def test_what_is_kept_comes_back_in_order(tmp_path):
+    model = small_model()
+    kept = [torch.full((2, 1), float(place)) for place in range(12)]
+    save_checkpoint(tmp_path / "c.safetensors", model, MAS(model), {"plan": PLAN}, kept)
+    _, restored = load_checkpoint(tmp_path / "c.safetensors", model, MAS(model), PLAN)
+    assert [int(tensor[0]) for tensor in restored] == list(range(12))
 
 
 def test_another_plan_is_refused(tmp_path):
@@ -90,7 +101,7 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_previous_one(tmp_path, monkey
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(path, model, MAS(model), {"plan": PLAN, "step": 2})
     monkeypatch.undo()
-    assert load_checkpoint(path, model, MAS(model), PLAN)["step"] == 1
+    assert load_checkpoint(path, model, MAS(model), PLAN)[0]["step"] == 1
     assert [found.name for found in tmp_path.iterdir()] == ["c.safetensors"]
 
 

@@ -3,6 +3,7 @@ from functools import partial
 
 import pytest
 import torch
+from accelerate import Accelerator
 from pytorch_metric_learning.losses import ProxyNCALoss, TripletMarginLoss
 from pytorch_metric_learning.miners import TripletMarginMiner
 from small import pull_together, small_model, small_splits
@@ -130,6 +131,86 @@ def test_the_loop_is_the_papers_algorithm():
     train(Recorder, splits=small_splits(2, per_class=5))
     # 10 items in batches of 4 make 3 steps an epoch, a short last batch included
     assert calls == (["step"] * 6 + [("consolidate", 10)]) * 2
+
+
+class HookRecorder(Method):
+    """Writes down which hooks were called, and what it can see in them."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.calls = []
+
+    def begin_split(self):
+        self.calls.append("begin")
+
+    def extend_batch(self, inputs, labels):
+        self.calls.append("extend")
+        return torch.cat([inputs, inputs]), torch.cat([labels, labels])
+
+    def batch_penalty(self, inputs, embeddings):
+        assert len(inputs) == len(embeddings)
+        self.calls.append(("penalty", len(inputs)))
+        return 0 * embeddings.sum()
+
+    def add_penalty_grad(self):
+        self.gradient = self.model[0].weight.grad.clone()
+        self.before = self.model[0].weight.detach().clone()
+        self.calls.append("gradient")
+
+    def after_step(self, optimizer):
+        assert torch.equal(self.gradient, self.model[0].weight.grad)
+        assert not torch.equal(self.before, self.model[0].weight)
+        assert optimizer.param_groups[0]["lr"] == 1e-3
+        self.calls.append("stepped")
+
+    def consolidate(self, batches):
+        self.calls.append("consolidate")
+
+
+STEP = ["extend", ("penalty", 8), "gradient", "stepped"]
+
+
+def test_hooks_are_called_where_the_method_says():
+    method = HookRecorder(small_model())
+    train(lambda model: method, model=method.model, epochs=1, splits=small_splits(2, per_class=4))
+    assert method.calls == (["begin"] + STEP * 2 + ["consolidate"]) * 2
+
+
+def test_gradients_that_accumulate_take_the_penalty_once_per_step():
+    accelerator = Accelerator(gradient_accumulation_steps=2)
+    method = HookRecorder(small_model())
+    train(
+        lambda model: method, model=method.model, epochs=1, splits=small_splits(1, per_class=8), accelerator=accelerator
+    )
+    assert method.calls == ["begin", *(STEP[:2] + STEP) * 2, "consolidate"]
+
+
+def test_accumulated_batches_are_one_large_batch():
+    """With a loss that is a mean over samples; MAS in its second split, where it pulls."""
+
+    def mean_length(embeddings, labels, mined=None):
+        return (embeddings - labels[:, None]).square().sum(1).mean()
+
+    weights = []
+    for batch_size, num_batches in ((16, 1), (4, 4)):
+        model, _ = train(
+            partial(MAS, strength=10.0), loss=mean_length, batch_size=batch_size, splits=small_splits(2, per_class=8),
+            accelerator=Accelerator(gradient_accumulation_steps=num_batches), epochs=3,
+        )  # fmt: skip
+        weights.append(model[0].weight.detach())
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
+
+
+def test_a_method_is_given_labelled_batches_of_mixed_classes():
+    batches = []
+
+    class Keeper(Method):
+        def consolidate(self, given):
+            batches.extend(given)
+
+    train(Keeper, splits=small_splits(1, per_class=20), batch_size=10)
+    assert sorted(torch.cat([labels for _, labels in batches]).tolist()) == [0] * 20 + [1] * 20
+    assert all(len(labels.unique()) == 2 for _, labels in batches)
 
 
 def test_events_tell_where_training_stands():

@@ -1,0 +1,312 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mas_embed import UserError
+from mas_embed.files import write_tensors
+from mas_embed.fingerprint import fingerprint_of
+from mas_embed.retrieval.index import RetrievalIndex
+from mas_embed.retrieval.search import import_faiss
+
+FACTORIES = ["Flat", "IVF4,Flat", "HNSW8", "IVF4,PQ2x4", "PCA4,IVF4,SQ8"]
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+GALLERY, QUERIES = random(200, 8), random(12, 8, seed=1)
+IDS, LABELS = 2**40 + torch.arange(200) * 3, torch.arange(200) % 7 - 1
+
+
+def build(factory="Flat", gallery=GALLERY, **options):
+    options = {"ids": IDS[: len(gallery)], "fingerprint": "one"} | options
+    return RetrievalIndex.build(gallery, LABELS[: len(gallery)], factory=factory, **options)
+
+
+def search(index, queries=QUERIES, k=5):
+    return index.search(queries, k, fingerprint="one")
+
+
+def assert_same(one, other):
+    for array, expected in zip(one, other, strict=True):
+        np.testing.assert_array_equal(array, expected)
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean", "inner_product"])
+def test_flat_finds_the_nearest_by_full_sort(distance):
+    scores = {
+        "cosine": nn.functional.normalize(QUERIES) @ nn.functional.normalize(GALLERY).T,
+        "euclidean": -(torch.cdist(QUERIES, GALLERY) ** 2),
+        "inner_product": QUERIES @ GALLERY.T,
+    }[distance]
+    best = scores.topk(5)
+    found = search(build(distance=distance))
+    np.testing.assert_allclose(found.scores, best.values, rtol=1e-4)
+    np.testing.assert_array_equal(found.ids, IDS[best.indices])
+    np.testing.assert_array_equal(found.labels, LABELS[best.indices])
+    assert found.is_found.all()
+    assert found.ids.dtype == found.labels.dtype == np.int64
+
+
+@pytest.mark.parametrize("memory_map", [False, True])
+@pytest.mark.parametrize("factory", FACTORIES)
+@pytest.mark.filterwarnings("error")
+def test_saved_and_loaded_is_the_same_index(factory, memory_map, tmp_path):
+    index = build(factory, distance="cosine")
+    index.save(tmp_path / "index")
+    loaded = RetrievalIndex.load(tmp_path / "index", memory_map=memory_map)
+    assert repr(loaded) == repr(index)
+    assert len(loaded) == 200
+    assert_same(search(loaded), search(index))
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_a_mapped_index_is_not_in_memory_and_does_not_grow(factory, tmp_path):
+    build(factory).save(tmp_path / "index")
+    loaded = RetrievalIndex.load(tmp_path / "index", memory_map=True)
+    maps = Path("/proc/self/maps")
+    assert not maps.exists() or str(tmp_path) in maps.read_text()
+    with pytest.raises(UserError, match="mapped from a file cannot grow; load it with memory_map=False"):
+        loaded.add(GALLERY, LABELS)
+    loaded.save(tmp_path / "copy")
+    assert_same(search(RetrievalIndex.load(tmp_path / "copy")), search(loaded))
+
+
+def test_saving_again_replaces_and_a_torn_save_does_not(tmp_path, monkeypatch):
+    build().save(tmp_path / "index")
+    more = build(gallery=GALLERY[:50])
+    with monkeypatch.context() as patched:
+        patched.setattr("mas_embed.retrieval.index.write_tensors", torn)
+        with pytest.raises(OSError, match="disk full"):
+            more.save(tmp_path / "index")
+    assert len(RetrievalIndex.load(tmp_path / "index")) == 200
+    more.save(tmp_path / "index")
+    assert len(RetrievalIndex.load(tmp_path / "index")) == 50
+    assert len(list((tmp_path / "index").iterdir())) == 2
+
+
+def torn(*arguments):
+    raise OSError("disk full")
+
+
+def test_growing_equals_building_at_once():
+    index = build(gallery=GALLERY[:120])
+    index.add(GALLERY[120:], LABELS[120:], IDS[120:])
+    assert_same(search(index), search(build()))
+
+
+def test_ids_are_positions_where_none_are_given():
+    index = RetrievalIndex.build(GALLERY[:3], [0, 1, 2])
+    index.add(GALLERY[3:5], [3, 4])
+    assert index.ids.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_failed_add_leaves_the_index_as_it_was(monkeypatch):
+    monkeypatch.setattr("mas_embed.retrieval.index.ROWS_AT_ONCE", 2)
+    index, bad = build(), GALLERY.clone()
+    expected = search(index)
+    bad[5] = 0
+    with pytest.raises(UserError, match="all-zero"):
+        index.add(bad, LABELS)
+    assert_same(search(index), expected)
+    assert len(index) == 200
+
+
+def test_blocks_change_nothing(monkeypatch):
+    whole = search(build())
+    monkeypatch.setattr("mas_embed.retrieval.index.ROWS_AT_ONCE", 5)
+    assert_same(search(build()), whole)
+
+
+def test_a_mapped_array_can_be_indexed(tmp_path):
+    np.save(tmp_path / "rows.npy", GALLERY.numpy())
+    assert_same(search(build(gallery=np.load(tmp_path / "rows.npy", mmap_mode="r"))), search(build()))
+
+
+class Compiled(nn.Module):
+    """What `torch.compile` makes of a model, as far as its parameters' names go."""
+
+    def __init__(self, model):
+        super().__init__()
+        self._orig_mod = model
+
+
+def test_queries_of_another_model_are_refused():
+    model = nn.Sequential(nn.Linear(8, 8))
+    index = RetrievalIndex.build(GALLERY, LABELS, fingerprint=model)
+    assert index.fingerprint == fingerprint_of(model)
+    expected = index.search(QUERIES, 3, fingerprint=fingerprint_of(model))
+    assert_same(index.search(QUERIES, 3, fingerprint=Compiled(model)), expected)
+    with torch.no_grad():
+        model[0].bias += 1
+    with pytest.raises(
+        UserError, match="queries are from model .* and the index is from model .*; embed both with one"
+    ):
+        index.search(QUERIES, 3, fingerprint=model)
+    with pytest.raises(UserError, match="not known which model the queries are from"):
+        index.search(QUERIES, 3)
+    assert_same(index.search(QUERIES, 3, fingerprint=model, allow_other_model=True), expected)
+    unknown = RetrievalIndex.build(GALLERY, LABELS)
+    with pytest.raises(UserError, match="not known which model the index is from"):
+        unknown.search(QUERIES, 3, fingerprint=model)
+    assert_same(unknown.search(QUERIES, 3, allow_other_model=True), expected)
+
+
+def test_what_is_not_found_has_no_label():
+    """Four far groups, one list each; a query looks into one list of 5 items and asks for 8."""
+    centres = torch.eye(4).repeat_interleave(5, dim=0)
+    index = RetrievalIndex.build(
+        centres + 0.01 * random(20, 4), torch.arange(20) // 5 - 1, factory="IVF4,Flat", fingerprint="one"
+    )
+    found = index.search(torch.eye(4), 8, fingerprint="one")
+    np.testing.assert_array_equal(found.is_found.sum(1), [5] * 4)
+    np.testing.assert_array_equal(found.labels[found.is_found].reshape(4, 5), np.arange(4)[:, None].repeat(5, 1) - 1)
+    assert (found.ids[~found.is_found] == -1).all() and np.isneginf(found.scores[~found.is_found]).all()
+    index.set_search_parameters({"nprobe": 4})
+    assert index.search(torch.eye(4), 8, fingerprint="one").is_found.all()
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean", "inner_product"])
+def test_recall_against_exact_search_by_sets(distance):
+    index = build("IVF4,Flat", distance=distance)
+    flat, found = search(build(distance=distance), k=6), search(index, k=6)
+    expected = np.mean([len(set(a) & set(b)) / 6 for a, b in zip(flat.ids.tolist(), found.ids.tolist(), strict=True)])
+    assert index.recall_against_exact(QUERIES, GALLERY, 6) == pytest.approx(expected)
+    assert expected < 1
+    index.set_search_parameters({"nprobe": 4})
+    assert index.recall_against_exact(QUERIES, GALLERY, 6) == 1
+
+
+def test_search_parameters_are_saved(tmp_path):
+    index = build("PCA4,IVF8,Flat")
+    index.set_search_parameters({"nprobe": 8})
+    index.save(tmp_path / "index")
+    assert_same(search(RetrievalIndex.load(tmp_path / "index")), search(index))
+
+
+def test_training_on_a_sample_follows_the_seed():
+    indexes = [build("IVF8,Flat", training_size=40, seed=seed) for seed in (0, 0, 1)]
+    found = [search(index, k=50).ids for index in indexes]
+    np.testing.assert_array_equal(found[0], found[1])
+    assert (found[0] != found[2]).any()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_cosine_does_not_see_the_scale(scale):
+    np.testing.assert_array_equal(search(build(gallery=GALLERY * scale), QUERIES * scale).ids, search(build()).ids)
+
+
+def test_duplicates_and_a_k_of_everything():
+    index = RetrievalIndex.build(torch.ones(6, 2), torch.arange(6), fingerprint="one")
+    found = index.search(torch.ones(1, 2), 6, fingerprint="one")
+    assert sorted(found.ids[0]) == list(range(6))
+
+
+@pytest.mark.parametrize(
+    ("factory", "num_items", "message"),
+    [
+        ("IVF4,Flat", 3, "an index 'IVF4,Flat' needs at least 4 embeddings to train, got 3"),
+        ("IVF4,PQ2", 199, "needs at least 256 embeddings to train, got 199"),
+        ("PQ2x4", 15, "needs at least 16 embeddings"),
+        ("PCA8,IVF4,Flat", 7, "needs at least 8 embeddings"),
+        ("IVF64,Flat,RFlat", 60, "needs at least 64 embeddings"),
+        ("PQ3", 200, "FAISS cannot make an index 'PQ3' for cosine of 8 dimensions: .*multiple of the number"),
+        ("Nonsense", 200, "cannot make an index 'Nonsense'.*: could not parse index string Nonsense"),
+        ("IDMap,Flat", 200, "cannot add to an index 'IDMap,Flat': add does not make sense"),
+    ],
+)
+def test_what_faiss_cannot_do_is_one_sentence(factory, num_items, message):
+    with pytest.raises(UserError, match=message):
+        build(factory, gallery=GALLERY[:num_items])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gallery": torch.full((2, 8), torch.nan)}, "embeddings contain NaN"),
+        ({"gallery": torch.zeros(2, 8)}, "all-zero embedding, which has no cosine"),
+        ({"gallery": torch.full((2, 8), 1e19), "distance": "euclidean"}, "squares exceed float32"),
+        ({"gallery": torch.zeros(0, 8)}, "embeddings must hold at least one embedding"),
+        ({"gallery": GALLERY[:4], "ids": [1]}, "4 embeddings but 1 ids"),
+        ({"distance": "manhattan"}, "distance must be one of cosine, euclidean, inner_product, got 'manhattan'"),
+        ({"factory": "IVF4,Flat", "training_size": 0}, "training_size must be at least 1, got 0"),
+    ],
+)
+def test_bad_items_are_one_sentence(options, message):
+    with pytest.raises(UserError, match=message):
+        build(**options)
+
+
+@pytest.mark.parametrize(
+    ("queries", "k", "message"),
+    [
+        (QUERIES, 0, "k must lie between 1 and the index's size, 200, got 0"),
+        (QUERIES, 201, "k must lie between 1 and the index's size, 200, got 201"),
+        (QUERIES[:, :4], 1, "queries have 4 dimensions and the index 8; embed both with one model"),
+        (torch.full((1, 8), torch.inf), 1, "queries contain NaN or infinite"),
+        (torch.zeros(1, 8), 1, "queries contain an all-zero embedding"),
+    ],
+)
+def test_bad_queries_are_one_sentence(queries, k, message):
+    with pytest.raises(UserError, match=message):
+        search(build(), queries, k)
+
+
+def test_other_bad_use_is_one_sentence():
+    with pytest.raises(UserError, match="cannot set 'nprobe' of an index 'Flat'"):
+        build().set_search_parameters({"nprobe": 3})
+    with pytest.raises(UserError, match="the gallery must hold the index's 200 items, got 3"):
+        build().recall_against_exact(QUERIES, GALLERY[:3], 1)
+
+
+def test_damaged_folders_are_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="the folder .* does not exist; make it first, to save"):
+        build().save(tmp_path / "no" / "index")
+    with pytest.raises(UserError, match="cannot read .*items.safetensors"):
+        RetrievalIndex.load(tmp_path)
+    write_tensors(tmp_path / "items.safetensors", {}, {"kind": "importance"})
+    with pytest.raises(UserError, match=r"holds a importance, not an index"):
+        RetrievalIndex.load(tmp_path)
+    build().save(tmp_path)
+    (vectors,) = tmp_path.glob("*.faiss")
+    whole = vectors.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"nonsense"):
+        vectors.write_bytes(damaged)
+        for memory_map in (False, True):
+            with pytest.raises(UserError, match="cannot read .* as a FAISS index"):
+                RetrievalIndex.load(tmp_path, memory_map=memory_map)
+    import_faiss().write_index(import_faiss().IndexFlatIP(8), str(vectors))
+    with pytest.raises(UserError, match="has 0 vectors but 200 ids"):
+        RetrievalIndex.load(tmp_path)
+    vectors.unlink()
+    with pytest.raises(UserError, match="the vectors of the index are missing"):
+        RetrievalIndex.load(tmp_path)
+
+
+def test_a_gpu_that_is_not_there_is_one_sentence():
+    number = torch.cuda.device_count()
+    with pytest.raises(UserError, match=f"FAISS sees {number} GPUs here, so an index cannot be on 'cuda:{number}'"):
+        build(device=f"cuda:{number}")
+    assert build().to("cpu").device == torch.device("cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("factory", ["Flat", "IVF4,Flat"])
+def test_a_gpu_finds_the_same_for_any_k(factory, tmp_path):
+    gallery = random(3000, 8)
+    options = {"factory": factory, "fingerprint": "one"}
+    expected = RetrievalIndex.build(gallery, torch.arange(3000), **options)
+    expected.set_search_parameters({"nprobe": 4} if "IVF" in factory else {})
+    index = expected.to("cuda")
+    for k in (5, 2500):
+        np.testing.assert_allclose(search(index, k=k).scores, search(expected, k=k).scores, rtol=1e-4)
+    index.add(QUERIES, torch.arange(12))
+    assert (search(index, k=1).ids[:, 0] >= 3000).all()
+    assert (search(index, k=2500).ids[:, 0] >= 3000).all()
+    index.save(tmp_path / "index")
+    assert len(RetrievalIndex.load(tmp_path / "index")) == 3012
