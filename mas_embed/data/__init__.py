@@ -5,6 +5,7 @@ from mas_embed.data.fact_digits import fact_digits
 from mas_embed.data.fact_list import read_fact_list
 from mas_embed.data.fact_release import read_fact_release
 from mas_embed.data.facts import FactSequence, FactTable, deal_facts, make_fact_table
+from mas_embed.data.image_sets import image_folders, torchvision_images
 from mas_embed.data.images import ImageFiles
 from mas_embed.data.split import Part, Split, join_parts, join_splits
 from mas_embed.data.word_vectors import read_word_vectors
@@ -19,10 +20,12 @@ __all__ = [
     "deal_facts",
     "digits",
     "fact_digits",
+    "image_folders",
     "join_parts",
     "join_splits",
     "make_fact_table",
     "read_fact_list",
     "read_fact_release",
     "read_word_vectors",
+    "torchvision_images",
 ]

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mas_embed.errors import UserError
-from mas_embed.retrieval.metrics import BLOCK_ELEMENTS, evaluate_retrieval
+from mas_embed.retrieval.metrics import evaluate_retrieval
 
 Match = Literal["same", "extending"]
 FactDistance = Literal["euclidean", "cosine"]
 
 FOUND_AT = 100
+BLOCK_ELEMENTS = 2**22  # distances that are held at once
 HITS_AT = (1, 5, 10)
 
 
