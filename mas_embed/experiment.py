@@ -147,6 +147,13 @@ def runs_of(config: Config) -> Iterator[Run]:
             yield Run(method, seed)
 
 
+def num_trainings(config: Config) -> int:
+    """Of all methods and seeds, and of all candidates of options that are chosen."""
+    selections = [method.select for method in config.methods if method.select is not None]
+    searched = sum(len(candidates_of(select.grid)) * len(select.seeds) for select in selections)
+    return searched + sum(1 for _ in runs_of(config))
+
+
 def make_splits(config: Config) -> list[Split]:
     """The splits of a config, after everything else that it names was made once, on every split that is trained.
 
