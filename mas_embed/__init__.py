@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mas_embed.methods import MAS as MAS
     from mas_embed.methods import METHODS as METHODS
     from mas_embed.methods import SI as SI
+    from mas_embed.methods import ClassStatistics as ClassStatistics
     from mas_embed.methods import Combine as Combine
     from mas_embed.methods import Finetune as Finetune
     from mas_embed.methods import Frozen as Frozen
@@ -58,6 +59,7 @@ _HOME = {
     "explain_coverage": "importance",
     "fingerprint_of": "fingerprint",
     # methods
+    "ClassStatistics": "methods",
     "Combine": "methods",
     "EWC": "methods",
     "Finetune": "methods",

@@ -190,9 +190,10 @@ def _try_step(where: str, model: nn.Module, method: Method, parts: dict[str, Any
     _made(where, method.begin_split)
     inputs, labels = _made(where, lambda: method.extend_batch(*batch))
     embeddings = _made("model", lambda: embed_batch(model, inputs))
+    extra = _made(where, lambda: method.batch_penalty(inputs, embeddings))
+    embeddings, labels = _made(where, lambda: method.extend_embeddings(embeddings, labels))
     mined = _made("training.miner", lambda: parts["miner"](embeddings, labels)) if parts["miner"] else None
     loss = _made("loss", lambda: parts["loss"](embeddings, labels, mined))
-    extra = _made(where, lambda: method.batch_penalty(inputs, embeddings))
     _made("loss", (loss if extra is None else loss + extra).backward)
     _made(where, method.add_penalty_grad)
     optimizer = _made("training.optimizer", lambda: parts["optimizer"](list(model.parameters())))

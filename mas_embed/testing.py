@@ -196,7 +196,8 @@ def _train(model: nn.Module, method: Method, batches: Batches, setting: Setting,
     for step, batch in enumerate(batches * num_epochs, start=1):
         inputs, labels = method.extend_batch(*batch)
         embeddings = model(inputs)
-        value, extra = loss(embeddings, labels), method.batch_penalty(inputs, embeddings)
+        extra = method.batch_penalty(inputs, embeddings)
+        value = loss(*method.extend_embeddings(embeddings, labels))
         ((value if extra is None else value + extra) / setting.num_micro_batches).backward()
         if step % setting.num_micro_batches:
             continue

@@ -1,6 +1,7 @@
 """How old knowledge is kept while new splits are learned: one file a method, by name in `METHODS`."""
 
 from mas_embed.methods.base import METHODS, Method
+from mas_embed.methods.class_statistics import ClassStatistics
 from mas_embed.methods.combine import Combine
 from mas_embed.methods.elastic import Elastic
 from mas_embed.methods.ewc import EWC
@@ -20,6 +21,7 @@ __all__ = [
     "MAS",
     "METHODS",
     "SI",
+    "ClassStatistics",
     "Combine",
     "Elastic",
     "Finetune",

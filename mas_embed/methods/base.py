@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from mas_embed.registry import Registry
 
 METHODS: Registry = Registry("method")
 
+Keeps = Literal["nothing", "statistics", "data"]
+
 
 class Method:
     """How old knowledge is kept. This base keeps nothing: each hook is a no-op, and a method overrides what it needs.
@@ -25,8 +27,9 @@ class Method:
         for inputs, labels in batches:
             inputs, labels = method.extend_batch(inputs, labels)
             embeddings = model(inputs)
-            value = loss(embeddings, labels)
             extra = method.batch_penalty(inputs, embeddings)
+            embeddings, labels = method.extend_embeddings(embeddings, labels)
+            value = loss(embeddings, labels)
             (value if extra is None else value + extra).backward()
             method.add_penalty_grad()      # or add method.penalty() to the loss
             optimizer.step()
@@ -34,9 +37,9 @@ class Method:
             optimizer.zero_grad()
         method.consolidate(batches)        # once, at the end of a split
 
-    Where gradients are accumulated, `extend_batch` and `batch_penalty` are called for every batch, `add_penalty_grad` and
-    `after_step` for every step of the optimizer. In several processes all hooks are called in each. Everything that a method
-    does is a no-op before the first `consolidate`, apart from what it writes down.
+    Where gradients are accumulated, `extend_batch`, `batch_penalty` and `extend_embeddings` are called for every batch,
+    `add_penalty_grad` and `after_step` for every step of the optimizer. In several processes all hooks are called in each.
+    Everything that a method does is a no-op before the first `consolidate`, apart from what it writes down.
 
     `mas_embed.testing.check_method` checks what is promised here.
 
@@ -44,10 +47,11 @@ class Method:
         model: the embedding model that is trained; where it is wrapped for several processes, the model inside.
 
     Attributes:
-        keeps_data: whether samples of earlier splits are stored; tables mark the methods that do.
+        keeps: what is stored of the data of earlier splits, which tables mark: "nothing", "statistics" of classes, or
+            samples ("data"). A copy of the model, and what is known of its parameters, is no data.
     """
 
-    keeps_data: bool = False
+    keeps: Keeps = "nothing"
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -68,6 +72,10 @@ class Method:
     def extend_batch(self, inputs: Any, labels: Tensor) -> tuple[Any, Tensor]:
         """What is trained on instead of a batch of the split; the batch itself where nothing is added."""
         return inputs, labels
+
+    def extend_embeddings(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What the miner and the loss see of a batch, embeddings [N, D] and labels [N]; more rows where something is added."""
+        return embeddings, labels
 
     def batch_penalty(self, inputs: Any, embeddings: Tensor) -> Tensor | None:
         """A scalar to add to the loss of a batch, differentiable in its embeddings [N, D]; None adds nothing at all."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from mas_embed.errors import UserError
-from mas_embed.methods.base import METHODS, Method
+from mas_embed.methods.base import METHODS, Keeps, Method
 from mas_embed.methods.si import SI
 
 
@@ -36,7 +36,7 @@ class Combine(Method):
                 "si must be the first of the methods that are combined: it reads the gradient before others add to it"
             )
         self.methods = list(methods)
-        self.keeps_data = any(method.keeps_data for method in methods)
+        self.keeps = max((method.keeps for method in methods), key=get_args(Keeps).index)
 
     @property
     def is_learning(self) -> bool:
@@ -51,6 +51,11 @@ class Combine(Method):
         for method in self.methods:
             inputs, labels = method.extend_batch(inputs, labels)
         return inputs, labels
+
+    def extend_embeddings(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        for method in self.methods:
+            embeddings, labels = method.extend_embeddings(embeddings, labels)
+        return embeddings, labels
 
     def batch_penalty(self, inputs: Any, embeddings: Tensor) -> Tensor | None:
         penalties = [method.batch_penalty(inputs, embeddings) for method in self.methods]

@@ -23,6 +23,12 @@ def refuse_outside(option: str, value: float, low: float, high: float) -> None:
         raise UserError(f"{option} must be from {low:g} to {high:g}, got {value}")
 
 
+def refuse_bad_share(share: float) -> None:
+    """Raises `UserError` for a share of drawn or stored samples that is not in [0, 1)."""
+    if not 0 <= share < 1:
+        raise UserError(f"share must be from 0 to below 1, got {share}")
+
+
 def refuse_unlisted(option: str, value: object, choices: Sequence[str]) -> None:
     """Raises `UserError` for a value that is none of the choices."""
     if value not in choices:

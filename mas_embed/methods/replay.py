@@ -10,7 +10,7 @@ from torch import Tensor, distributed, nn
 
 from mas_embed.errors import UserError
 from mas_embed.methods.base import METHODS, Method
-from mas_embed.methods.refusals import labeled, refuse_unlisted
+from mas_embed.methods.refusals import labeled, refuse_bad_share, refuse_unlisted
 from mas_embed.seeding import mixed_seed
 
 Policy = Literal["reservoir", "balanced"]
@@ -18,7 +18,7 @@ Policy = Literal["reservoir", "balanced"]
 
 @METHODS.register("replay")
 class Replay(Method):
-    """Stored samples are mixed into every batch; the only method here that keeps data.
+    """Stored samples are mixed into every batch; the only method here that keeps samples.
 
     When a split ends, its samples compete for the places of a buffer of fixed size. Every sample ever seen draws a random key
     once, and the smallest keys stay: of all samples under "reservoir", which gives each the same chance (the distribution of
@@ -36,7 +36,7 @@ class Replay(Method):
         seed: of the keys and of the draws; processes draw differently.
     """
 
-    keeps_data = True
+    keeps = "data"
 
     def __init__(
         self,
@@ -50,8 +50,7 @@ class Replay(Method):
         super().__init__(model)
         if buffer_size < 1:
             raise UserError(f"buffer_size must be at least 1, got {buffer_size}")
-        if not 0 <= share < 1:
-            raise UserError(f"share must be from 0 to below 1, got {share}")
+        refuse_bad_share(share)
         refuse_unlisted("policy", policy, get_args(Policy))
         self.buffer_size, self.policy, self.share, self.seed = buffer_size, policy, share, seed
         self.inputs: dict[str, Tensor] = {}

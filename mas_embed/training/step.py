@@ -87,8 +87,9 @@ def training_step(
     with accelerator.accumulate(model):
         inputs, labels = method.extend_batch(*batch)
         embeddings = model(inputs)
-        value = loss(embeddings, labels, miner(embeddings, labels) if miner is not None else None)
         extra = method.batch_penalty(inputs, embeddings)
+        embeddings, labels = method.extend_embeddings(embeddings, labels)
+        value = loss(embeddings, labels, miner(embeddings, labels) if miner is not None else None)
         accelerator.backward(value if extra is None else value + extra)
         if accelerator.sync_gradients:
             accelerator.unscale_gradients(optimizer)

@@ -6,7 +6,20 @@ import pytest
 import torch
 from small import pull_together, small_model, small_splits
 
-from mas_embed import EWC, IMM, MAS, METHODS, SI, Combine, LocalMAS, LwF, Method, Replay, train_sequence
+from mas_embed import (
+    EWC,
+    IMM,
+    MAS,
+    METHODS,
+    SI,
+    ClassStatistics,
+    Combine,
+    LocalMAS,
+    LwF,
+    Method,
+    Replay,
+    train_sequence,
+)
 from mas_embed.testing import check_method, loss
 
 
@@ -27,7 +40,11 @@ FACTORIES = {
     "lwf of similarities": partial(LwF, distillation="similarity"),
     "mas of projections": partial(MAS, output="projection"),
     "replay balanced": partial(Replay, policy="balanced", buffer_size=7),
+    "class_statistics of a layer": partial(ClassStatistics, layer="1", rank=1),
     "combine": combined(MAS, LwF),
+    "combine with class statistics": lambda model: Combine(
+        model, methods=[SI(model), ClassStatistics(model, layer="0"), LwF(model)]
+    ),
     "combine three": combined(SI, LocalMAS, LwF),
     "combine without a strength": lambda model: Combine(model, methods=[IMM(model), Replay(model)]),
     **{f"mas {name}": partial(MAS, accumulation=name) for name in ("mean", "decay", "max")},

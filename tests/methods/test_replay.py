@@ -96,8 +96,8 @@ def test_inputs_of_several_tensors():
 
 
 def test_data_is_kept_and_its_memory_counted():
-    assert Replay.keeps_data and Combine(MODEL, methods=[MAS(MODEL), Replay(MODEL)]).keeps_data
-    assert not MAS.keeps_data and not Combine(MODEL, methods=[MAS(MODEL), MAS(MODEL)]).keeps_data
+    assert Replay.keeps == Combine(MODEL, methods=[Replay(MODEL), MAS(MODEL)]).keeps == "data"
+    assert MAS.keeps == Combine(MODEL, methods=[MAS(MODEL), MAS(MODEL)]).keeps == "nothing"
     # a float32 input, two int64 and a float64 key a sample
     assert filled(buffer_size=12).num_bytes == 12 * (4 + 8 + 8 + 8)
 
