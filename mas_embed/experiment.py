@@ -256,7 +256,7 @@ def _train(config: Config, splits: list[Split], run: Run, out: Path, resume: boo
         except (RunError, UserError) as error:
             # The config was tried out before: what is refused now is what training has made of it
             raise RunError(f"{run.method.title} seed {run.seed}: {error}") from error
-    costs = {"keeps_data": method.keeps_data, "kept_bytes": method.num_bytes, "num_steps": result.num_steps}
+    costs = {"keeps": method.keeps, "kept_bytes": method.num_bytes, "num_steps": result.num_steps}
     return about | {"options": run.method.options} | _described(result) | costs
 
 

@@ -314,9 +314,9 @@ def test_what_a_method_keeps_is_written_down(tiny, tmp_path):
     methods = ["finetune", {"name": "replay", "buffer_size": 10}]
     results = run_experiment(tiny(methods=methods, seeds=[0]), tmp_path / "run")
     finetune, replay = results["runs"]
-    assert (finetune["keeps_data"], finetune["kept_bytes"], replay["keeps_data"]) == (False, 0, True)
+    assert (finetune["keeps"], finetune["kept_bytes"], replay["keeps"]) == ("nothing", 0, "data")
     assert replay["kept_bytes"] == 10 * (64 * 4 + 8 + 8 + 8)
     steps = [json.loads(line) for line in (tmp_path / "run/finetune/seed0/log.jsonl").read_text().splitlines()]
     assert finetune["num_steps"] == sum(step.get("num_batches", 0) for step in steps) > 0
-    assert cost_table(results).rows[1][:2] == ["replay", "samples"]
+    assert cost_table(results).rows[1][:2] == ["replay", "data"]
     assert summary_table(results).rows[1][0] == "replay (keeps data)"

@@ -69,7 +69,8 @@ def summary_table(results: Mapping[str, Any]) -> Table:
         runs = [run for run in results["runs"] if run["method"] == method]
         cells = [_mean_and_deviation([run["measures"][metric][measure] for run in runs]) for measure in COLUMNS]
         seconds = [run["seconds"]["training"] + run["seconds"]["importance"] for run in runs]
-        name = f"{method} (keeps data)" if any(run.get("keeps_data") for run in runs) else method
+        kept = _kept(runs)
+        name = f"{method} (keeps {kept})" if kept != "nothing" else method
         rows.append([name, *cells, _mean_and_deviation(seconds, digits=1)])
     num_seeds = len({run["seed"] for run in results["runs"]})
     title = f"{results['name']}: {metric_name(metric)} over {len(results['splits'])} splits, mean ± deviation of {num_seeds} seed"
@@ -97,9 +98,8 @@ def cost_table(results: Mapping[str, Any]) -> Table:
         kept = max(run.get("kept_bytes", 0) for run in runs) / 1024
         steps = [1000 * run["seconds"]["training"] / run["num_steps"] for run in runs if run.get("num_steps")]
         ends = [run["seconds"]["importance"] / len(results["splits"]) for run in runs]
-        keeps = "samples" if any(run.get("keeps_data") for run in runs) else "no samples"
-        rows.append([method, keeps, f"{kept:,.0f}", _mean_and_deviation(steps, 1), _mean_and_deviation(ends, 2)])
-    header = ["method", "keeps", "KiB kept", "ms per step", "seconds at a split's end"]
+        rows.append([method, _kept(runs), f"{kept:,.0f}", _mean_and_deviation(steps, 1), _mean_and_deviation(ends, 2)])
+    header = ["method", "keeps of the data", "KiB kept in all", "ms per step", "seconds at a split's end"]
     return Table("What it costs", header, rows)
 
 
@@ -133,6 +133,11 @@ def old_index_table(results: Mapping[str, Any]) -> Table | None:
     header = ["method", "embedded again", "never again", "old", "new", "mixed"]
     header += [*(f"mixed, {name}" for name in names), "drift", "churn", "verdicts"]
     return Table(f"The old index, {metric_name(metric)}", header, rows) if rows else None
+
+
+def _kept(runs: Sequence[Mapping[str, Any]]) -> str:
+    """What a method remembers of the data itself: "nothing", "statistics" or "data"."""
+    return str(runs[0].get("keeps", "nothing"))
 
 
 def _mean(values: Sequence[float]) -> str:
