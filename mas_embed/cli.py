@@ -18,9 +18,9 @@ from rich.table import Table as RichTable
 
 from mas_embed.config import Config, load_config
 from mas_embed.errors import RunError, UserError
-from mas_embed.experiment import make_model, make_splits, run_experiment, runs_of
+from mas_embed.experiment import make_model, make_splits, num_trainings, run_experiment
 from mas_embed.importance import explain_coverage
-from mas_embed.report import Table, read_results, summary_table, write_report
+from mas_embed.report import Table, join_results, summary_table, write_report
 
 app = typer.Typer(
     help="Train embedding networks over a sequence of data splits, and see what they forget.",
@@ -88,21 +88,25 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     numel = sum(parameter.numel() for parameter in model.parameters())
     num_methods, num_seeds = len(loaded.methods), len(loaded.seeds)
+    num_runs = num_methods * num_seeds
+    searched = num_trainings(loaded) - num_runs
     console.print(
         f"{len(trained)} of {len(coverage)} parameters are trained ({numel:,} values in all); "
-        f"{num_methods} methods x {num_seeds} seeds = {num_methods * num_seeds} runs",
+        f"{num_methods} methods x {num_seeds} seeds = {num_runs} runs"
+        + (f", after {searched} trainings to choose options" if searched else ""),
         highlight=False,
     )
 
 
 @app.command()
 def report(
-    run_directory: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A directory that a run wrote.")],
+    run_directories: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Directories that runs wrote.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write; needed for several runs.")] = None,
 ) -> None:
-    """Rebuild the report of a run directory from its results."""
-    write_report(run_directory)
-    console.print(_rich(summary_table(read_results(run_directory))))
-    console.print(f"report  {escape(str(run_directory / 'report.html'))}", highlight=False)
+    """Rebuild the report of a run directory from its results, or compare several runs over the same splits."""
+    write_report(*run_directories, out=out)
+    console.print(_rich(summary_table(join_results(run_directories))))
+    console.print(f"report  {escape(str((out or run_directories[0]) / 'report.html'))}", highlight=False)
 
 
 class RunProgress:
@@ -124,7 +128,7 @@ class RunProgress:
         )
 
     def __enter__(self) -> RunProgress:
-        self._task = self._progress.add_task("preparing", total=sum(1 for _ in runs_of(self._config)))
+        self._task = self._progress.add_task("preparing", total=num_trainings(self._config))
         self._progress.start()
         return self
 
@@ -133,9 +137,7 @@ class RunProgress:
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Takes an event of `run_experiment`."""
-        {"epoch": self._on_epoch, "split": self._on_split, "run": self._on_run, "skip": self._on_skip}[event["event"]](
-            event
-        )
+        getattr(self, f"_on_{event['event']}")(event)
 
     def _on_epoch(self, event: Mapping[str, Any]) -> None:
         epoch, epochs = event["epoch"] + 1, self._config.training.epochs
@@ -148,6 +150,14 @@ class RunProgress:
     def _show(self, event: Mapping[str, Any], share: float, text: str) -> None:
         description = escape(f"{event['method']}  seed {event['seed']}  {text}")
         self._progress.update(self._task, description=description, completed=self._num_done + share)
+
+    def _on_candidate(self, event: Mapping[str, Any]) -> None:
+        self._num_done += len(event["seeds"])
+        options = ", ".join(f"{name}={value}" for name, value in event["options"].items())
+        outcome = f"failed: {event['error']}" if event["mean"] is None else f"on validation {event['mean']:.3f}"
+        self._progress.console.print(
+            escape(f"{event['method']:<16} {options}  {outcome}  ({event['seconds']:.0f} s)"), highlight=False
+        )
 
     def _on_run(self, event: Mapping[str, Any]) -> None:
         measures = event["measures"][self._config.evaluation.primary_metric]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -26,6 +26,7 @@ from mas_embed.methods import METHODS, Method
 from mas_embed.models import MODELS
 from mas_embed.options import component_lists, constructor_parameters, resolve_options
 from mas_embed.retrieval import Distance
+from mas_embed.selection import candidates_of
 from mas_embed.training import per_class_sampler
 
 PositiveCount = Annotated[StrictInt, Field(gt=0, le=2**31)]
@@ -51,14 +52,42 @@ class Component(_Section):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Everything but the name (and a method's label)."""
+        """Everything but the name (and a method's label and what is to be selected)."""
+        return dict(self.model_extra or {})
+
+
+class SelectSection(_Section):
+    """How options of a method are chosen: `select: {strength: [1, 10, 100]}`; every other key is an option with its candidates.
+
+    Every candidate is trained on the same data, judged by its validation part, with seeds of its own.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    by: Literal["final_average", "backward_transfer", "learning"] = "final_average"
+    on: Literal["validation"] = "validation"
+    seeds: tuple[StrictInt, ...] = Field(default=(1000, 1001, 1002), min_length=1)
+    num_splits: PositiveCount | None = None  # of the sequence's first; None: all
+
+    @model_validator(mode="after")
+    def _has_candidates(self) -> SelectSection:
+        if not self.grid or not all(isinstance(values, list) and values for values in self.grid.values()):
+            raise UserError(
+                f"select must give a list of values for at least one option, as in {{strength: [1, 10]}}, got {self.grid}"
+            )
+        return self
+
+    @property
+    def grid(self) -> dict[str, list[Any]]:
+        """By option its candidates."""
         return dict(self.model_extra or {})
 
 
 class MethodComponent(Component):
-    """A method; `label` tells two of one name apart, in tables and folders."""
+    """A method; `label` tells two of one name apart, in tables and folders; `select` chooses options of it."""
 
     label: str = Field(default="", pattern=r"^(\w[\w .()=,+-]*)?$", max_length=100)
+    select: SelectSection | None = None
 
     @property
     def title(self) -> str:
@@ -133,10 +162,12 @@ class Config(_Section):
 
     def to_yaml(self) -> str:
         """The config as a file that `load_config` reads, every default filled in."""
-        plain = self.model_dump(mode="json", exclude={"methods": {"__all__": {"label"}}})
+        plain = self.model_dump(mode="json", exclude={"methods": {"__all__": {"label", "select"}}})
         for method, entry in zip(self.methods, plain["methods"], strict=True):
             if method.label:
                 entry["label"] = method.label
+            if method.select:
+                entry["select"] = method.select.model_dump(mode="json")
         return yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=120)
 
 
@@ -161,7 +192,9 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         config = Config.model_validate(raw)
     except ValidationError as error:
         raise _readable(error) from None
-    return _with_resolved_options(config)
+    resolved = _with_resolved_options(config)
+    _check_selections(resolved)
+    return resolved
 
 
 def _with_resolved_options(config: Config) -> Config:
@@ -193,8 +226,40 @@ def _resolve(where: str, component: Any, known: Mapping[str, Callable[..., Any]]
 
 
 def _with_options(component: Any, options: Mapping[str, Any]) -> Any:
-    fixed = {"name": component.name} | ({"label": component.label} if isinstance(component, MethodComponent) else {})
+    fixed = {"name": component.name}
+    if isinstance(component, MethodComponent):
+        fixed |= {"label": component.label, "select": component.select}
     return type(component).model_validate({**fixed, **options})
+
+
+def with_candidate(method: MethodComponent, candidate: Mapping[str, Any], where: str | None = None) -> MethodComponent:
+    """The method with the options of a candidate, checked as if the config had them.
+
+    Raises:
+        UserError: an option that the method does not take, or a value that it does not accept.
+    """
+    chosen = MethodComponent.model_validate({"name": method.name, "label": method.label, **method.options, **candidate})
+    resolved: MethodComponent = _resolve_method(where or f"methods.{method.title}", chosen)
+    return resolved
+
+
+def _check_selections(config: Config) -> None:
+    for method in config.methods:
+        if method.select is None:
+            continue
+        where = f"methods.{method.title}.select"
+        if "held_out" not in constructor_parameters(DATASETS[config.data.name]):
+            raise UserError(
+                f"{where} needs a validation part, but the data set '{config.data.name}' has no option held_out"
+            )
+        if config.data.options.get("held_out") == "validation":
+            raise UserError(
+                f"{where} chooses on the validation part, so the run must be judged by another: data.held_out=test"
+            )
+        if set(method.select.seeds) & set(config.seeds):
+            raise UserError(f"{where}.seeds must differ from the run's seeds, {list(config.seeds)}")
+        for candidate in candidates_of(method.select.grid):
+            with_candidate(method, candidate, where)
 
 
 def _resolve_method(where: str, component: Any) -> Any:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from mas_embed import losses
-from mas_embed.config import SAMPLERS, Component, Config, MethodComponent
+from mas_embed.config import SAMPLERS, Component, Config, MethodComponent, with_candidate
 from mas_embed.data import DATASETS, Split, join_splits
 from mas_embed.errors import RunError, UserError
 from mas_embed.forgetting import ScoreMatrix
@@ -26,6 +26,7 @@ from mas_embed.options import component_lists, constructor_parameters
 from mas_embed.report import write_report
 from mas_embed.run_directory import open_run_directory, write_results
 from mas_embed.seeding import seeded
+from mas_embed.selection import best_of, candidates_of, try_candidate
 from mas_embed.training import SequenceResult, check_splits, train_sequence
 from mas_embed.training.loading import training_batches
 from mas_embed.training.step import Loss, OnEvent
@@ -82,8 +83,10 @@ def run_experiment(
         "splits": [split.name for split in splits],
         "primary_metric": config.evaluation.primary_metric,
         "runs": [],
+        "selections": {},
     }
     results = open_run_directory(out, config.to_yaml(), fresh, resume=resume, overwrite=overwrite)
+    config = _with_selected_options(config, results, out, on_event)
     done = {(run["method"], run["seed"]) for run in results["runs"]}
     for run in runs_of(config):
         if (run.method.title, run.seed) in done:
@@ -97,11 +100,58 @@ def run_experiment(
     return results
 
 
+def _with_selected_options(config: Config, results: dict[str, Any], out: Path, on_event: OnEvent) -> Config:
+    """The config with the options that were selected; every candidate is written to the results as it ends."""
+    chosen = []
+    for method in config.methods:
+        if method.select is None:
+            chosen.append(method)
+            continue
+        record = results["selections"].setdefault(method.title, {"candidates": []})
+        candidates = candidates_of(method.select.grid)
+        for candidate in candidates[len(record["candidates"]) :]:
+            score = partial(_validation_score, config, method, on_event=on_event)
+            record["candidates"].append(try_candidate(candidate, method.select.seeds, score))
+            write_results(out, results)
+            on_event({"event": "candidate", "method": method.title, **record["candidates"][-1]})
+        best = best_of(record["candidates"], f"{method.title}: selection")
+        record |= {"by": method.select.by, "on": method.select.on, "chosen": best}
+        chosen.append(with_candidate(method, best))
+    return config.model_copy(update={"methods": tuple(chosen)})
+
+
+def _validation_score(
+    config: Config, method: MethodComponent, candidate: Mapping[str, Any], seed: int, *, on_event: OnEvent
+) -> float:
+    """What a candidate's training on the validation part is judged by."""
+    assert method.select is not None
+    data = DATASETS[config.data.name](**config.data.options | {"held_out": method.select.on})
+    splits = data[: method.select.num_splits]
+    about = {"method": f"{method.title} {candidate}", "seed": seed}
+    model, parts = make_model(config, seed=seed), _training_parts(config)
+    result = train_sequence(
+        model,
+        splits,
+        method=make_method(with_candidate(method, candidate), model, loss=parts["loss"]),
+        **parts | {"watch_index": False},
+        seed=seed,
+        on_event=lambda event: on_event({**event, **about}),
+    )
+    return float(getattr(result.scores[config.evaluation.primary_metric], method.select.by))
+
+
 def runs_of(config: Config) -> Iterator[Run]:
     """Every method and seed, in the order in which they are trained: seed by seed, so that a table fills evenly."""
     for seed in config.seeds:
         for method in config.methods:
             yield Run(method, seed)
+
+
+def num_trainings(config: Config) -> int:
+    """Of all methods and seeds, and of all candidates of options that are chosen."""
+    selections = [method.select for method in config.methods if method.select is not None]
+    searched = sum(len(candidates_of(select.grid)) * len(select.seeds) for select in selections)
+    return searched + sum(1 for _ in runs_of(config))
 
 
 def make_splits(config: Config) -> list[Split]:
@@ -183,6 +233,7 @@ def _train(config: Config, splits: list[Split], run: Run, out: Path, resume: boo
     folder.mkdir(parents=True, exist_ok=True)
     about = {"method": run.method.title, "seed": run.seed}
     model, parts = make_model(config, seed=run.seed), _training_parts(config)
+    method = make_method(run.method, model, loss=parts["loss"])
     with (folder / "log.jsonl").open("a" if resume else "w", encoding="utf-8") as log:
 
         def record(event: Mapping[str, Any]) -> None:
@@ -194,7 +245,7 @@ def _train(config: Config, splits: list[Split], run: Run, out: Path, resume: boo
             result = train_sequence(
                 model,
                 training_splits(run.method, splits),
-                method=make_method(run.method, model, loss=parts["loss"]),
+                method=method,
                 **parts,
                 evaluate_on=splits if run.method.name == "joint" else None,
                 seed=run.seed,
@@ -205,7 +256,8 @@ def _train(config: Config, splits: list[Split], run: Run, out: Path, resume: boo
         except (RunError, UserError) as error:
             # The config was tried out before: what is refused now is what training has made of it
             raise RunError(f"{run.method.title} seed {run.seed}: {error}") from error
-    return about | {"options": run.method.options} | _described(result)
+    costs = {"keeps": method.keeps, "kept_bytes": method.num_bytes, "num_steps": result.num_steps}
+    return about | {"options": run.method.options} | _described(result) | costs
 
 
 def _training_parts(config: Config) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from mas_embed.errors import UserError
 from mas_embed.files import write_file
 
-FILES = ("config.yaml", "environment.json", "results.json", "report.html", "scores.png", "error.log")
+FILES = ("config.yaml", "environment.json", "results.json", "report.html", "scores.png", "old_index.png", "error.log")
 
 
 def open_run_directory(
@@ -71,7 +71,9 @@ def _results_to_resume(out: Path, config_yaml: str, fresh: Mapping[str, Any]) ->
         results = json.loads(results_path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{results_path} is not valid JSON ({error}); start anew with --overwrite") from None
-    if not isinstance(results, dict) or any(results.get(key) != fresh[key] for key in fresh if key != "runs"):
+    if not isinstance(results, dict) or any(
+        results.get(key) != fresh[key] for key in fresh if key not in ("runs", "selections")
+    ):
         raise UserError(f"{results_path} is not of this config; start anew with --overwrite")
     return results
 

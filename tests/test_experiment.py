@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import yaml
 
-from mas_embed import UserError, load_config, run_experiment
+from mas_embed import UserError, experiment, load_config, run_experiment
+from mas_embed.errors import RunError
 from mas_embed.experiment import runs_of
+from mas_embed.report import cost_table, selection_table, summary_table
 from mas_embed.run_directory import describe_environment
 
 TINY = {
@@ -46,7 +48,8 @@ def scores_of(results):
 
 def test_the_run_directory(finished):
     assert sorted(path.name for path in finished.iterdir()) == [
-        "config.yaml", "environment.json", "finetune", "frozen", "joint", "mas", "report.html", "results.json", "scores.png"
+        "config.yaml", "environment.json", "finetune", "frozen", "joint", "mas", "old_index.png", "report.html", "results.json",
+        "scores.png",
     ]  # fmt: skip
     for method in ("finetune", "frozen", "joint", "mas"):
         for seed in (0, 1):
@@ -55,7 +58,7 @@ def test_the_run_directory(finished):
                 "log.jsonl",
             ]
     results = json.loads((finished / "results.json").read_text())
-    assert results.keys() == {"schema", "name", "splits", "primary_metric", "runs"}
+    assert results.keys() == {"schema", "name", "splits", "primary_metric", "runs", "selections"}
     assert (results["schema"], results["name"], results["splits"]) == (1, "tiny", ["0-4", "5-9"])
     assert [(run["method"], run["seed"]) for run in results["runs"]] == [
         (method, seed) for seed in (0, 1) for method in ("finetune", "frozen", "mas", "joint")
@@ -247,3 +250,73 @@ def test_the_environment_names_hardware_and_versions():
     environment = describe_environment()
     assert environment["cores"] >= 1
     assert environment["packages"].keys() >= {"torch", "pytorch-metric-learning"}
+
+
+SELECT = {"name": "mas", "output": "projection", "select": {"strength": [1, 100], "seeds": [7, 8]}}
+
+
+def test_options_are_selected_on_the_validation_part_and_their_cost_is_told(tiny, tmp_path):
+    config = tiny(methods=["finetune", SELECT], seeds=[0])
+    results = run_experiment(config, tmp_path / "run")
+    selection = results["selections"]["mas"]
+    assert [candidate["options"] for candidate in selection["candidates"]] == [{"strength": 1}, {"strength": 100}]
+    for candidate in selection["candidates"]:
+        alone = tiny(
+            data=TINY["data"] | {"held_out": "validation"},
+            methods=[{"name": "mas", "output": "projection", **candidate["options"]}],
+            seeds=[7, 8],
+        )
+        runs = run_experiment(alone, tmp_path / f"alone{candidate['options']['strength']}")["runs"]
+        finals = [run["measures"]["mean_average_precision"]["final_average"] for run in runs]
+        assert candidate["values"] == finals
+        assert candidate["mean"] == pytest.approx(np.mean(finals))
+        assert candidate["seconds"] > 0
+    best = max(selection["candidates"], key=lambda candidate: candidate["mean"])
+    assert selection["chosen"] == best["options"]
+    (run,) = (run for run in results["runs"] if run["method"] == "mas")
+    assert run["options"]["strength"] == best["options"]["strength"]
+    assert "select" not in run["options"]
+    table = selection_table(results)
+    assert [row[-1] for row in table.rows].count("chosen") == 1
+
+
+def test_a_candidate_that_fails_is_told_and_another_chosen(tiny, tmp_path, monkeypatch):
+    real = experiment.train_sequence
+
+    def failing(model, splits, *, method, **options):
+        if getattr(method, "strength", 0) == 100:
+            raise RunError("training diverged, the loss is nan")
+        return real(model, splits, method=method, **options)
+
+    monkeypatch.setattr(experiment, "train_sequence", failing)
+    results = run_experiment(tiny(methods=[SELECT], seeds=[0]), tmp_path / "run")
+    assert results["selections"]["mas"]["chosen"] == {"strength": 1}
+    assert results["selections"]["mas"]["candidates"][1]["error"] == "seed 7: training diverged, the loss is nan"
+    assert "training diverged" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_stopped_selection_goes_on_where_it_was(tiny, tmp_path):
+    config = tiny(methods=[SELECT], seeds=[0])
+    events = []
+
+    def stop(event):
+        if event["event"] == "candidate":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(config, tmp_path / "run", on_event=stop)
+    resumed = run_experiment(config, tmp_path / "run", resume=True, on_event=events.append)
+    assert [event["options"] for event in events if event["event"] == "candidate"] == [{"strength": 100}]
+    assert scores_of(resumed) == scores_of(run_experiment(config, tmp_path / "whole"))
+
+
+def test_what_a_method_keeps_is_written_down(tiny, tmp_path):
+    methods = ["finetune", {"name": "replay", "buffer_size": 10}]
+    results = run_experiment(tiny(methods=methods, seeds=[0]), tmp_path / "run")
+    finetune, replay = results["runs"]
+    assert (finetune["keeps"], finetune["kept_bytes"], replay["keeps"]) == ("nothing", 0, "data")
+    assert replay["kept_bytes"] == 10 * (64 * 4 + 8 + 8 + 8)
+    steps = [json.loads(line) for line in (tmp_path / "run/finetune/seed0/log.jsonl").read_text().splitlines()]
+    assert finetune["num_steps"] == sum(step.get("num_batches", 0) for step in steps) > 0
+    assert cost_table(results).rows[1][:2] == ["replay", "data"]
+    assert summary_table(results).rows[1][0] == "replay (keeps data)"

@@ -37,17 +37,22 @@ def digits(*, num_splits: int = 5, held_out: HeldOut = "test", seed: int = 0) ->
 
     if num_splits not in (1, 2, 5, 10):
         raise UserError(f"num_splits must divide the ten digits: 1, 2, 5 or 10, got {num_splits}")
-    if held_out not in ("test", "validation"):
-        raise UserError(f"held_out must be 'test' or 'validation', got '{held_out}'")
+    check_held_out(held_out)
     raw = load_digits()
     images = torch.tensor(raw.images, dtype=torch.float32).unsqueeze(1) / 16
     labels = torch.tensor(raw.target, dtype=torch.long)
-    train, held = _partition(labels, held_out, seed)
+    train, held = partition(labels, held_out, seed)
     return [_split(images, labels, train, held, chunk) for chunk in torch.arange(10).chunk(num_splits)]
 
 
-def _partition(labels: Tensor, held_out: HeldOut, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices to train on and to judge by, drawn class by class."""
+def check_held_out(held_out: str) -> None:
+    """Refuses what is neither "test" nor "validation"."""
+    if held_out not in ("test", "validation"):
+        raise UserError(f"held_out must be 'test' or 'validation', got '{held_out}'")
+
+
+def partition(labels: Tensor, held_out: HeldOut, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices to train on and to judge by, drawn class by class: test a quarter, validation a fifth of the rest."""
     generator = np.random.default_rng(seed)
     train, held = [], []
     for label in labels.unique():

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 
 from mas_embed.errors import UserError
 
@@ -65,15 +65,16 @@ class Split:
 
 
 def join_parts(parts: Sequence[Part]) -> Part:
-    """All items of several parts of tensors as one, in order; ids stay.
+    """All items of several parts as one, in order; ids stay. Inputs that load on demand still do.
 
     Example:
         >>> part = Part(torch.zeros(2, 3), torch.tensor([0, 1]))
         >>> len(join_parts([part, part]))
         4
     """
+    inputs = [part.inputs for part in parts]
     return Part(
-        torch.cat([part.inputs for part in parts]),
+        torch.cat(inputs) if all(isinstance(values, Tensor) for values in inputs) else ConcatDataset(inputs),
         torch.cat([part.labels for part in parts]),
         torch.cat([part.ids for part in parts]),
     )

@@ -1,7 +1,18 @@
 """Figures, tables and one HTML page; reads a run directory, and nothing of training."""
 
-from mas_embed.report.figures import scores_figure
-from mas_embed.report.page import read_results, write_report
-from mas_embed.report.tables import Table, summary_table
+from mas_embed.report.figures import old_index_figure, scores_figure
+from mas_embed.report.page import join_results, read_results, write_report
+from mas_embed.report.tables import Table, cost_table, old_index_table, selection_table, summary_table
 
-__all__ = ["Table", "read_results", "scores_figure", "summary_table", "write_report"]
+__all__ = [
+    "Table",
+    "cost_table",
+    "join_results",
+    "old_index_figure",
+    "old_index_table",
+    "read_results",
+    "scores_figure",
+    "selection_table",
+    "summary_table",
+    "write_report",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import cycle
 from typing import Any
@@ -15,6 +16,8 @@ from mas_embed.report.tables import methods_of, metric_name, score_matrices
 
 # Okabe and Ito's colours, which people who see colours differently can tell apart
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", "--", ":")  # where methods are more than colours
+MOST_PANELS = 5  # in a row
 
 
 def scores_figure(results: Mapping[str, Any]) -> Figure:
@@ -25,15 +28,20 @@ def scores_figure(results: Mapping[str, Any]) -> Figure:
     """
     methods, metric = methods_of(results), results["primary_metric"]
     num_splits = len(results["splits"])
-    figure = Figure(figsize=(max(3.1 * len(methods), 2.4 * num_splits, 6), 6.2), layout="constrained")
-    rows: Any = figure.subfigures(2, 1, height_ratios=[1.35, 1])
+    num_columns = min(len(methods), MOST_PANELS)
+    num_rows = math.ceil(len(methods) / num_columns)
+    size = (max(3.1 * num_columns, 2.4 * num_splits, 6), 3.55 * num_rows + 2.65)
+    figure = Figure(figsize=size, layout="constrained")
+    rows: Any = figure.subfigures(2, 1, height_ratios=[1.35 * num_rows, 1])
     upper, lower = rows
     upper.suptitle(f"{metric_name(metric)} on split j after training through split i", fontsize=11)
     lower.suptitle(f"{metric_name(metric)} of each split over time", fontsize=11)
-    axes = upper.subplots(1, len(methods), squeeze=False)[0]
-    for axis, method in zip(axes, methods, strict=True):
+    axes = list(upper.subplots(num_rows, num_columns, squeeze=False).flat)
+    for axis in axes[len(methods) :]:
+        axis.set_visible(False)
+    for axis, method in zip(axes, methods, strict=False):
         image = _draw_matrix(axis, score_matrices(results, method, metric).mean(0), results["splits"], method)
-    upper.colorbar(image, ax=list(axes), shrink=0.8, pad=0.01)
+    upper.colorbar(image, ax=axes, shrink=0.8, pad=0.01)
     panels = lower.subplots(1, num_splits, squeeze=False, sharey=True)[0]
     for split_index, axis in enumerate(panels):
         _draw_split(
@@ -43,7 +51,8 @@ def scores_figure(results: Mapping[str, Any]) -> Figure:
             results["splits"],
         )
     panels[0].set_ylabel(metric_name(metric))
-    lower.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(methods), frameon=False)
+    handles = panels[0].get_legend_handles_labels()
+    lower.legend(*handles, loc="outside lower center", ncols=2 * MOST_PANELS, frameon=False, fontsize=8)
     return figure
 
 
@@ -59,8 +68,12 @@ def old_index_figure(results: Mapping[str, Any]) -> Figure:
         for method in methods_of(results)
     }
     watched = {method: runs for method, runs in watched.items() if runs}
-    figure = Figure(figsize=(max(2.6 * len(watched), 6), 2.9), layout="constrained")
-    panels = figure.subplots(1, len(watched), squeeze=False, sharey=True)[0]
+    num_columns = min(len(watched), MOST_PANELS)
+    num_rows = math.ceil(len(watched) / num_columns)
+    figure = Figure(figsize=(max(2.6 * num_columns, 6), 2.3 * num_rows + 0.6), layout="constrained")
+    panels = list(figure.subplots(num_rows, num_columns, squeeze=False, sharey=True).flat)
+    for axis in panels[len(watched) :]:
+        axis.set_visible(False)
     for color, axis, (method, runs) in zip(cycle(COLORS), panels, watched.items(), strict=False):
         for style, label, matrices in (
             ("-", "embedded again", [run["scores"][metric] for run in runs]),
@@ -74,7 +87,8 @@ def old_index_figure(results: Mapping[str, Any]) -> Figure:
         axis.set_xlabel("after training", fontsize=8)
         axis.set_ylim(0, 1.02)
         axis.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel(f"{metric_name(metric)} of splits so far", fontsize=9)
+    for axis in panels[::num_columns]:
+        axis.set_ylabel(f"{metric_name(metric)} of splits so far", fontsize=9)
     figure.suptitle("The gallery embedded again after every split, or never", fontsize=11)
     handles = panels[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False)
@@ -98,11 +112,12 @@ def _draw_matrix(axis: Axes, scores: NDArray[np.float64], splits: list[str], met
 
 def _draw_split(axis: Axes, split_index: int, matrices: Mapping[str, NDArray[np.float64]], splits: list[str]) -> None:
     positions = np.arange(len(splits))
-    for color, (method, scores) in zip(cycle(COLORS), matrices.items(), strict=False):
+    for index, (method, scores) in enumerate(matrices.items()):
+        color, line = COLORS[index % len(COLORS)], LINES[index // len(COLORS) % len(LINES)]
         column = scores[:, :, split_index]
         mean, deviation = column.mean(0), column.std(0, ddof=1) if len(column) > 1 else np.zeros(column.shape[1])
         if len(mean) == len(splits):
-            axis.plot(positions, mean, color=color, marker="o", markersize=3, linewidth=1.6, label=method)
+            axis.plot(positions, mean, line, color=color, marker="o", markersize=3, linewidth=1.6, label=method)
             axis.fill_between(positions, mean - deviation, mean + deviation, color=color, alpha=0.18, linewidth=0)
         else:
             axis.axhline(mean[0], color=color, linestyle="--", linewidth=1.4, label=method)

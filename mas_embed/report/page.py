@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,15 @@ from matplotlib.figure import Figure
 from mas_embed.errors import UserError
 from mas_embed.files import write_file
 from mas_embed.report.figures import old_index_figure, scores_figure
-from mas_embed.report.tables import Table, methods_of, metric_name, old_index_table, summary_table
+from mas_embed.report.tables import (
+    Table,
+    cost_table,
+    methods_of,
+    metric_name,
+    old_index_table,
+    selection_table,
+    summary_table,
+)
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -56,22 +65,33 @@ compensation does, else re-embed.</p>
 <p><img src="data:image/png;base64,{{ index_picture }}" alt="scores over time with and without embedding the gallery again"></p>
 {% endif %}
 {{ show(final) }}
+{{ show(cost) }}
+{% if selection %}{{ show(selection) }}{% endif %}
 <details><summary>Config</summary><pre>{{ config }}</pre></details>
 <details><summary>Environment</summary><pre>{{ environment }}</pre></details>
 </html>
 """
 
 
-def write_report(run_directory: str | Path) -> None:
-    """Writes `scores.png`, `report.html`, and `old_index.png` if an index was watched, from a directory's `results.json`.
+def write_report(run_directory: str | Path, *others: str | Path, out: str | Path | None = None) -> None:
+    """Writes `scores.png`, `report.html`, and `old_index.png` if an index was watched, from one run directory or several.
+
+    Args:
+        run_directory: whose `results.json` is read.
+        others: more of them, over the same splits, whose methods come into the same tables and pictures.
+        out: where to write; None: into `run_directory`, if it is the only one.
 
     Raises:
-        UserError: there are no results to report.
+        UserError: there are no results to report, the runs cannot be compared, or there is no `out` for several.
     """
-    folder = Path(run_directory)
-    results = read_results(folder)
+    folders = [Path(folder) for folder in (run_directory, *others)]
+    if out is None and others:
+        raise UserError("a report of several runs needs a directory of its own: give --out")
+    target = folders[0] if out is None else Path(out)
+    results = join_results(folders)
     if not results["runs"]:
-        raise UserError(f"{folder} holds no finished run to report")
+        raise UserError(f"{folders[0]} holds no finished run to report")
+    target.mkdir(parents=True, exist_ok=True)
     picture, old_index = _png(scores_figure(results)), old_index_table(results)
     index_picture = _png(old_index_figure(results)) if old_index else b""
     page = Environment(autoescape=True).from_string(PAGE)
@@ -79,16 +99,44 @@ def write_report(run_directory: str | Path) -> None:
         name=results["name"],
         summary=summary_table(results),
         final=_final_scores(results),
+        cost=cost_table(results),
+        selection=selection_table(results),
         picture=base64.b64encode(picture).decode(),
         old_index=old_index,
         index_picture=base64.b64encode(index_picture).decode(),
-        config=_text(folder / "config.yaml"),
-        environment=_text(folder / "environment.json"),
+        config="\n".join(_text(folder / "config.yaml") for folder in folders),
+        environment="\n".join(_text(folder / "environment.json") for folder in folders),
     )
-    write_file(folder / "scores.png", picture)
+    write_file(target / "scores.png", picture)
     if old_index:
-        write_file(folder / "old_index.png", index_picture)
-    write_file(folder / "report.html", html)
+        write_file(target / "old_index.png", index_picture)
+    write_file(target / "report.html", html)
+
+
+def join_results(folders: Sequence[Path]) -> dict[str, Any]:
+    """The results of several runs as those of one; a method that two of them have is named with its run.
+
+    Raises:
+        UserError: the runs are not over the same splits, or not of the same primary metric.
+    """
+    all_results = [read_results(folder) for folder in folders]
+    first = all_results[0]
+    for folder, results in zip(folders, all_results, strict=True):
+        for key in ("splits", "primary_metric"):
+            if results[key] != first[key]:
+                raise UserError(
+                    f"{folder} has {key} {results[key]}, but {folders[0]} has {first[key]}; they do not compare"
+                )
+    counts = Counter(method for results in all_results for method in methods_of(results))
+    joined = first | {"name": " and ".join(dict.fromkeys(results["name"] for results in all_results)), "runs": []}
+    joined["selections"] = {}
+    for folder, results in zip(folders, all_results, strict=True):
+        titles = {name: name if counts[name] == 1 else f"{name} ({folder.name})" for name in methods_of(results)}
+        joined["runs"] += [run | {"method": titles[run["method"]]} for run in results["runs"]]
+        joined["selections"] |= {
+            titles[name]: own for name, own in results.get("selections", {}).items() if name in titles
+        }
+    return joined
 
 
 def _png(figure: Figure) -> bytes:

@@ -69,10 +69,38 @@ def summary_table(results: Mapping[str, Any]) -> Table:
         runs = [run for run in results["runs"] if run["method"] == method]
         cells = [_mean_and_deviation([run["measures"][metric][measure] for run in runs]) for measure in COLUMNS]
         seconds = [run["seconds"]["training"] + run["seconds"]["importance"] for run in runs]
-        rows.append([method, *cells, _mean_and_deviation(seconds, digits=1)])
+        kept = _kept(runs)
+        name = f"{method} (keeps {kept})" if kept != "nothing" else method
+        rows.append([name, *cells, _mean_and_deviation(seconds, digits=1)])
     num_seeds = len({run["seed"] for run in results["runs"]})
     title = f"{results['name']}: {metric_name(metric)} over {len(results['splits'])} splits, mean ± deviation of {num_seeds} seed"
     return Table(title + "s" * (num_seeds != 1), ["method", *COLUMNS.values(), "seconds"], rows)
+
+
+def selection_table(results: Mapping[str, Any]) -> Table | None:
+    """Every candidate of every method whose options were chosen, its mean on the validation part and seconds; None if none."""
+    rows = []
+    for method, selection in results.get("selections", {}).items():
+        for candidate in selection["candidates"]:
+            options = ", ".join(f"{name}={value}" for name, value in candidate["options"].items())
+            mean = candidate["error"] if candidate["mean"] is None else _number(candidate["mean"], 3)
+            is_chosen = candidate["options"] == selection.get("chosen")
+            rows.append([method, options, mean, f"{candidate['seconds']:.0f}", "chosen" if is_chosen else ""])
+    header = ["method", "options", "on validation", "seconds", ""]
+    return Table("Options chosen on the validation part, with seeds of their own", header, rows) if rows else None
+
+
+def cost_table(results: Mapping[str, Any]) -> Table:
+    """What a method costs: memory kept for the splits so far (at the end), and training time per optimizer step."""
+    rows = []
+    for method in methods_of(results):
+        runs = [run for run in results["runs"] if run["method"] == method]
+        kept = max(run.get("kept_bytes", 0) for run in runs) / 1024
+        steps = [1000 * run["seconds"]["training"] / run["num_steps"] for run in runs if run.get("num_steps")]
+        ends = [run["seconds"]["importance"] / len(results["splits"]) for run in runs]
+        rows.append([method, _kept(runs), f"{kept:,.0f}", _mean_and_deviation(steps, 1), _mean_and_deviation(ends, 2)])
+    header = ["method", "keeps of the data", "KiB kept in all", "ms per step", "seconds at a split's end"]
+    return Table("What it costs", header, rows)
 
 
 def old_index_table(results: Mapping[str, Any]) -> Table | None:
@@ -105,6 +133,11 @@ def old_index_table(results: Mapping[str, Any]) -> Table | None:
     header = ["method", "embedded again", "never again", "old", "new", "mixed"]
     header += [*(f"mixed, {name}" for name in names), "drift", "churn", "verdicts"]
     return Table(f"The old index, {metric_name(metric)}", header, rows) if rows else None
+
+
+def _kept(runs: Sequence[Mapping[str, Any]]) -> str:
+    """What a method remembers of the data itself: "nothing", "statistics" or "data"."""
+    return str(runs[0].get("keeps", "nothing"))
 
 
 def _mean(values: Sequence[float]) -> str:

@@ -10,7 +10,6 @@ G gallery items, B queries of a block, M of them at once, R relevant items of a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import KW_ONLY, dataclass
 
@@ -21,7 +20,7 @@ from mas_embed.retrieval.scores import PairScores
 
 BINS = 8192
 CROWDED_SHARE = 1 / 4  # of the gallery that is in doubt: from here on sorting is faster
-SCORES_AT_ONCE = 2**20  # outweigh the calls
+SCORES_AT_ONCE = 2**19  # outweigh the calls
 QUERIES_AT_ONCE = 256  # at most, so that the numbers of their bins are exact in float32
 
 Floats = NDArray[np.float64]
@@ -64,22 +63,13 @@ class Counting:
     def _count(self, group: slice, num_ahead: Integers) -> None:
         """Fills in `num_ahead` [M, R] of a group of queries."""
         certain, rows, items, values = self._scan(group)
-        rows_of_items = _Rows(rows, len(num_ahead))
-        is_doubtful = np.concatenate(
-            [
-                _distance_to(self.scores[group][row, : self.num_relevant[group][row]], values[own])
-                <= self.error[group][row]
-                for row, own in rows_of_items
-            ]
-        )
+        relevant = _Relevant(self.scores[group], values)
+        is_doubtful = relevant.distance(rows, values) <= self.error[group][rows]
         is_crowded = np.bincount(rows[is_doubtful], minlength=len(num_ahead)) > CROWDED_SHARE * self.quick.shape[1]
         is_doubtful &= ~is_crowded[rows]
         values[is_doubtful] = self.pair_scores(self.queries[group][rows[is_doubtful]], items[is_doubtful])
-        for row, own in rows_of_items:
-            if not is_crowded[row]:
-                scores = self.scores[group][row, : self.num_relevant[group][row]]
-                in_open = len(values[own]) - np.searchsorted(np.sort(values[own]), scores)
-                num_ahead[row, : len(scores)] = certain[row, : len(scores)] + in_open
+        num_ahead[:] = certain + relevant.num_at_least(rows, values)
+        num_ahead[is_crowded] = -1
 
     def _scan(self, group: slice) -> tuple[Integers, Integers, Integers, Floats]:
         """The passes over all scores of a group.
@@ -100,21 +90,54 @@ class Counting:
         rows, places = np.nonzero(known >= 0)
         bins[rows, known[rows, places]] = rows * (BINS + 2)  # below all relevant items: not counted
         closed = np.bincount(bins.ravel(), minlength=len(is_open))
-        closed[is_open] = 0
+        closed *= ~is_open
         up_to = closed.reshape(len(quick), -1).cumsum(1)
         certain = up_to[:, -1:] - up_to.ravel()[highest]
         rows, items = np.divmod(np.flatnonzero(is_open.take(bins)), quick.shape[1])
         return certain, rows, items, quick[rows, items] - self.offset[group][rows]
 
 
-class _Rows:
-    """Iterates over rows with the slice of the items of each, where items come in the order of their rows."""
+class _Relevant:
+    """The scores of the relevant items of M queries, to look up others among them, all rows in one sorted list."""
 
-    def __init__(self, rows: Integers, num_rows: int) -> None:
-        self._bounds = np.searchsorted(rows, np.arange(num_rows + 1))
+    def __init__(self, highest_first: Floats, values: Floats) -> None:
+        self._ascending = highest_first[:, ::-1]  # -inf first, where a query has fewer than R
+        finite = np.where(np.isfinite(self._ascending), self._ascending, 0)
+        reach = max(np.abs(finite).max(), np.abs(values).max(initial=0)) + 1
+        self._spacing = 4 * reach  # from one row to the next
+        self._keys = (
+            np.maximum(self._ascending, -2 * reach) + self._first_key(np.arange(len(finite)))[:, None]
+        ).ravel()
 
-    def __iter__(self) -> Iterator[tuple[int, slice]]:
-        return ((row, slice(*self._bounds[row : row + 2])) for row in range(len(self._bounds) - 1))
+    def distance(self, rows: Integers, values: Floats) -> Floats:
+        """From each value [P] to the nearest relevant item of its row, but for rounding in float64."""
+        place = self._place(rows, values)
+        last = self._ascending.shape[1] - 1
+        below, above = self._ascending[rows, (place - 1).clip(min=0)], self._ascending[rows, place.clip(max=last)]
+        distance: Floats = np.minimum(np.abs(values - below), np.abs(values - above))
+        return distance
+
+    def num_at_least(self, rows: Integers, values: Floats) -> Integers:
+        """How many of the values [P] are at least as high as each relevant item of their row, [M, R], highest item first."""
+        num_rows, num_relevant = self._ascending.shape
+        place = self._place(rows, values)
+        # Adding the key of the row has rounded; now exactly: the items at places below are those that are not higher
+        while (
+            is_low := (place < num_relevant) & (self._ascending[rows, place.clip(max=num_relevant - 1)] <= values)
+        ).any():
+            place += is_low
+        while (is_high := (place > 0) & (self._ascending[rows, (place - 1).clip(min=0)] > values)).any():
+            place -= is_high
+        counts = np.bincount(rows * (num_relevant + 1) + place, minlength=num_rows * (num_relevant + 1))
+        return counts.reshape(num_rows, -1)[:, :0:-1].cumsum(1)
+
+    def _place(self, rows: Integers, values: Floats) -> Integers:
+        """The number of relevant items that are not higher than each value."""
+        found = np.searchsorted(self._keys, values + self._first_key(rows), side="right")
+        return found - rows * self._ascending.shape[1]
+
+    def _first_key(self, rows: Integers) -> Floats:
+        return rows * self._spacing
 
 
 class _Bins:
@@ -144,12 +167,3 @@ def _marked(lowest: Integers, highest: Integers, size: int) -> NDArray[np.bool_]
     for first, last in zip(lowest[highest - lowest > 1], highest[highest - lowest > 1], strict=True):
         is_marked[first:last] = True
     return is_marked
-
-
-def _distance_to(highest_first: Floats, values: Floats) -> Floats:
-    """From each value to the nearest of some scores."""
-    ascending = highest_first[::-1]
-    after = np.searchsorted(ascending, values).clip(max=len(ascending) - 1)
-    before = (after - 1).clip(min=0)
-    nearest: Floats = np.minimum(np.abs(ascending[after] - values), np.abs(ascending[before] - values))
-    return nearest

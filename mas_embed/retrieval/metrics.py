@@ -173,13 +173,18 @@ def _relevant(given: Any, queries: _Items, gallery: _Items, *, by_id: bool) -> L
     num_queries, num_gallery = len(queries.rows), len(gallery.rows)
     if len(given) != num_queries:
         raise UserError(f"relevant is for {len(given)} queries, but there are {num_queries}")
-    if isinstance(given, Tensor | np.ndarray) and given.dtype in (torch.bool, np.bool_):
-        table = torch.as_tensor(given).to(queries.rows.device)
+    given = given if isinstance(given, Tensor | np.ndarray) else [np.asarray(row) for row in given]
+    if all(row.dtype in (torch.bool, np.bool_) for row in given):
+        table = torch.stack([torch.as_tensor(row) for row in given]).to(queries.rows.device)
         if table.shape != (num_queries, num_gallery):
             raise UserError(f"a boolean relevant must have shape {[num_queries, num_gallery]}, got {list(table.shape)}")
         sizes, positions = table.sum(1), table.nonzero()[:, 1]
     else:
-        lists = [integers_of(list(row), "relevant items", len(row)).unique() for row in given]
+        if all(len(row) == num_gallery > 1 and not (row > 1).any() for row in given):
+            raise UserError(
+                "relevant holds a 0 or 1 for every gallery item: give it as booleans, or the relevant items' numbers"
+            )
+        lists = [integers_of(row, "relevant items", len(row)).unique() for row in given]
         sizes, items = torch.tensor([len(row) for row in lists]), torch.cat(lists)
         positions = _positions_of(items, gallery.ids if by_id else torch.arange(num_gallery)).to(queries.rows.device)
         sizes = sizes.to(queries.rows.device)

@@ -20,6 +20,7 @@ from torch import Tensor
 from mas_embed.retrieval.counting import Counting
 from mas_embed.retrieval.scores import Distance, PairScores, QuickScores, Rows, exact_scores
 
+NUMBERS_AT_ONCE = 2**19  # of float64
 DENSE_SHARE = 1 / 20  # of the gallery that is relevant: from here on sorting is faster than counting
 
 
@@ -117,15 +118,15 @@ class Ranking:
                 block, positions, is_item, own, is_own = self._items_of(block)
                 if len(block) == 0:
                     continue
-                exact = exact_scores(self._queries[block, None], self._gallery[positions], self._distance)
-                nearest_first, order = exact[:, 0].masked_fill(~is_item, -torch.inf).sort(dim=1, descending=True)
+                exact = self._exact_of(block, positions)
+                nearest_first, order = exact.masked_fill(~is_item, -torch.inf).sort(dim=1, descending=True)
                 known = torch.cat([positions.masked_fill(~is_item, -1), own.masked_fill(~is_own, -1)], dim=1)
                 quick, offset, error = quick_scores(block)
                 counted = (quick, offset, error, nearest_first, is_item.sum(1), known, block)
                 counting = Counting(*(tensor.numpy() for tensor in counted), pair_scores=pair_scores)
                 num_ahead = torch.from_numpy(counting.run(pool))
                 # A matrix product of less precision, which a user may allow, would show here
-                deviation = (quick.gather(1, positions) - offset[:, None] - exact[:, 0]).abs()
+                deviation = (quick.gather(1, positions) - offset[:, None] - exact).abs()
                 is_done = (num_ahead[:, 0] >= 0) & ((deviation <= error[:, None]) | ~is_item).all(1)
                 ranks = Ranks(block, nearest_first, num_ahead, is_item.gather(1, order))
                 yield Ranks(*(part[is_done] for part in ranks))
@@ -152,6 +153,13 @@ class Ranking:
             tensor[has_items] for tensor in (block, positions, is_item, own, is_own)
         )
         return block, positions, is_item, own, is_own
+
+    def _exact_of(self, block: Tensor, positions: Tensor) -> Tensor:
+        """Exact scores [B, R] of the items at positions [B, R], a few queries at a time, so that rows stay in the cache."""
+        step = max(1, NUMBERS_AT_ONCE // (positions.shape[1] * self._gallery.values.shape[1]))
+        parts = zip(block.split(step), positions.split(step), strict=True)
+        scores = [exact_scores(self._queries[some, None], self._gallery[of], self._distance) for some, of in parts]
+        return torch.cat(scores)[:, 0]
 
     def _all_exact(self, block: Tensor) -> Tensor:
         """Exact scores [B, G], a part of the gallery at a time, for in float64 it takes room."""

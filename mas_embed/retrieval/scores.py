@@ -149,15 +149,20 @@ def _floating(rows: Tensor) -> Tensor:
 
 
 def _by_length(rows: Tensor) -> Rows:
-    values = rows / _power_below(rows.abs().amax(1, keepdim=True)).to(rows.dtype)  # so that no square overflows
-    lengths = torch.linalg.vector_norm(values, dim=1, dtype=torch.float64)
+    values, lengths = _moderate(rows)
     return Rows(values, lengths, torch.ones_like(lengths))
 
 
 def _scaled(rows: Tensor, scale: Tensor) -> Rows:
     values = rows / scale.to(rows.dtype)
-    lengths = torch.linalg.vector_norm(values, dim=1, dtype=torch.float64)
-    return Rows(values, torch.ones_like(lengths), _power_below(lengths))
+    _, lengths = _moderate(values)
+    return Rows(values, torch.ones_like(lengths), _power_below(lengths) * _power_below(values.abs().amax(1)))
+
+
+def _moderate(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row over a power of two, so that no square overflows or vanishes, and its length then."""
+    values = rows / _power_below(rows.abs().amax(1, keepdim=True)).to(rows.dtype)
+    return values, torch.linalg.vector_norm(values, dim=1, dtype=torch.float64)
 
 
 def _power_below(sizes: Tensor) -> Tensor:
@@ -169,6 +174,7 @@ def _power_below(sizes: Tensor) -> Tensor:
 def _to_grid(products: Any, grid: Any) -> Any:
     """Tensor or array: rounded to multiples of `2^-34 grid`."""
     step = grid * _GRID
+    step = step + (step == 0)  # of rows so short that their product vanishes
     return (products / step).round() * step
 
 

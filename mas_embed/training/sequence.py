@@ -38,6 +38,7 @@ class SequenceResult:
             had when its split was learned. Empty where no index is watched.
         indexes: after every split but the first, what training it did to the index of the splits before, see
             `IndexCompatibility.as_dict`.
+        num_steps: batches that were trained on.
         seconds: wall time of "training", "importance" (what the method does when a split ends) and "evaluation".
     """
 
@@ -46,6 +47,7 @@ class SequenceResult:
     all: dict[str, float]
     scores_on_kept: dict[str, ScoreMatrix]
     indexes: list[dict[str, Any]]
+    num_steps: int
     seconds: dict[str, float]
 
 
@@ -58,6 +60,7 @@ class _Progress:
     indexes: list[dict[str, Any]] = field(default_factory=list)
     initial: Row = field(default_factory=dict)
     all: dict[str, float] = field(default_factory=dict)
+    num_steps: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"training": 0.0, "importance": 0.0, "evaluation": 0.0})
 
     def add(self, judgement: Judgement) -> None:
@@ -155,7 +158,7 @@ def train_sequence(
         with progress.timed("evaluation"):
             progress.initial, _ = judge.scores()
     for split_index in range(len(progress.rows), len(splits)):
-        split, tell = splits[split_index], partial(_tell, on_event, splits, split_index)
+        split, tell = splits[split_index], partial(_tell, on_event, progress, splits, split_index)
         with progress.timed("evaluation"):
             judge.begin_split(split)
         if method.is_learning:
@@ -174,7 +177,10 @@ def train_sequence(
     return _result(progress)
 
 
-def _tell(on_event: OnEvent, splits: Sequence[Split], split_index: int, event: Mapping[str, Any]) -> None:
+def _tell(
+    on_event: OnEvent, progress: _Progress, splits: Sequence[Split], split_index: int, event: Mapping[str, Any]
+) -> None:
+    progress.num_steps += event.get("num_batches", 0)
     place = {"split": splits[split_index].name, "split_index": split_index, "num_splits": len(splits)}
     on_event({**event, **place})
 
@@ -202,6 +208,7 @@ def _result(progress: _Progress) -> SequenceResult:
         progress.all,
         _matrices(progress.kept_rows),
         progress.indexes,
+        progress.num_steps,
         progress.seconds,
     )
 

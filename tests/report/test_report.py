@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mas_embed import UserError
-from mas_embed.report import read_results, scores_figure, summary_table, write_report
+from mas_embed.report import join_results, read_results, scores_figure, summary_table, write_report
 
 
 def run(method, seed, matrix, seconds=2.0):
@@ -88,3 +88,32 @@ def test_no_results(results, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(results | {"runs": []}))
     with pytest.raises(UserError, match="no finished run"):
         write_report(tmp_path)
+
+
+def test_several_runs_come_into_one_report(results, tmp_path):
+    other = results | {
+        "name": "other",
+        "runs": [run("a", 0, [[0.9, 0.1], [0.5, 0.7]]), run("b", 0, [[0.9, 0.1], [0.2, 0.4]])],
+    }
+    for name, content in (("one", results), ("two", other)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="a report of several runs needs a directory of its own: give --out"):
+        write_report(tmp_path / "one", tmp_path / "two")
+    write_report(tmp_path / "one", tmp_path / "two", out=tmp_path / "both")
+    page = (tmp_path / "both" / "report.html").read_text()
+    assert not (tmp_path / "one" / "report.html").exists()
+    rows = summary_table(join_results([tmp_path / "one", tmp_path / "two"])).rows
+    assert [row[0] for row in rows] == ["a (one)", "joint", "a (two)", "b"]
+    assert rows[3][1] == ".300"
+    assert "a (two)" in page
+
+
+def test_runs_over_other_splits_do_not_compare(results, tmp_path):
+    for name, content in (("one", results), ("two", results | {"splits": ["x", "z"]})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(content))
+    with pytest.raises(
+        UserError, match=r"two has splits \['x', 'z'\], but .*one has \['x', 'y'\]; they do not compare"
+    ):
+        write_report(tmp_path / "one", tmp_path / "two", out=tmp_path / "both")

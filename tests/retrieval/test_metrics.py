@@ -239,6 +239,7 @@ def test_relevance_in_every_form_is_the_same():
     for relevant, options in [
         (table, {}),
         (torch.from_numpy(table), {}),
+        (table.tolist(), {}),
         ([np.flatnonzero(row).tolist() for row in table], {}),
         ([ids[row].tolist() for row in table], {"gallery_ids": ids}),
     ]:
@@ -359,6 +360,18 @@ def test_the_scale_of_the_embeddings_changes_nothing(distance, dtype, scale):
         np.testing.assert_allclose(values, result.per_query[name], err_msg=name)
 
 
+def test_lengths_that_differ_by_more_than_a_float_holds_lose_no_query():
+    generator = np.random.default_rng(0)
+    rows, labels = generator.normal(size=(60, 8)) * np.logspace(-120, 120, 60)[:, None], generator.integers(5, size=60)
+    result = evaluate_retrieval(rows, labels, distance="inner_product")
+    assert np.isfinite(result.per_query["average_precision"]).all()
+    # The longest queries' products are all large enough to be told apart
+    for query in range(50, 60):
+        keep = np.arange(60) != query
+        expected = average_precision((rows @ rows[query])[keep].tolist(), (labels == labels[query])[keep].tolist())
+        assert result.per_query["average_precision"][query] == pytest.approx(expected)
+
+
 def test_integers_beyond_float32_keep_their_digits():
     base = 2**24
     result = evaluate_retrieval([[base, 0]], [1], [[base + 1, 0], [base, 1]], [0, 1], distance="euclidean")
@@ -410,6 +423,7 @@ ROWS, LABELS = [[1.0, 0.0], [0.0, 1.0]], [0, 0]
         ((ROWS, None, ROWS), {"relevant": [[0], [2]]}, "relevant names the gallery item 2"),
         ((ROWS, None, ROWS), {"relevant": np.ones((2, 3), dtype=bool)}, r"must have shape \[2, 2\], got \[2, 3\]"),
         ((ROWS, None, ROWS), {"relevant": [[0], [0]], "gallery_ids": [4, 4]}, "gallery_ids must all differ"),
+        ((ROWS, None, ROWS), {"relevant": [[0, 1], [1, 0]]}, "give it as booleans"),
         ((ROWS, LABELS), {"ndcg_at": (0,)}, "ndcg_at must hold whole numbers >= 1"),
         ((ROWS, LABELS), {"memory_mib": 0}, "memory_mib must be at least 1"),
     ],

@@ -1,0 +1,152 @@
+"""Word vectors: files of word2vec and GloVe, and the vectors of phrases."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mas_embed.errors import UserError
+
+
+def read_word_vectors(path: str | Path, words: Iterable[str] | None = None) -> dict[str, Tensor]:
+    """The vectors [V] float32 of words, by word, in the order of the file.
+
+    Reads word2vec's text and binary form (a first line "number size") and GloVe's text form (none); which it is is seen
+    from the content. A file named *.gz is unpacked on the way.
+
+    Args:
+        path: of the file.
+        words: which to keep; None for all. A word that the file lacks is left out.
+
+    Raises:
+        UserError: the file cannot be read, or is none of these; names the line.
+    """
+    path = Path(path)
+    wanted = None if words is None else frozenset(words)
+    try:
+        with _opened(path) as file:
+            header = _header(file.readline())
+            is_binary = header is not None and not _is_text_line(file.readline(), header[1])
+        with _opened(path) as file:
+            if header is not None and is_binary:
+                return _read_binary(file, *header, wanted, path)
+            return _read_text(file, header, wanted, path)
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read the word vectors {path}: {reason}") from None
+
+
+def words_of(phrase: str) -> list[str]:
+    """The words of a phrase, apart by spaces or underscores.
+
+    >>> words_of("black_circle")
+    ['black', 'circle']
+    """
+    return [word for word in re.split(r"[\s_]+", phrase) if word] or [phrase]
+
+
+def phrase_vectors(phrases: Iterable[str], word_vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """By phrase, the mean of the unit vectors of its words [V] float64.
+
+    A word is looked up as it is written, then in lower case.
+
+    Raises:
+        UserError: lists every word that has no vector, or only a zero one.
+    """
+    phrases = list(phrases)
+    lookup = {word: _lookup(word, word_vectors) for phrase in phrases for word in words_of(phrase)}
+    missing = sorted(word for word, vector in lookup.items() if vector is None or not bool(vector.any()))
+    if missing:
+        raise UserError(
+            f"{len(missing)} words have no vector: {', '.join(missing)}; add them, or leave their facts out"
+        )
+    units = {word: vector.double() / vector.double().norm() for word, vector in lookup.items() if vector is not None}
+    return {phrase: torch.stack([units[word] for word in words_of(phrase)]).mean(0) for phrase in phrases}
+
+
+def _lookup(word: str, word_vectors: Mapping[str, Tensor]) -> Tensor | None:
+    return word_vectors.get(word, word_vectors.get(word.lower()))
+
+
+def _opened(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path) if path.suffix == ".gz" else path.open("rb"))
+
+
+def _header(line: bytes) -> tuple[int, int] | None:
+    """The number of words and the size of a vector, where the first line tells them."""
+    fields = line.split()
+    if len(fields) == 2 and all(field.isdigit() for field in fields):
+        return int(fields[0]), int(fields[1])
+    return None
+
+
+def _is_text_line(line: bytes, size: int) -> bool:
+    try:
+        return len([float(field) for field in line.split()[-size:]]) == size
+    except ValueError:
+        return False
+
+
+def _read_text(
+    file: BinaryIO, header: tuple[int, int] | None, wanted: frozenset[str] | None, path: Path
+) -> dict[str, Tensor]:
+    size = header[1] if header else None
+    vectors: dict[str, Tensor] = {}
+    for number, line in enumerate(file, start=1):
+        fields = line.split()
+        if not fields or (header and number == 1):
+            continue
+        size = size or len(fields) - 1
+        word = b" ".join(fields[:-size]).decode(errors="replace")
+        if not word:
+            raise UserError(f"line {number} of {path} must hold a word and {size} numbers, got {len(fields)} fields")
+        if wanted is None or word in wanted:
+            vectors.setdefault(word, _numbers(fields[-size:], f"line {number} of {path}"))
+    if not vectors and wanted is None:
+        raise UserError(f"{path} holds no word vectors; give a file of word2vec or GloVe")
+    return vectors
+
+
+def _numbers(fields: list[bytes], where: str) -> Tensor:
+    try:
+        vector = torch.tensor([float(field) for field in fields])
+    except ValueError:
+        raise UserError(f"{where} must end with {len(fields)} numbers") from None
+    return _finite(vector, where)
+
+
+def _read_binary(
+    file: BinaryIO, num_words: int, size: int, wanted: frozenset[str] | None, path: Path
+) -> dict[str, Tensor]:
+    file.readline()
+    vectors: dict[str, Tensor] = {}
+    for number in range(num_words):
+        word, content = _read_word(file), file.read(4 * size)
+        if len(content) < 4 * size:
+            raise UserError(f"{path} ends after {number} of its {num_words} words; get the whole file")
+        if wanted is None or word in wanted:
+            vector = torch.from_numpy(np.frombuffer(content, dtype="<f4").astype(np.float32))
+            vectors.setdefault(word, _finite(vector, f"the vector of '{word}' in {path}"))
+    return vectors
+
+
+def _read_word(file: BinaryIO) -> str:
+    """A word up to the space that ends it; some writers begin with a line feed."""
+    letters = bytearray()
+    while (letter := file.read(1)) not in (b" ", b""):
+        letters += letter
+    return letters.lstrip(b"\n").decode(errors="replace")
+
+
+def _finite(vector: Tensor, where: str) -> Tensor:
+    if not bool(vector.isfinite().all()):
+        raise UserError(f"{where} holds a number that is not finite")
+    return vector

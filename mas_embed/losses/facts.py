@@ -1,0 +1,83 @@
+"""The loss of fact learning: how far an image's embedding is from the vectors of its fact.
+
+N samples, F facts, V size of a word vector; slots are in the order subject, predicate, object.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from mas_embed.errors import UserError
+
+Form = Literal["distance", "squared"]
+
+
+def fact_loss(embeddings: Tensor, vectors: Tensor, weights: Tensor, *, form: Form = "distance") -> Tensor:
+    """The mean over samples of the weighted distances of the three slots, a scalar >= 0.
+
+    With V_k the part of an embedding that belongs to slot k, L_k the fact's vector and w_k its weight:
+    "distance" is `sum_k w_k ||V_k - L_k||`, as in the release of Aljundi et al. (2018) but without the 1e-6 that its
+    library adds to every difference; "squared" is `sum_k w_k ||V_k - L_k||^2 / 2` (Elhoseiny et al., 2017, in Caffe).
+    A slot of weight 0 has no part in value or gradient. The gradient of a distance of 0 is 0.
+
+    Args:
+        embeddings: [N, 3 V], subject, predicate and object side by side.
+        vectors: [N, 3, V], of each sample's fact.
+        weights: [N, 3], >= 0; 0 for a wildcard.
+        form: "distance" or "squared".
+
+    Raises:
+        UserError: shapes that do not fit, or an unknown form.
+
+    Example:
+        >>> embeddings = torch.tensor([[3.0, 4.0, 9.0, 9.0, 9.0, 9.0]])
+        >>> fact_loss(embeddings, torch.zeros(1, 3, 2), torch.tensor([[1.0, 0.0, 0.0]]))
+        tensor(5.)
+    """
+    if form not in get_args(Form):
+        raise UserError(f"the form of the fact loss must be 'distance' or 'squared', got '{form}'")
+    if vectors.ndim != 3 or embeddings.shape != vectors.flatten(1).shape or weights.shape != vectors.shape[:2]:
+        raise UserError(
+            "the fact loss needs embeddings [N, 3 V], vectors [N, 3, V] and weights [N, 3], got "
+            f"{list(embeddings.shape)}, {list(vectors.shape)} and {list(weights.shape)}"
+        )
+    differences = embeddings.unflatten(1, vectors.shape[1:]) - vectors.to(embeddings.dtype)
+    values = torch.linalg.vector_norm(differences, dim=2) if form == "distance" else differences.square().sum(2) / 2
+    return (weights.to(embeddings.dtype) * values).sum(1).mean()
+
+
+class FactLoss(nn.Module):
+    """`fact_loss` for embeddings and labels, where a label is a row of a table of facts.
+
+    Args:
+        vectors: [F, 3, V], of every fact.
+        weights: [F, 3], of every fact; 0 for a wildcard.
+        form: "distance" or "squared".
+    """
+
+    vectors: Tensor
+    weights: Tensor
+
+    def __init__(self, vectors: Tensor, weights: Tensor, *, form: Form = "distance") -> None:
+        super().__init__()
+        if vectors.ndim != 3 or vectors.shape[1] != 3 or weights.shape != vectors.shape[:2]:
+            shapes = f"{list(vectors.shape)} and {list(weights.shape)}"
+            raise UserError(f"a table of facts has vectors [F, 3, V] and weights [F, 3], got {shapes}")
+        if form not in get_args(Form):
+            raise UserError(f"the form of the fact loss must be 'distance' or 'squared', got '{form}'")
+        self.register_buffer("vectors", vectors)
+        self.register_buffer("weights", weights)
+        self.form: Form = form
+
+    def forward(self, embeddings: Tensor, labels: Tensor, mined: Any = None) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            embeddings: [N, 3 V].
+            labels: [N] int64, rows of the table.
+            mined: has no use here; a training step passes what its miner found.
+        """
+        return fact_loss(embeddings, self.vectors[labels], self.weights[labels], form=self.form)

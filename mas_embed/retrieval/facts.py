@@ -1,0 +1,290 @@
+"""How well images and facts find each other in the space that they share.
+
+N images, F facts, V size of a word vector, B queries of a block; slots are in the order subject, predicate, object. Facts are
+given as vectors [F, 3, V] and weights [F, 3]; a slot of weight 0 is a wildcard. The label of an image is the row of its fact.
+
+A fact *extends* another if it fills every slot that the other fills, with the same vector: `<person, riding, horse>` extends
+`<person, riding>` and `<person>`, and every fact extends itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mas_embed.errors import UserError
+from mas_embed.retrieval.metrics import evaluate_retrieval
+
+Match = Literal["same", "extending"]
+FactDistance = Literal["euclidean", "cosine"]
+
+FOUND_AT = 100
+BLOCK_ELEMENTS = 2**22  # distances that are held at once
+HITS_AT = (1, 5, 10)
+
+
+@dataclass(frozen=True)
+class FactRetrievalScores:
+    """How well facts find images; means over the facts that have a relevant image, every fact counting the same.
+
+    Attributes:
+        mean_average_precision: over the full ranking, all relevant images in the denominator.
+        mean_average_precision_found_at_100: the release's, over the 100 nearest images, those found in the denominator.
+        by_order: mean average precision by how many slots a fact fills; orders without such a fact are left out.
+        average_precision: of every fact [F], NaN for one without a relevant image.
+        average_precision_found_at_100: of every fact [F], NaN for one without a relevant image.
+        num_skipped: facts without a relevant image, left out of every mean.
+    """
+
+    mean_average_precision: float
+    mean_average_precision_found_at_100: float
+    by_order: dict[int, float]
+    average_precision: NDArray[np.float64]
+    average_precision_found_at_100: NDArray[np.float64]
+    num_skipped: int
+
+
+@dataclass(frozen=True)
+class FactRecognitionScores:
+    """How well images find facts; means over the images.
+
+    Attributes:
+        hits_at: by K (1, 5 and 10) the share of images that have a true fact among the K nearest: K1, K5, K10.
+        mean_reciprocal_rank: of the nearest true fact.
+        rank: of the nearest true fact, from 1, of every image [N].
+    """
+
+    hits_at: dict[int, float]
+    mean_reciprocal_rank: float
+    rank: NDArray[np.int64]
+
+
+def evaluate_fact_retrieval(
+    embeddings: Tensor,
+    labels: Tensor,
+    vectors: Tensor,
+    weights: Tensor,
+    *,
+    facts: Tensor | None = None,
+    match: Match = "same",
+) -> FactRetrievalScores:
+    """Ranks the images for every fact, by Euclidean distance over the slots that the fact fills.
+
+    Average precision is that of `evaluate_retrieval`: all relevant images in the denominator, equal distances as one group.
+    "Found at 100" is that of the release of Aljundi et al. (2018): with h relevant images among the 100 nearest, at the
+    ranks r_1 < ... < r_h, it is `1/h sum_i i / r_i`, and 0 if h = 0; among equal distances irrelevant images come first.
+
+    Args:
+        embeddings: [N, 3 V], of the images.
+        labels: [N] int64, rows of the table of facts.
+        vectors: [F, 3, V].
+        weights: [F, 3].
+        facts: rows of the facts that are asked for; None for all.
+        match: which images are relevant to a fact: those labelled with the "same" fact, or with one "extending" it.
+
+    Returns:
+        Values in [0, 1]. A fact without a relevant image is left out and counted: given the images of one split, the means
+        are over the facts of that split.
+
+    Raises:
+        UserError: shapes that do not fit, labels outside the table, numbers that are not finite, or no fact that has a
+            relevant image.
+
+    O(F N (V + log N)) time.
+
+    Example:
+        >>> vectors = torch.tensor([[[0.0], [0.0], [0.0]], [[1.0], [5.0], [0.0]]])
+        >>> weights = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
+        >>> images = torch.tensor([[0.1, 9.0, 9.0], [0.9, 5.0, 9.0]])
+        >>> evaluate_fact_retrieval(images, torch.tensor([0, 1]), vectors, weights).mean_average_precision
+        1.0
+    """
+    _refuse_unknown(match=(match, get_args(Match)))
+    images, labels, vectors, weights = _checked(embeddings, labels, vectors, weights)
+    asked = torch.arange(len(vectors)) if facts is None else facts.cpu().unique()
+    full, found = np.full((2, len(vectors)), np.nan)
+    for slots, rows in _by_filled_slots(weights, asked):
+        wanted = torch.arange(len(vectors)) if match == "same" else _fillers(vectors, weights, slots)
+        rows = rows[torch.isin(wanted[rows], wanted[labels])]
+        if len(rows):
+            queries, gallery = (values[:, slots].flatten(1) for values in (vectors[rows], images))
+            scores = evaluate_retrieval(queries, wanted[rows], gallery, wanted[labels], distance="euclidean")
+            full[rows.numpy()] = scores.per_query["average_precision"]
+            found[rows.numpy()] = _precision_of_found(queries, wanted[rows], gallery, wanted[labels])
+    return _summarised(full, found, (weights > 0).sum(1)[asked].numpy(), asked.numpy())
+
+
+def evaluate_fact_splits(
+    embeddings: Sequence[Tensor], labels: Sequence[Tensor], vectors: Tensor, weights: Tensor, *, match: Match = "same"
+) -> tuple[list[FactRetrievalScores], FactRetrievalScores]:
+    """`evaluate_fact_retrieval` of every split, its own facts against its own images; and of all facts and all images.
+
+    Args:
+        embeddings: by split [N_s, 3 V], of its images.
+        labels: by split [N_s]; the facts of a split are those that its images are labelled with.
+        vectors: [F, 3, V], of all splits.
+        weights: [F, 3], of all splits.
+        match: see `evaluate_fact_retrieval`.
+    """
+    by_split = [
+        evaluate_fact_retrieval(own, own_labels, vectors, weights, facts=own_labels, match=match)
+        for own, own_labels in zip(embeddings, labels, strict=True)
+    ]
+    joined = torch.cat(list(labels))
+    over_all = evaluate_fact_retrieval(torch.cat(list(embeddings)), joined, vectors, weights, facts=joined, match=match)
+    return by_split, over_all
+
+
+def evaluate_fact_recognition(
+    embeddings: Tensor,
+    labels: Tensor,
+    vectors: Tensor,
+    weights: Tensor,
+    *,
+    facts: Tensor | None = None,
+    distance: FactDistance = "cosine",
+) -> FactRecognitionScores:
+    """Ranks the facts for every image. True of an image are the fact that it is labelled with, and those that extend it.
+
+    So `<person, riding>` is a hit for an image of `<person>`, but `<person>` is none for an image of `<person, riding>`, of
+    which the label says more. Among equal distances facts that are not true come first. The release of Aljundi et al.
+    (2018) allows the nearest of t true facts t - 1 ranks more in K1, K5 and K10; here K is K.
+
+    Args:
+        embeddings: [N, 3 V], of the images.
+        labels: [N] int64, rows of the table of facts.
+        vectors: [F, 3, V].
+        weights: [F, 3].
+        facts: rows of the facts that are searched, those of the labels among them; None for all.
+        distance: "cosine" over all slots, wildcards zero, as in the release; it prefers no order. Or "euclidean" over the
+            slots that the fact fills, as in the other direction: a fact is then never farther than one that extends it, so
+            that facts of order 1 come first and K1 of the others is low.
+
+    Raises:
+        UserError: shapes that do not fit, labels outside the table or not among `facts`, numbers that are not finite, or an
+            embedding or fact that is zero under "cosine".
+
+    O(N F V) time.
+    """
+    _refuse_unknown(distance=(distance, get_args(FactDistance)))
+    images, labels, vectors, weights = _checked(embeddings, labels, vectors, weights)
+    searched = torch.arange(len(vectors)) if facts is None else facts.cpu().unique()
+    if not bool(torch.isin(labels, searched).all()):
+        raise UserError("every image's own fact must be among the facts that are searched; add the labels to facts")
+    rank = torch.zeros(len(images), dtype=torch.long)
+    for slots, rows in _by_filled_slots(weights, labels.unique()):
+        own = _fillers(vectors, weights, slots)
+        for block in torch.isin(labels, rows).nonzero()[:, 0].split(_block_size(len(searched))):
+            distances = _distances_to_facts(images[block], vectors[searched], weights[searched], distance)
+            is_true = own[labels[block]][:, None] == own[searched]
+            nearest = distances.masked_fill(~is_true, torch.inf).amin(1, keepdim=True)
+            rank[block] = 1 + (~is_true & (distances <= nearest)).sum(1)
+    return FactRecognitionScores(
+        hits_at={k: float((rank <= k).double().mean()) for k in HITS_AT},
+        mean_reciprocal_rank=float((1 / rank.double()).mean()),
+        rank=rank.numpy(),
+    )
+
+
+def _checked(
+    embeddings: Tensor, labels: Tensor, vectors: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Images [N, 3, V], labels, facts with wildcards zero, and weights; on the CPU, in float64."""
+    if vectors.ndim != 3 or vectors.shape[1] != 3 or weights.shape != vectors.shape[:2]:
+        raise UserError(
+            f"facts need vectors [F, 3, V] and weights [F, 3], got {list(vectors.shape)}, {list(weights.shape)}"
+        )
+    if embeddings.ndim != 2 or embeddings.shape[1] != vectors[0].numel() or labels.shape != embeddings.shape[:1]:
+        shapes = f"{list(embeddings.shape)} and {list(labels.shape)}"
+        raise UserError(f"images need embeddings [N, {vectors[0].numel()}] and labels [N], got {shapes}")
+    if len(labels) == 0:
+        raise UserError("there are no images to rank")
+    if int(labels.min()) < 0 or int(labels.max()) >= len(vectors):
+        raise UserError(
+            f"labels must be rows of the table of {len(vectors)} facts, got {labels.min()} to {labels.max()}"
+        )
+    if not bool(embeddings.isfinite().all() and vectors.isfinite().all()):
+        raise UserError("embeddings or vectors of facts contain NaN or infinite numbers")
+    images, vectors, weights = (values.detach().cpu().double() for values in (embeddings, vectors, weights))
+    return images.unflatten(1, (3, -1)), labels.cpu(), vectors * (weights > 0)[:, :, None], weights
+
+
+def _by_filled_slots(weights: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Which slots are filled [3], and the rows whose facts fill just these."""
+    is_filled = weights[rows] > 0
+    for slots in is_filled.unique(dim=0):
+        yield slots, rows[(is_filled == slots).all(1)]
+
+
+def _fillers(vectors: Tensor, weights: Tensor, slots: Tensor) -> Tensor:
+    """What fills some slots of every fact [F]: equal numbers for equal vectors, -1 for facts that leave one empty."""
+    numbers = vectors[:, slots].flatten(1).unique(dim=0, return_inverse=True)[1]
+    return numbers.masked_fill((weights[:, slots] == 0).any(1), -1)
+
+
+def _precision_of_found(queries: Tensor, wanted: Tensor, gallery: Tensor, given: Tensor) -> NDArray[np.float64]:
+    """The average precision [Q] over the nearest images, those found in the denominator."""
+    values = []
+    for block in torch.arange(len(queries)).split(_block_size(len(gallery))):
+        is_relevant = wanted[block, None] == given
+        order = is_relevant.int().argsort(
+            dim=1, stable=True
+        )  # irrelevant first, which stable sorting keeps among equals
+        by_rank = _distances(queries[block], gallery).gather(1, order).argsort(dim=1, stable=True)[:, :FOUND_AT]
+        is_found = is_relevant.gather(1, order.gather(1, by_rank))
+        num_found = is_found.cumsum(1)
+        precision = num_found / torch.arange(1, is_found.shape[1] + 1, dtype=torch.float64)
+        values.append((precision * is_found).sum(1) / num_found[:, -1].clamp_min(1))
+    return torch.cat(values).numpy()
+
+
+def _distances_to_facts(images: Tensor, vectors: Tensor, weights: Tensor, distance: FactDistance) -> Tensor:
+    """From images [B, 3, V] to facts [B, F]: Euclidean over the slots that a fact fills, or the negative cosine."""
+    if distance == "cosine":
+        if not bool(images.flatten(1).any(1).all() and vectors.flatten(1).any(1).all()):
+            raise UserError("an embedding or a fact's vector is zero and has no cosine; take distance='euclidean'")
+        return -F.normalize(images.flatten(1)) @ F.normalize(vectors.flatten(1)).mT
+    distances = images.new_zeros(len(images), len(vectors))
+    for slots, rows in _by_filled_slots(weights, torch.arange(len(vectors))):
+        distances[:, rows] = _distances(images[:, slots].flatten(1), vectors[rows][:, slots].flatten(1))
+    return distances
+
+
+def _distances(queries: Tensor, gallery: Tensor) -> Tensor:
+    """Euclidean distances [Q, G] from the differences themselves, so that equal items are equally far."""
+    return torch.cdist(queries, gallery, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _block_size(num_gallery: int) -> int:
+    return max(1, BLOCK_ELEMENTS // num_gallery)
+
+
+def _summarised(
+    full: NDArray[np.float64], found: NDArray[np.float64], orders: NDArray[np.int64], asked: NDArray[np.int64]
+) -> FactRetrievalScores:
+    """The means over the facts that were asked for and have a relevant image."""
+    is_scored = ~np.isnan(full[asked])
+    if not is_scored.any():
+        raise UserError("no fact that is asked for has a relevant image")
+    scored = asked[is_scored]
+    return FactRetrievalScores(
+        mean_average_precision=float(full[scored].mean()),
+        mean_average_precision_found_at_100=float(found[scored].mean()),
+        by_order={int(k): float(full[scored][orders[is_scored] == k].mean()) for k in np.unique(orders[is_scored])},
+        average_precision=full,
+        average_precision_found_at_100=found,
+        num_skipped=int((~is_scored).sum()),
+    )
+
+
+def _refuse_unknown(**choices: tuple[str, tuple[str, ...]]) -> None:
+    for name, (value, known) in choices.items():
+        if value not in known:
+            raise UserError(f"{name} must be one of {', '.join(known)}, got '{value}'")

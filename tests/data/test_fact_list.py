@@ -1,0 +1,133 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mas_embed import UserError
+from mas_embed.data import read_fact_list
+
+FACTS = [
+    ("cat", "", ""),
+    ("cat", "on", ""),
+    ("cat", "on", "mat"),
+    ("dog", "", ""),
+    ("dog", "on", "mat"),
+    ("dog", "on", ""),
+]
+PER_FACT = 8
+
+
+def write_list(folder, *, suffix="csv", extra=None, facts=FACTS):
+    """Every image has the colour (row of its fact, its number, 0); `extra(fact, number)` gives more columns."""
+    rows = []
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    for fact, words in enumerate(facts):
+        for number in range(PER_FACT):
+            link = f"pictures/{fact}_{number}.png"
+            Image.fromarray(np.full((4, 4, 3), [fact, number, 0], dtype=np.uint8)).save(folder / link)
+            row = dict(zip(("image", "subject", "predicate", "object"), (link, *words), strict=True))
+            rows.append(row | (extra(fact, number) if extra else {}))
+    lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+    if suffix == "jsonl":
+        lines = [json.dumps({key: value or None for key, value in row.items()}) for row in rows]
+    (folder / f"list.{suffix}").write_text("\n".join(lines) + "\n")
+    (folder / "vectors.txt").write_text("cat 1 0 0\ndog 0 2 0\non 0 0 3\nmat 1 1 0\nunused 1 2 3\n")
+    return folder
+
+
+def read(folder, *, suffix="csv", **options):
+    defaults = {"image_size": 4, "normalization": "none", "num_splits": 2}
+    return read_fact_list(
+        path=str(folder / f"list.{suffix}"), word_vectors=str(folder / "vectors.txt"), **defaults | options
+    )
+
+
+def images_of(part):
+    """(row of the fact, number) of every image, after a check that it has the fact's label."""
+    seen = []
+    for image, label in part:
+        fact, number, _ = (image[:, 0, 0] * 255).round().int().tolist()
+        assert label == fact
+        seen.append((fact, number))
+    return seen
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+@pytest.mark.parametrize("dealing", ["random", "semantic"])
+def test_facts_are_dealt_and_every_image_has_its_fact(tmp_path, suffix, dealing):
+    splits = read(write_list(tmp_path, suffix=suffix), suffix=suffix, splits=dealing)
+    assert splits.facts.words == FACTS
+    assert [split.name for split in splits] == ["1", "2"]
+    images = []
+    for split in splits:
+        assert split.train.labels.unique().tolist() == split.query.labels.unique().tolist()
+        assert len(split.train.labels.unique()) == 3
+        assert [split.query.labels.tolist().count(label) for label in split.query.labels.unique()] == [2, 2, 2]
+        images += images_of(split.train) + images_of(split.query)
+    assert sorted(images) == [(fact, number) for fact in range(6) for number in range(PER_FACT)]
+
+
+def test_parts_and_splits_as_given(tmp_path):
+    def extra(fact, number):
+        return {"part": "test" if number >= 5 else "train", "split": "later" if fact < 2 else "sooner"}
+
+    splits = read(write_list(tmp_path, extra=extra), splits="given")
+    assert [split.name for split in splits] == ["later", "sooner"]
+    assert images_of(splits[0].train) == [(fact, number) for fact in range(2) for number in range(5)]
+    assert images_of(splits[1].query) == [(fact, number) for fact in range(2, 6) for number in range(5, 8)]
+    validation = read(tmp_path, splits="given", held_out="validation")
+    held = set(images_of(validation[0].query))
+    assert held and held | set(images_of(validation[0].train)) == set(images_of(splits[0].train))
+
+
+def test_predicate_and_object_may_be_left_out(tmp_path):
+    folder = write_list(tmp_path, facts=[("cat", "", ""), ("dog", "", "")])
+    rows = [",".join(line.split(",")[:2]) for line in (folder / "list.csv").read_text().splitlines()]
+    (folder / "list.csv").write_text("\ufeff" + "\n".join(rows), encoding="utf-8")
+    assert read(folder).facts.orders.tolist() == [1, 1]
+
+
+def test_words_without_a_vector_are_listed(tmp_path):
+    with pytest.raises(UserError, match="2 words have no vector: bird, blue; add them, or leave their facts out"):
+        read(write_list(tmp_path, facts=[("cat", "", ""), ("blue bird", "on", "")]))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("pictures/0_0.png,,on,mat", "line 50 of .* needs a subject"),
+        ("pictures/0_0.png,cat,,mat", "line 50 of .* a predicate where it has an object"),
+        ("pictures/gone.png,cat,on,mat", "line 50 of .*list.csv lists 'pictures/gone.png', but there is no"),
+        ("../x.png,cat,on,mat", "line 50 of .*list.csv lists '../x.png', which lies outside"),
+        ("pictures/0_0.png", "line 50 of .*list.csv lacks subject"),
+    ],
+)
+def test_lines_that_cannot_be_used_are_named(tmp_path, line, message):
+    folder = write_list(tmp_path)
+    with (folder / "list.csv").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UserError, match=message):
+        read(folder)
+
+
+def test_options_and_files_that_make_no_sense(tmp_path):
+    folder = write_list(tmp_path, extra=lambda fact, number: {"part": "train" if number else "all"})
+    with pytest.raises(UserError, match="line 2 of .* has the part 'all'"):
+        read(folder)
+    with pytest.raises(UserError, match="line 2 of .* lacks split"):
+        read(folder, splits="given")
+    with pytest.raises(UserError, match="splits must be 'given', 'random' or 'semantic', got 'clusters'"):
+        read(folder, splits="clusters")
+    (folder / "list.jsonl").write_text('{"image": "a"}\n{"image"\n')
+    with pytest.raises(UserError, match="line 1 of .* lacks subject"):
+        read(folder, suffix="jsonl")
+    (folder / "list.jsonl").write_text('\n["image"]\n')
+    with pytest.raises(UserError, match="line 2 of .* must be a JSON object"):
+        read(folder, suffix="jsonl")
+    (folder / "list.csv").write_text("image,subject\n")
+    with pytest.raises(UserError, match="list.csv lists no images"):
+        read(folder)
+    (folder / "list.csv").write_bytes(b"image,subject\n\xff\xfe,cat\n")
+    with pytest.raises(UserError, match="cannot read .*list.csv: it is no text file"):
+        read(folder)

@@ -1,0 +1,209 @@
+import csv
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mas_embed import UserError, join_splits
+from mas_embed.data import make_fact_table, read_fact_release, read_word_vectors
+
+SHARED = Path(os.environ.get("MAS_EMBED_DATA", Path(__file__).parents[2] / "../shared/data"))
+
+# id: words, split; ids with gaps, not in the order of the splits
+FACTS = {
+    7: (("person", "", ""), 1),
+    2: (("person", "riding", ""), 1),
+    11: (("dog", "", ""), 2),
+    4: (("person", "riding", "horse"), 2),
+}
+ROW = ["image_links", "NLP_links", "SPO", "id", "w_s", "w_p", "w_o"]
+
+
+def numbers_of(fact_id):
+    """Six numbers a fact, different for every slot, in absent ones too."""
+    return [fact_id + place / 8 for place in range(6)]
+
+
+def write_csv(path, columns, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])
+
+
+def write_release(root, train=6, test=3):
+    """Every image has the colour (fact id, its number, 0 for train or 1 for test)."""
+    (root / "NLP_feat/facts").mkdir(parents=True)
+    rows = {(split, part): [] for split in (1, 2) for part in ("train", "test")}
+    for fact_id, (words, split) in FACTS.items():
+        (root / f"NLP_feat/facts/{fact_id}.txt").write_text("\n".join(map(str, numbers_of(fact_id))))
+        for part, count in (("train", train), ("test", test)):
+            for number in range(count):
+                link = f"{part}/{fact_id}_{number}.jpg"
+                path = root / "images" / Path(link).with_suffix(".png")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                colour = np.full((4, 4, 3), [fact_id, number, part == "test"], dtype=np.uint8)
+                Image.fromarray(colour).save(path)
+                weights = [int(bool(word)) for word in words]
+                rows[split, part].append([link, f"facts/{fact_id}.txt", f"<{','.join(words)}>", fact_id, *weights])
+    for (split, part), own in rows.items():
+        write_csv(root / f"splits/2tasks_random/B{split}_{part}.csv", ROW, own)
+    for split in (1, 2):
+        own = [[fact_id, sum(map(bool, words)), *words] for fact_id, (words, at) in FACTS.items() if at == split]
+        write_csv(root / f"splits/2tasks_random/B{split}_facts.csv", ["id", "type", "S", "P", "O"], own)
+    return root
+
+
+def read(root, **options):
+    return read_fact_release(
+        root=str(root), split_name="2tasks_random", **{"image_size": 4, "normalization": "none"} | options
+    )
+
+
+@pytest.fixture
+def release(tmp_path):
+    return write_release(tmp_path / "release")
+
+
+def test_the_table_of_facts(release):
+    facts = read(release).facts
+    assert facts.ids.tolist() == [2, 4, 7, 11]
+    assert facts.names == ["<person, riding>", "<person, riding, horse>", "<person>", "<dog>"]
+    assert facts.weights.tolist() == [[1, 1, 0], [1, 1, 1], [1, 0, 0], [1, 0, 0]]
+    # Six numbers are three vectors of two; absent slots are zero whatever the file says
+    assert facts.targets[0].tolist() == [2.0, 2.125, 2.25, 2.375, 0.0, 0.0]
+    assert facts.targets[1].tolist() == [4.0, 4.125, 4.25, 4.375, 4.5, 4.625]
+    assert facts.targets[3].tolist() == [11.0, 11.125, 0.0, 0.0, 0.0, 0.0]
+
+
+def test_every_image_goes_with_its_fact(release):
+    splits = read(release)
+    assert [split.name for split in splits] == ["B1", "B2"]
+    for split, ids in zip(splits, ([7, 2], [11, 4]), strict=True):
+        for part, count, is_test in ((split.train, 6, 0), (split.query, 3, 1)):
+            assert len(part) == 2 * count
+            seen = set()
+            for image, label in part:
+                fact_id, number, at_test = (image[:, 0, 0] * 255).round().int().tolist()
+                assert splits.facts.ids[label] == fact_id and at_test == is_test
+                seen.add((fact_id, number))
+            assert seen == {(fact_id, number) for fact_id in ids for number in range(count)}
+        assert split.gallery is split.query
+    everything = join_splits(splits)
+    assert len(everything.train) == 24 and len(everything.query) == 12
+    assert everything.train[20][1] == splits[1].train[8][1]
+    assert torch.equal(everything.train[20][0], splits[1].train[8][0])
+    ids = [*everything.train.ids.tolist(), *everything.query.ids.tolist()]
+    assert len(set(ids)) == 36
+
+
+def test_validation_is_taken_from_training_images_alone(release):
+    test, validation = read(release), read(release, held_out="validation")
+    for whole, split in zip(test, validation, strict=True):
+        paths = [set(map(str, part.inputs.paths)) for part in (split.train, split.query)]
+        assert paths[0] | paths[1] == set(map(str, whole.train.inputs.paths)) and not paths[0] & paths[1]
+        assert split.query.labels.unique().tolist() == whole.train.labels.unique().tolist()
+        assert len(split.query) == 2  # one of six, of each of two facts
+    again = read(release, held_out="validation", seed=1)
+    assert any(a.query.inputs.paths != b.query.inputs.paths for a, b in zip(validation, again, strict=True))
+
+
+def test_weights_may_be_written_as_words(release):
+    path = release / "splits/2tasks_random/B1_train.csv"
+    lines = path.read_text().replace(",7,1,0,0", ",7,True,False,0.0")
+    path.write_text(lines)
+    assert read(release).facts.weights[2].tolist() == [1, 0, 0]
+
+
+def change(path, old, new, count=-1):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, count))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("B1_train.csv", "train/7_0.jpg", "train/gone.jpg", "line 2 of .*B1_train.csv lists 'train/gone.jpg', but there is no"),
+        ("B1_train.csv", "train/7_0.jpg", "../splits/2tasks_random/B1_train.csv", "B1_train.csv lists .* outside"),
+        ("B1_train.csv", "facts/7.txt", "../../x", "line 2 of .*B1_train.csv lists '../../x', which lies outside"),
+        ("B2_test.csv", ",11,1,0,0", ",11,1,1,0", "line 2 of .*B2_test.csv gives fact 11 the weights .* but line 2 of .*B2_train"),
+        ("B1_test.csv", ",7,1,0,0", ",seven,1,0,0", "line 2 of .*B1_test.csv must have a whole number as id, got 'seven'"),
+        ("B1_test.csv", ",7,1,0,0", ",7,one,0,0", "line 2 of .*B1_test.csv must have numbers as w_s, w_p and w_o, got 'one'"),
+        ("B1_test.csv", ",7,1,0,0", ",7,1,0", "line 2 of .*B1_test.csv lacks w_o; it needs image_links"),
+        ("B2_facts.csv", "11,1,dog", "12,1,dog", "line 2 of .*B2_train.csv is of fact 11, which no"),
+        ("B2_facts.csv", "11,1,dog", "11,1,", "fact 11 has the words"),
+        ("B1_facts.csv", "id,type", "number,type", "line 2 of .*B1_facts.csv lacks id; it needs id, S, P, O"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named(release, name, old, new, message):
+    change(release / "splits/2tasks_random" / name, old, new, 1)
+    with pytest.raises(UserError, match=message):
+        read(release)
+
+
+def test_files_that_are_missing_or_no_numbers(release):
+    with pytest.raises(UserError, match="did you mean '2tasks_random'"):
+        read_fact_release(root=str(release), split_name="2task_random")
+    with pytest.raises(UserError, match="has no folder 'splits'"):
+        read_fact_release(root=str(release / "images"))
+    with pytest.raises(UserError, match="held_out must be 'test' or 'validation'"):
+        read(release, held_out="train")
+    path = release / "NLP_feat/facts/7.txt"
+    path.write_text("1 2 three")
+    with pytest.raises(UserError, match="cannot read numbers from .*7.txt"):
+        read(release)
+    path.write_text("1 2 3 4")
+    with pytest.raises(UserError, match="7.txt must hold three vectors of one size, got 4 numbers"):
+        read(release)
+    path.write_text("1 2 3")
+    with pytest.raises(UserError, match="the vectors of fact 7 .* have 3 numbers, those of fact 2 6"):
+        read(release)
+    (release / "splits/2tasks_random/B2_test.csv").unlink()
+    with pytest.raises(UserError, match="cannot read .*B2_test.csv: No such file"):
+        read(release)
+    (release / "splits/2tasks_random/B1_train.csv").unlink()
+    with pytest.raises(UserError, match="there is no B1_train.csv in"):
+        read(release)
+
+
+def test_an_image_that_cannot_be_decoded_is_named_when_it_is_asked_for(release):
+    (release / "images/train/7_0.png").write_bytes(b"no image")
+    part = read(release)[0].train
+    with pytest.raises(UserError, match="cannot read the image .*7_0.png"):
+        list(part)
+
+
+@pytest.fixture(scope="module")
+def nlvr(tmp_path_factory):
+    archive = SHARED / "nlvr_facts.zip"
+    if not archive.exists():
+        pytest.skip(f"there is no {archive}; set MAS_EMBED_DATA to the folder that holds it")
+    root = tmp_path_factory.mktemp("nlvr")
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(root)
+    return root
+
+
+@pytest.mark.parametrize("name", ["4tasks_random", "4tasks_semantic"])
+def test_a_real_folder_of_this_layout(nlvr, name):
+    splits = read_fact_release(root=str(nlvr), split_name=name, image_size=48, normalization="none")
+    assert [split.name for split in splits] == ["B1", "B2", "B3", "B4"]
+    assert sum(len(split.train) for split in splits) == 7371
+    assert sum(len(split.query) for split in splits) == 3725
+    assert torch.bincount(splits.facts.orders).tolist() == [0, 9, 27, 162]
+    labels = [set(split.train.labels.tolist()) for split in splits]
+    assert len(set.union(*labels)) == sum(map(len, labels)) == 198
+    image, label = splits[2].train[100]
+    assert image.shape == (3, 48, 48) and 0 <= image.min() < image.max() <= 1
+    assert label in labels[2]
+
+
+def test_targets_from_words_are_those_of_the_release(nlvr):
+    facts = read_fact_release(root=str(nlvr), image_size=48).facts
+    made = make_fact_table(facts.words, read_word_vectors(nlvr / "info/word_vectors.txt"))
+    assert (made.vectors - facts.vectors).abs().max() < 1e-6  # six digits after the point
+    assert torch.equal(made.weights, facts.weights)

@@ -1,0 +1,137 @@
+import struct
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mas_embed import UserError
+from mas_embed.data import image_folders, torchvision_images
+
+
+@pytest.fixture
+def alphabets(tmp_path):
+    """Three splits of five classes of twelve images; the mean of an image tells its class."""
+    for split_index, split in enumerate(("beta", "alpha", "gamma")):
+        for character in range(5):
+            folder = tmp_path / split / f"character{character}"
+            folder.mkdir(parents=True)
+            for place in range(12):
+                value = 20 * (split_index + 1) + 2 * character
+                Image.fromarray(np.full((9, 11), value, dtype=np.uint8)).save(folder / f"{place}.png")
+    return tmp_path
+
+
+def means(part):
+    return (part.inputs.mean((1, 2, 3)) * 255).round().int().tolist()
+
+
+def test_a_folder_is_a_split_and_its_folders_are_classes(alphabets):
+    splits = image_folders(root=alphabets, splits=3, image_size=8)
+    assert [split.name for split in splits] == ["alpha", "beta", "gamma"]
+    assert [len(part) for part in (splits[0].train, splits[0].query)] == [5 * 8, 5 * 3]  # 12 less 3, less a fifth of 9
+    assert splits[1].query is splits[1].gallery
+    labels = torch.cat([split.train.labels for split in splits])
+    assert labels.unique().tolist() == list(range(15))
+    for split, base in zip(splits, (40, 20, 60), strict=True):
+        first = int(split.train.labels.min())
+        assert means(split.train) == [base + 2 * (int(label) - first) for label in split.train.labels]
+    ids = torch.cat([part.ids for split in splits for part in (split.train, split.query)])
+    assert len(ids.unique()) == len(ids)
+
+
+def test_chosen_splits_come_in_their_order_and_in_colour(alphabets):
+    splits = image_folders(root=alphabets, splits=["gamma", "beta"], image_size=8, channels=3)
+    assert [split.name for split in splits] == ["gamma", "beta"]
+    assert splits[0].train.inputs.shape[1:] == (3, 8, 8)
+
+
+def test_unseen_classes_are_judged_and_never_trained_on(alphabets):
+    options = {"root": alphabets, "splits": 2, "image_size": 8, "unseen_share": 0.2}
+    test, validation = (image_folders(**options, held_out=part) for part in ("test", "validation"))
+    for one, other in zip(test, validation, strict=True):
+        unseen = set(one.query.labels.tolist()) - set(one.train.labels.tolist())
+        unseen_in_validation = set(other.query.labels.tolist()) - set(other.train.labels.tolist())
+        assert len(unseen) == len(unseen_in_validation) == 1
+        assert not unseen & unseen_in_validation
+        assert not unseen & set(other.query.labels.tolist())
+        assert (one.query.labels == unseen.pop()).sum() == 12
+        assert not set(one.query.ids.tolist()) & set(other.query.ids.tolist())
+        assert one.train.ids.tolist() == other.train.ids.tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"root": "nowhere"}, "there is no folder nowhere"),
+        ({"splits": 4}, "has no 4 folders for data.splits; it has alpha, beta, gamma"),
+        ({"splits": ["delta"]}, "has no 'delta' for data.splits"),
+        ({"unseen_share": 0.9}, "unseen_share must be from 0 to 0.4"),
+        ({"held_out": "train"}, "held_out must be 'test' or 'validation'"),
+    ],
+)
+def test_mistakes_are_one_sentence(alphabets, options, message):
+    with pytest.raises(UserError, match=message):
+        image_folders(**{"root": alphabets, "splits": 3} | options)
+
+
+def test_a_file_that_is_no_image_is_named(alphabets):
+    broken = alphabets / "alpha" / "character0" / "3.png"
+    broken.write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"cannot read the image .*3\.png"):
+        image_folders(root=alphabets, splits=1)
+
+
+def test_a_split_with_few_images_is_refused(alphabets):
+    for path in list((alphabets / "alpha" / "character0").iterdir())[:6]:
+        path.unlink()
+    with pytest.raises(UserError, match="at least 8 images each"):
+        image_folders(root=alphabets, splits=1)
+
+
+def write_idx(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = struct.pack(">BBBB", 0, 0, 8, array.ndim) + b"".join(struct.pack(">I", size) for size in array.shape)
+    path.write_bytes(header + array.astype(np.uint8).tobytes())
+
+
+@pytest.fixture
+def fashion(tmp_path):
+    """As torchvision keeps it; the first pixel of an image tells its class, the second its place."""
+    for prefix, count in (("train", 200), ("t10k", 100)):
+        labels = np.arange(count) % 10
+        images = np.zeros((count, 28, 28))
+        images[:, 0, 0], images[:, 0, 1] = labels, np.arange(count)
+        raw = tmp_path / "FashionMNIST" / "raw"
+        write_idx(raw / f"{prefix}-images-idx3-ubyte", images)
+        write_idx(raw / f"{prefix}-labels-idx1-ubyte", labels)
+    return tmp_path
+
+
+def test_classes_of_torchvisions_set_are_dealt_in_order(fashion):
+    splits = torchvision_images(dataset="FashionMNIST", root=fashion)
+    assert [split.name for split in splits] == ["0-1", "2-3", "4-5", "6-7", "8-9"]
+    for index, split in enumerate(splits):
+        assert len(split.train) == 2 * 16
+        assert len(split.query) == 2 * 10
+        for part in (split.train, split.query):
+            assert set(part.labels.tolist()) == {2 * index, 2 * index + 1}
+            assert (part.inputs[:, 0, 0, 0] * 255).round().long().tolist() == part.labels.tolist()
+    assert splits[0].query.ids.min() >= 200
+
+
+def test_validation_is_taken_from_the_training_set_alone(fashion):
+    test = torchvision_images(dataset="FashionMNIST", root=fashion, images_per_class=10)
+    validation = torchvision_images(dataset="FashionMNIST", root=fashion, images_per_class=10, held_out="validation")
+    for one, other in zip(test, validation, strict=True):
+        assert one.train.ids.tolist() == other.train.ids.tolist()
+        assert (len(one.train), len(one.query), len(other.query)) == (16, 10, 4)
+        assert not set(one.train.ids.tolist()) & set(other.query.ids.tolist())
+        assert max(other.query.ids.tolist()) < 200 <= min(one.query.ids.tolist())
+
+
+def test_a_set_that_is_not_there_or_does_not_divide(fashion, tmp_path):
+    with pytest.raises(UserError, match=r"torchvision does not find MNIST in .*; set data.download=true"):
+        torchvision_images(dataset="MNIST", root=tmp_path / "empty")
+    with pytest.raises(UserError, match="num_splits must divide the 10 classes"):
+        torchvision_images(dataset="FashionMNIST", root=fashion, num_splits=3)

@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mas_embed import UserError
+from mas_embed.data import ImageFiles
+from mas_embed.data.images import find_inside
+
+
+def write(path, pixels):
+    Image.fromarray(np.asarray(pixels, dtype=np.uint8)).save(path)
+    return path
+
+
+def gradient(height, width):
+    return np.arange(height * width).reshape(height, width) % 256
+
+
+def test_an_image_of_the_right_size_is_itself(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 4, 3))
+    images = ImageFiles([write(tmp_path / "a.png", pixels)], size=4)
+    assert images[0].dtype == torch.float32
+    assert torch.equal((images[0] * 255).round().long(), torch.from_numpy(pixels).permute(2, 0, 1))
+
+
+def test_greyscale_palette_and_transparency_become_rgb(tmp_path):
+    grey = write(tmp_path / "grey.png", gradient(4, 4))
+    Image.open(grey).convert("P").save(tmp_path / "palette.png")
+    Image.open(grey).convert("RGBA").save(tmp_path / "alpha.png")
+    Image.open(grey).convert("1").save(tmp_path / "bits.png")
+    images = ImageFiles([tmp_path / f"{name}.png" for name in ("grey", "palette", "alpha", "bits")], size=4)
+    for image in images:
+        assert image.shape == (3, 4, 4)
+        assert torch.equal(image[0], image[1]) and torch.equal(image[0], image[2])
+    assert images[0][0].flatten().tolist() == pytest.approx([value / 255 for value in range(16)])
+    assert torch.equal(images[1], images[0])
+
+
+def test_the_centre_is_cut_out_after_scaling(tmp_path):
+    wide = np.zeros((8, 16))
+    wide[:, 8:] = 255
+    images = ImageFiles([write(tmp_path / "wide.png", wide)], size=2, short_side=4)  # 4x8, columns 3 and 4 of it
+    assert images[0].shape == (3, 2, 2)
+    assert bool((images[0][:, :, 0] < 0.5).all()) and bool((images[0][:, :, 1] > 0.5).all())
+
+
+def test_colours_as_imagenet_has_them(tmp_path):
+    path = write(tmp_path / "a.png", np.full((2, 2, 3), 255))
+    expected = [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]
+    assert ImageFiles([path], size=2, normalization="imagenet")[0][:, 0, 0].tolist() == pytest.approx(expected)
+
+
+def test_what_fits_is_decoded_once(tmp_path):
+    path = write(tmp_path / "a.png", gradient(4, 4))
+    kept, read_again = ImageFiles([path], size=4), ImageFiles([path], size=4, keep_megabytes=0)
+    before = kept[0], read_again[0]
+    write(path, 255 - gradient(4, 4))
+    assert torch.equal(kept[0], before[0])
+    assert not torch.equal(read_again[0], before[1])
+    kept[0].zero_()
+    assert torch.equal(kept[0], before[0])
+
+
+def test_positions_are_those_of_a_list(tmp_path):
+    images = ImageFiles([write(tmp_path / f"{i}.png", np.full((2, 2), i)) for i in range(3)], size=2)
+    assert len(images) == len(list(images)) == 3
+    assert torch.equal(images[-1], images[2])
+    with pytest.raises(IndexError):
+        images[3]
+
+
+def test_files_that_are_no_images_are_named(tmp_path):
+    whole = write(tmp_path / "whole.jpg", np.random.default_rng(0).integers(0, 256, (64, 64, 3))).read_bytes()
+    (tmp_path / "torn.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    for name in ("torn", "text", "empty"):
+        with pytest.raises(UserError, match=rf"cannot read the image .*{name}.jpg: it is no image, or a truncated one"):
+            ImageFiles([tmp_path / f"{name}.jpg"], size=8)[0]
+    with pytest.raises(UserError, match=r"cannot read the image .*gone.jpg: No such file"):
+        ImageFiles([tmp_path / "gone.jpg"], size=8)[0]
+
+
+def test_options_that_make_no_sense():
+    with pytest.raises(UserError, match="1 <= size <= short_side, got size 8 and short_side 4"):
+        ImageFiles([], size=8, short_side=4)
+    with pytest.raises(UserError, match="normalization must be 'none' or 'imagenet', got 'mean'"):
+        ImageFiles([], size=8, normalization="mean")
+
+
+@pytest.mark.parametrize(
+    "link", ["../secret.png", "/etc/passwd", "sub/../../secret.png", "link/secret.png", "a\0b.png"]
+)
+def test_no_link_leads_outside(tmp_path, link):
+    folder, outside = tmp_path / "images", tmp_path / "outside"
+    (folder / "sub").mkdir(parents=True)
+    outside.mkdir()
+    for place in (tmp_path, outside):
+        write(place / "secret.png", gradient(2, 2))
+    (folder / "link").symlink_to(outside)
+    with pytest.raises(UserError, match="the list lists .* which lies outside"):
+        find_inside(folder, link, listed_in="the list")
+
+
+def test_a_png_stands_in_for_a_missing_jpg(tmp_path):
+    png = write(tmp_path / "a.b.png", gradient(2, 2))
+    assert find_inside(tmp_path, "a.b.jpg", listed_in="line 1") == png
+    jpg = write(tmp_path / "a.b.jpg", gradient(2, 2))
+    assert find_inside(tmp_path, "a.b.jpg", listed_in="line 1") == jpg
+    for link in ("c.jpg", "", "c"):
+        with pytest.raises(UserError, match=f"line 1 lists '{link}', but there is no such file"):
+            find_inside(tmp_path, link, listed_in="line 1")
