@@ -107,7 +107,7 @@ def test_the_commands_run(monkeypatch, tmp_path, capsys):
             assert arguments[0] in targets
         elif command == "mas-embed":
             short = ["--set", "training.epochs=1", "--set", "seeds=[0]"] if arguments[0] in ("run", "check") else []
-            if "configs/compare_digits.yaml" in arguments:
+            if "configs/compare_digits.yaml" in arguments or "configs/beyond_mas.yaml" in arguments:
                 short += ["--set", "methods=[{name: mas, embed: unnormalized, select: {strength: [1, 3], seeds: [9]}}]"]
             monkeypatch.setattr(sys, "argv", [command, *arguments, *short])
             with pytest.raises(SystemExit) as stopped:
