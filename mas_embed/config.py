@@ -310,7 +310,12 @@ def _optimizers() -> _Catalogue:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which also reads `1e-3` as a number (YAML 1.1 wants `1.0e-3`)."""
+    """YAML's safe loader, which as YAML 1.2 reads `1e-3` as a number, and `on`, `off`, `yes` and `no` as words."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  (as the class it is of has it)
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -322,6 +327,9 @@ def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 
 
 _Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )

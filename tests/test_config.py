@@ -42,6 +42,19 @@ def test_defaults_are_those_of_the_constructors(write):
     assert config.training.optimizer.options["lr"] == 1e-3
 
 
+def test_on_is_a_word_and_true_is_not(write, tmp_path):
+    path = write(methods=["finetune"])
+    text = path.read_text().replace(
+        "- finetune", "- {name: mas, normalize: true, select: {strength: [1], on: validation}}"
+    )
+    path.write_text(text)
+    config = load_config(path)
+    assert config.methods[0].select.on == "validation"
+    assert config.methods[0].options["normalize"] is True
+    (tmp_path / "again.yaml").write_text(config.to_yaml())
+    assert load_config(tmp_path / "again.yaml") == config
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_what_is_written_resolved_is_read_as_the_same(path, tmp_path):
     config = load_config(path)

@@ -10,6 +10,7 @@ import yaml
 
 from mas_embed import load_config
 from mas_embed.cli import main
+from mas_embed.config import _Loader
 from mas_embed.experiment import run_experiment
 from mas_embed.report import old_index_table, summary_table
 
@@ -122,7 +123,7 @@ def test_the_commands_run(monkeypatch, tmp_path, capsys):
 def test_the_yaml_blocks_are_configs(tmp_path):
     base = yaml.safe_load((ROOT / "configs" / "digits.yaml").read_text())
     for block in blocks("yaml"):
-        (tmp_path / "config.yaml").write_text(yaml.safe_dump(base | yaml.safe_load(block)))
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(base | yaml.load(block, _Loader)))
         load_config(tmp_path / "config.yaml")
 
 
