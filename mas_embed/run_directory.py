@@ -15,7 +15,7 @@ import torch
 from mas_embed.errors import UserError
 from mas_embed.files import write_file
 
-FILES = ("config.yaml", "environment.json", "results.json", "report.html", "scores.png", "error.log")
+FILES = ("config.yaml", "environment.json", "results.json", "report.html", "scores.png", "old_index.png", "error.log")
 
 
 def open_run_directory(

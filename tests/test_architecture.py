@@ -31,7 +31,8 @@ MAY_IMPORT = {
     "report": BASE,
     "run_directory": BASE,
     "options": BASE,
-    "config": BASE | {"options", "data", "losses", "methods", "models", "retrieval", "training"},
+    "yaml_file": BASE,
+    "config": BASE | {"options", "data", "losses", "methods", "models", "retrieval", "training", "yaml_file"},
     "experiment": BASE
     | {"config", "data", "forgetting", "losses", "methods", "models", "options", "report", "run_directory", "training"},
     "testing": BASE | {"methods"},

@@ -46,7 +46,7 @@ def scores_of(results):
 
 def test_the_run_directory(finished):
     assert sorted(path.name for path in finished.iterdir()) == [
-        "config.yaml", "environment.json", "finetune", "frozen", "joint", "mas", "report.html", "results.json", "scores.png"
+        "config.yaml", "environment.json", "finetune", "frozen", "joint", "mas", "old_index.png", "report.html", "results.json", "scores.png"
     ]  # fmt: skip
     for method in ("finetune", "frozen", "joint", "mas"):
         for seed in (0, 1):
