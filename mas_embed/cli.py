@@ -20,7 +20,7 @@ from mas_embed.config import Config, load_config
 from mas_embed.errors import RunError, UserError
 from mas_embed.experiment import make_model, make_splits, num_trainings, run_experiment
 from mas_embed.importance import explain_coverage
-from mas_embed.report import Table, join_results, summary_table, write_report
+from mas_embed.report import Table, followed_tables, join_results, split_table, summary_table, write_report
 
 app = typer.Typer(
     help="Train embedding networks over a sequence of data splits, and see what they forget.",
@@ -65,7 +65,7 @@ def run(
         log = _write_traceback(folder)
         raise RunError(f"{type(error).__name__}: {error} (traceback in {log})") from error
     console.print()
-    console.print(_rich(summary_table(results)))
+    _show_tables(results)
     console.print(
         f"report  {escape(str(folder / 'report.html'))}\nfigure  {escape(str(folder / 'scores.png'))}", highlight=False
     )
@@ -80,7 +80,7 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
     console.print(escape(loaded.to_yaml()), highlight=False)
     sizes = [[s.name, *(f"{len(part):,}" for part in (s.train, s.query, s.gallery))] for s in splits]
     console.print(_rich(Table("splits", ["split", "train", "query", "gallery"], sizes)))
-    model = make_model(loaded, seed=loaded.seeds[0])
+    model = make_model(loaded, splits, seed=loaded.seeds[0])
     inputs = splits[0].train.inputs[:2]
     coverage = explain_coverage(model, inputs)
     rows = [[row.name, "x".join(map(str, row.shape)), row.layer, row.way] for row in coverage]
@@ -105,7 +105,7 @@ def report(
 ) -> None:
     """Rebuild the report of a run directory from its results, or compare several runs over the same splits."""
     write_report(*run_directories, out=out)
-    console.print(_rich(summary_table(join_results(run_directories))))
+    _show_tables(join_results(run_directories))
     console.print(f"report  {escape(str((out or run_directories[0]) / 'report.html'))}", highlight=False)
 
 
@@ -172,6 +172,11 @@ class RunProgress:
         self._progress.console.print(
             escape(f"{event['method']:<16} seed {event['seed']}  done already"), highlight=False
         )
+
+
+def _show_tables(results: Mapping[str, Any]) -> None:
+    for table in (summary_table(results), split_table(results), *followed_tables(results)):
+        console.print(_rich(table))
 
 
 def _rich(table: Table) -> RichTable:

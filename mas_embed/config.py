@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StrictInt,
@@ -19,15 +20,17 @@ from pydantic import (
     model_validator,
 )
 
-from mas_embed.data import DATASETS
+from mas_embed.data import DATASETS, PartName
 from mas_embed.errors import UserError, unknown_name
-from mas_embed.losses import catalogue
+from mas_embed.losses import FactLoss, catalogue
 from mas_embed.methods import METHODS, Method
 from mas_embed.models import MODELS
 from mas_embed.options import component_lists, constructor_parameters, resolve_options
 from mas_embed.retrieval import Distance
+from mas_embed.retrieval.facts import FactDistance
 from mas_embed.selection import candidates_of
-from mas_embed.training import per_class_sampler
+from mas_embed.training import FACT_METRICS, per_class_sampler
+from mas_embed.yaml_file import apply_override, read_yaml
 
 PositiveCount = Annotated[StrictInt, Field(gt=0, le=2**31)]
 
@@ -83,11 +86,34 @@ class SelectSection(_Section):
         return dict(self.model_extra or {})
 
 
+class SubsetSection(_Section):
+    """Items of the data that are used under a name; see `select_subset`."""
+
+    split: str | None = None
+    part: PartName = "train"
+    labels: tuple[StrictInt | str, ...] | None = Field(default=None, min_length=1)
+
+    @field_validator("split", mode="before")
+    @classmethod
+    def _is_a_name(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) else value
+
+
+class ImportanceSection(_Section):
+    """What methods consolidate on after a split: "train", what the split trained on; or a subset, without its labels."""
+
+    data: str = "train"
+
+
 class MethodComponent(Component):
-    """A method; `label` tells two of one name apart, in tables and folders; `select` chooses options of it."""
+    """A method; `label` tells two of one name apart, in tables and folders; `select` chooses options of it.
+
+    `importance` is the config's where it is left out.
+    """
 
     label: str = Field(default="", pattern=r"^(\w[\w .()=,+-]*)?$", max_length=100)
     select: SelectSection | None = None
+    importance: ImportanceSection | None = None
 
     @property
     def title(self) -> str:
@@ -101,6 +127,7 @@ class TrainingSection(_Section):
     epochs: PositiveCount = 20
     batch_size: PositiveCount = 64
     optimizer: Component = Component(name="Adam")
+    scheduler: Component | None = None
     miner: Component | None = None
     sampler: Component | None = None
 
@@ -110,16 +137,17 @@ class TrainingSection(_Section):
         return {"name": "Adam", **value} if isinstance(value, dict) else value
 
 
-class EvaluationSection(_Section):
-    """How a split is judged."""
+class RetrievalEvaluation(_Section):
+    """A split is judged by what its queries find: items of their own label."""
 
+    name: Literal["retrieval"] = "retrieval"
     distance: Distance = "cosine"
     recall_at: tuple[PositiveCount, ...] = Field(default=(1, 2, 4, 8), min_length=1)
     watch_index: bool = True
     primary_metric: str = "mean_average_precision"
 
     @model_validator(mode="after")
-    def _is_measured(self) -> EvaluationSection:
+    def _is_measured(self) -> RetrievalEvaluation:
         measured = {f"recall_at_{k}" for k in self.recall_at}
         measured |= {
             "mean_average_precision",
@@ -133,6 +161,43 @@ class EvaluationSection(_Section):
         return self
 
 
+class FactEvaluation(_Section):
+    """A split is judged by how well its facts and images find each other; see `FactJudge`."""
+
+    name: Literal["facts"]
+    distance: FactDistance = "cosine"
+    follow: tuple[str, ...] = ()
+    primary_metric: str = "mean_average_precision"
+
+    @field_validator("primary_metric")
+    @classmethod
+    def _is_measured(cls, value: str) -> str:
+        if value not in FACT_METRICS:
+            raise unknown_name("evaluation.primary_metric", value, FACT_METRICS)
+        return value
+
+
+EVALUATIONS: dict[str, type[RetrievalEvaluation] | type[FactEvaluation]] = {
+    "retrieval": RetrievalEvaluation,
+    "facts": FactEvaluation,
+}
+
+
+def _is_retrieval_unless_named(value: Any) -> Any:
+    value = {"name": value} if isinstance(value, str) else value
+    if not isinstance(value, dict):
+        return value
+    name = value.get("name", "retrieval")
+    if name not in EVALUATIONS:
+        raise unknown_name("evaluation", name, EVALUATIONS)
+    return {**value, "name": name}
+
+
+Evaluation = Annotated[
+    RetrievalEvaluation | FactEvaluation, Field(discriminator="name"), BeforeValidator(_is_retrieval_unless_named)
+]
+
+
 class Config(_Section):
     """A whole run: what `load_config` returns, with every default filled in."""
 
@@ -142,8 +207,10 @@ class Config(_Section):
     model: Component
     loss: Component
     methods: tuple[MethodComponent, ...] = Field(min_length=1)
+    subsets: dict[str, SubsetSection] = {}
+    importance: ImportanceSection = ImportanceSection()
     training: TrainingSection = TrainingSection()
-    evaluation: EvaluationSection = EvaluationSection()
+    evaluation: Evaluation = RetrievalEvaluation()
 
     @field_validator("seeds")
     @classmethod
@@ -160,14 +227,29 @@ class Config(_Section):
                 raise UserError(f"there are two methods '{title}'; give each a label: {{name: {title}, label: ...}}")
         return self
 
+    @model_validator(mode="after")
+    def _subsets_are_there(self) -> Config:
+        if "train" in self.subsets:
+            raise UserError("a subset cannot be called 'train', which is what a split trains on; name it otherwise")
+        for method in self.methods:
+            if self.importance_of(method) not in ("train", *self.subsets):
+                raise unknown_name("subset in importance.data", self.importance_of(method), ("train", *self.subsets))
+        for name in self.evaluation.follow if isinstance(self.evaluation, FactEvaluation) else ():
+            if name not in self.subsets:
+                raise unknown_name("subset in evaluation.follow", name, self.subsets)
+        return self
+
+    def importance_of(self, method: MethodComponent) -> str:
+        """What a method consolidates on: "train", or the name of a subset."""
+        return (method.importance or self.importance).data
+
     def to_yaml(self) -> str:
         """The config as a file that `load_config` reads, every default filled in."""
-        plain = self.model_dump(mode="json", exclude={"methods": {"__all__": {"label", "select"}}})
-        for method, entry in zip(self.methods, plain["methods"], strict=True):
-            if method.label:
-                entry["label"] = method.label
-            if method.select:
-                entry["select"] = method.select.model_dump(mode="json")
+        plain = self.model_dump(mode="json")
+        for entry in plain["methods"]:
+            for key in ("label", "select", "importance"):
+                if not entry[key]:
+                    del entry[key]
         return yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=120)
 
 
@@ -185,9 +267,9 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         >>> load_config("configs/digits.yaml", ["training.epochs=5"]).training.epochs
         5
     """
-    raw = _read_yaml(Path(path))
+    raw = read_yaml(Path(path))
     for override in overrides:
-        _apply(raw, override)
+        apply_override(raw, override)
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:
@@ -202,12 +284,14 @@ def _with_resolved_options(config: Config) -> Config:
     return config.model_copy(
         update={
             "data": _resolve("data", config.data, DATASETS),
-            "model": _resolve("model", config.model, MODELS),
-            "loss": _resolve("loss", config.loss, _Catalogue("loss", catalogue("losses"))),
+            # The size of a word vector is that of the data
+            "model": _resolve("model", config.model, MODELS, given={"vector_size"}),
+            "loss": _resolve_loss("loss", config.loss),
             "methods": tuple(_resolve_method(f"methods.{method.title}", method) for method in config.methods),
             "training": training.model_copy(
                 update={
                     "optimizer": _resolve("training.optimizer", training.optimizer, _optimizers(), given={"params"}),
+                    "scheduler": _resolve("training.scheduler", training.scheduler, _schedulers(), given={"optimizer"}),
                     "miner": _resolve("training.miner", training.miner, _Catalogue("miner", catalogue("miners"))),
                     "sampler": _resolve(
                         "training.sampler", training.sampler, _Catalogue("sampler", SAMPLERS), given={"labels"}
@@ -226,9 +310,7 @@ def _resolve(where: str, component: Any, known: Mapping[str, Callable[..., Any]]
 
 
 def _with_options(component: Any, options: Mapping[str, Any]) -> Any:
-    fixed = {"name": component.name}
-    if isinstance(component, MethodComponent):
-        fixed |= {"label": component.label, "select": component.select}
+    fixed = {name: getattr(component, name) for name in type(component).model_fields}
     return type(component).model_validate({**fixed, **options})
 
 
@@ -238,7 +320,8 @@ def with_candidate(method: MethodComponent, candidate: Mapping[str, Any], where:
     Raises:
         UserError: an option that the method does not take, or a value that it does not accept.
     """
-    chosen = MethodComponent.model_validate({"name": method.name, "label": method.label, **method.options, **candidate})
+    fixed = {"name": method.name, "label": method.label, "importance": method.importance}
+    chosen = MethodComponent.model_validate({**fixed, **method.options, **candidate})
     resolved: MethodComponent = _resolve_method(where or f"methods.{method.title}", chosen)
     return resolved
 
@@ -262,6 +345,13 @@ def _check_selections(config: Config) -> None:
             with_candidate(method, candidate, where)
 
 
+def _resolve_loss(where: str, component: Component) -> Any:
+    """A loss of pytorch-metric-learning, or "facts", to whom the data gives the table of facts."""
+    if component.name == "facts":
+        return _resolve(where, component, {"facts": FactLoss}, given={"vectors", "weights"})
+    return _resolve(where, component, _Catalogue("loss", {"facts": FactLoss, **catalogue("losses")}))
+
+
 def _resolve_method(where: str, component: Any) -> Any:
     """A method with its options, those of the methods that it is made of, and of a loss other than the one that is trained."""
     options, constructor = component.options, METHODS[component.name]
@@ -274,7 +364,7 @@ def _resolve_method(where: str, component: Any) -> Any:
     }
     if "loss" in options and "loss" in constructor_parameters(constructor):
         (loss,) = _components(f"{where}.loss", [options.pop("loss")])
-        inner["loss"] = _resolve(f"{where}.loss", loss, _Catalogue("loss", catalogue("losses"))).model_dump()
+        inner["loss"] = _resolve_loss(f"{where}.loss", loss).model_dump()
     given = {"model", *inner} | ({"loss"} & constructor_parameters(constructor).keys())
     resolved = resolve_options(where, constructor, options, given=frozenset(given))
     return _with_options(component, resolved | inner)
@@ -303,85 +393,19 @@ class _Catalogue(dict[str, Callable[..., Any]]):
 def _optimizers() -> _Catalogue:
     import torch
 
-    optimizers = {
-        name: value for name, value in vars(torch.optim).items() if isinstance(value, type) and name != "Optimizer"
-    }
-    return _Catalogue("optimizer", optimizers)
+    return _Catalogue("optimizer", _subclasses(torch.optim, torch.optim.Optimizer))
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which as YAML 1.2 reads `1e-3` as a number, and `on`, `off`, `yes` and `no` as words."""
+def _schedulers() -> _Catalogue:
+    from torch.optim import lr_scheduler
 
-    yaml_implicit_resolvers = {  # noqa: RUF012  (as the class it is of has it)
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+    return _Catalogue("scheduler", _subclasses(lr_scheduler, lr_scheduler.LRScheduler))
 
 
-def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' is there twice", node.start_mark)
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506  (a SafeLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise UserError(f"cannot read the config {path}: {reason}") from None
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path} must hold 'key: value' pairs such as 'name: digits', got {type(raw).__name__}")
-    return raw
-
-
-def _apply(raw: dict[str, Any], override: str) -> None:
-    """Sets one `key.path=value`; a list of components is entered by name or label."""
-    path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise UserError(f"an override must look like key.path=value, got '{override}'")
-    try:
-        value = yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
-        raise UserError(f"the value of the override '{override}' is not valid YAML") from None
-    place: Any = raw
-    for depth, key in enumerate(keys[:-1]):
-        place = _enter(place, key, ".".join(keys[: depth + 1]))
-    if not isinstance(place, dict):
-        raise UserError(f"cannot set '{path}': {'.'.join(keys[:-1])} is a list; name one of its entries first")
-    place[keys[-1]] = value
-
-
-def _enter(place: Any, key: str, path: str) -> dict[str, Any] | list[Any]:
-    if isinstance(place, list):
-        names = [entry.get("label", entry.get("name")) if isinstance(entry, dict) else str(entry) for entry in place]
-        if key not in names:
-            raise unknown_name(f"entry of {path.rpartition('.')[0]}", key, [str(name) for name in names])
-        index: Any = names.index(key)
-    else:
-        index = key
-        if place.get(key) is None:
-            place[key] = {}
-    entry = place[index]
-    if isinstance(entry, str):
-        entry = place[index] = {"name": entry}
-    if not isinstance(entry, dict | list):
-        raise UserError(f"cannot set a key inside '{path}': it is {entry!r}, not a section")
-    return entry
+def _subclasses(module: ModuleType, base: type) -> dict[str, Callable[..., Any]]:
+    """The public classes of a module that are of a kind, by name, without the kind itself."""
+    found = {name: value for name, value in vars(module).items() if isinstance(value, type) and issubclass(value, base)}
+    return {name: value for name, value in found.items() if value is not base and not name.startswith("_")}
 
 
 def _readable(error: ValidationError) -> UserError:
@@ -399,10 +423,20 @@ def _readable(error: ValidationError) -> UserError:
 
 
 def _path_names(location: Sequence[str | int]) -> str:
-    return ".".join(str(part) for part in location)
+    """A place in the config as it is written; pydantic puts the kind of evaluation between its section and its keys."""
+    return ".".join(str(part) for depth, part in enumerate(location) if (location[0], depth) != ("evaluation", 1))
 
 
 def _keys_beside(location: Sequence[str | int]) -> list[str]:
-    sections: dict[str, type[BaseModel]] = {"training": TrainingSection, "evaluation": EvaluationSection}
-    section, prefix = sections.get(str(location[0]), Config), _path_names(location[:-1])
+    section, prefix = _section_at(location[:-1]), _path_names(location[:-1]) if len(location) > 1 else ""
     return [f"{prefix}.{name}" if prefix else name for name in section.model_fields]
+
+
+def _section_at(location: Sequence[str | int]) -> type[BaseModel]:
+    if not location:
+        return Config
+    if location[0] == "evaluation":
+        return EVALUATIONS[str(location[1])]
+    if location[0] == "subsets":
+        return SubsetSection
+    return ImportanceSection if location[-1] == "importance" else TrainingSection

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import lr_scheduler
 
 from mas_embed import losses
-from mas_embed.config import SAMPLERS, Component, Config, MethodComponent, with_candidate
-from mas_embed.data import DATASETS, Split, join_splits
+from mas_embed.config import SAMPLERS, Component, Config, MethodComponent, RetrievalEvaluation, with_candidate
+from mas_embed.data import DATASETS, FactSequence, FactTable, Split, Subset, join_splits, select_subset
 from mas_embed.errors import RunError, UserError
 from mas_embed.forgetting import ScoreMatrix
 from mas_embed.forward import embed_batch
@@ -27,9 +28,10 @@ from mas_embed.report import write_report
 from mas_embed.run_directory import open_run_directory, write_results
 from mas_embed.seeding import seeded
 from mas_embed.selection import best_of, candidates_of, try_candidate
-from mas_embed.training import SequenceResult, check_splits, train_sequence
-from mas_embed.training.loading import training_batches
-from mas_embed.training.step import Loss, OnEvent
+from mas_embed.training import FactJudge, LabelJudge, SequenceResult, check_splits, train_sequence
+from mas_embed.training.evaluation import MakeJudge
+from mas_embed.training.loading import training_batches, unlabeled_batches
+from mas_embed.training.step import Loss, OnEvent, make_optimizer
 
 MEASURES = ("final_average", "forgetting", "backward_transfer", "learning")
 
@@ -125,19 +127,28 @@ def _validation_score(
 ) -> float:
     """What a candidate's training on the validation part is judged by."""
     assert method.select is not None
-    data = DATASETS[config.data.name](**config.data.options | {"held_out": method.select.on})
-    splits = data[: method.select.num_splits]
+    options = config.data.options | {"held_out": method.select.on}
+    splits: list[Split] = _made("data", lambda: DATASETS[config.data.name](**options))
     about = {"method": f"{method.title} {candidate}", "seed": seed}
-    model, parts = make_model(config, seed=seed), _training_parts(config)
+    chosen = with_candidate(method, candidate)
+    # Subsets may lie in any split, so these are made of all, whichever are trained
+    model, parts = make_model(config, splits, seed=seed), _training_parts(_only_judged(config), chosen, splits)
     result = train_sequence(
         model,
-        splits,
-        method=make_method(with_candidate(method, candidate), model, loss=parts["loss"]),
-        **parts | {"watch_index": False},
+        splits[: method.select.num_splits],
+        method=make_method(chosen, model, loss=parts["loss"], splits=splits),
+        **parts,
         seed=seed,
         on_event=lambda event: on_event({**event, **about}),
     )
     return float(getattr(result.scores[config.evaluation.primary_metric], method.select.by))
+
+
+def _only_judged(config: Config) -> Config:
+    """The config without what is watched beside the scores: the old index, and subsets."""
+    evaluation = config.evaluation
+    off = {"watch_index": False} if isinstance(evaluation, RetrievalEvaluation) else {"follow": ()}
+    return config.model_copy(update={"evaluation": evaluation.model_copy(update=off)})
 
 
 def runs_of(config: Config) -> Iterator[Run]:
@@ -170,19 +181,22 @@ def _make_splits(config: Config) -> list[Split]:
     for method in config.methods:
         for split in training_splits(method, splits):
             _check_sampler(config, split)
-        _try_out(config, method, splits[0])
+        _try_out(config, method, splits)
     return splits
 
 
-def _try_out(config: Config, component: MethodComponent, split: Split) -> None:
+def _try_out(config: Config, component: MethodComponent, splits: Sequence[Split]) -> None:
     """One batch through everything that a run calls, in the first split and in a later one, on a model that is thrown away."""
-    model, parts = make_model(config, seed=0), _training_parts(config)
-    method = make_method(component, model, loss=parts["loss"])
+    model, parts = make_model(config, splits, seed=0), _training_parts(config, component, splits)
+    _made("evaluation", lambda: parts["judge"](model, splits, batch_size=1))
+    method = make_method(component, model, loss=parts["loss"], splits=splits)
     initial = copy.deepcopy(model.state_dict())
-    batch = next(iter(training_batches(split.train, batch_size=config.training.batch_size, sampler=parts["sampler"])))
+    batch_size, unlabeled = config.training.batch_size, parts["importance_data"]
+    batch = next(iter(training_batches(splits[0].train, batch_size=batch_size, sampler=parts["sampler"])))
     _try_step(f"methods.{component.title}", model, method, parts, batch)
     model.load_state_dict(initial)  # a step on one batch may have spoilt it
-    _made(f"methods.{component.title}", lambda: method.consolidate([batch]))
+    seen = batch if unlabeled is None else next(iter(unlabeled_batches(unlabeled, batch_size=batch_size)))
+    _made(f"methods.{component.title}", lambda: method.consolidate([seen]))
     _try_step(f"methods.{component.title}", model, method, parts, batch)
 
 
@@ -196,9 +210,11 @@ def _try_step(where: str, model: nn.Module, method: Method, parts: dict[str, Any
     loss = _made("loss", lambda: parts["loss"](embeddings, labels, mined))
     _made("loss", (loss if extra is None else loss + extra).backward)
     _made(where, method.add_penalty_grad)
-    optimizer = _made("training.optimizer", lambda: parts["optimizer"](list(model.parameters())))
+    optimizer = _made("training.optimizer", lambda: make_optimizer(model, [], parts["optimizer"]))
     _made("training.optimizer", optimizer.step)
     _made(where, lambda: method.after_step(optimizer))
+    if parts["scheduler"]:
+        _made("training.scheduler", lambda: parts["scheduler"](optimizer))
 
 
 def training_splits(method: MethodComponent, splits: Sequence[Split]) -> list[Split]:
@@ -206,24 +222,27 @@ def training_splits(method: MethodComponent, splits: Sequence[Split]) -> list[Sp
     return [join_splits(splits)] if method.name == "joint" else list(splits)
 
 
-def make_model(config: Config, *, seed: int) -> nn.Module:
-    """The model of a config, its initial weights drawn from the seed."""
+def make_model(config: Config, splits: Sequence[Split], *, seed: int) -> nn.Module:
+    """The model of a config, its initial weights drawn from the seed; one of word vectors has the size of the data's."""
+    constructor, options = MODELS[config.model.name], config.model.options
+    if isinstance(splits, FactSequence) and "vector_size" in constructor_parameters(constructor):
+        options["vector_size"] = splits.facts.vectors.shape[2]
     with seeded(seed):
-        return _made("model", lambda: MODELS[config.model.name](**config.model.options))
+        return _made("model", lambda: constructor(**options))
 
 
-def make_method(component: MethodComponent, model: nn.Module, *, loss: Loss) -> Method:
+def make_method(component: MethodComponent, model: nn.Module, *, loss: Loss, splits: Sequence[Split]) -> Method:
     """The method of a config for a model; one that looks at the training loss is given it, unless it names its own."""
-    return _made(f"methods.{component.title}", lambda: _method(component, model, loss))
+    return _made(f"methods.{component.title}", lambda: _method(component, model, loss, splits))
 
 
-def _method(component: Component, model: nn.Module, loss: Loss) -> Method:
+def _method(component: Component, model: nn.Module, loss: Loss, splits: Sequence[Split]) -> Method:
     constructor, options = METHODS[component.name], component.options
     for name in component_lists(constructor, Method):
-        options[name] = [_method(Component.model_validate(part), model, loss) for part in options[name]]
+        options[name] = [_method(Component.model_validate(part), model, loss, splits) for part in options[name]]
     if "loss" in constructor_parameters(constructor):
         own = options.get("loss")
-        options["loss"] = _loss(Component.model_validate(own)) if own else loss
+        options["loss"] = _loss(Component.model_validate(own), splits) if own else loss
     method: Method = constructor(model, **options)
     return method
 
@@ -232,8 +251,8 @@ def _train(config: Config, splits: list[Split], run: Run, out: Path, resume: boo
     folder = out / run.folder
     folder.mkdir(parents=True, exist_ok=True)
     about = {"method": run.method.title, "seed": run.seed}
-    model, parts = make_model(config, seed=run.seed), _training_parts(config)
-    method = make_method(run.method, model, loss=parts["loss"])
+    model, parts = make_model(config, splits, seed=run.seed), _training_parts(config, run.method, splits)
+    method = make_method(run.method, model, loss=parts["loss"], splits=splits)
     with (folder / "log.jsonl").open("a" if resume else "w", encoding="utf-8") as log:
 
         def record(event: Mapping[str, Any]) -> None:
@@ -256,34 +275,66 @@ def _train(config: Config, splits: list[Split], run: Run, out: Path, resume: boo
         except (RunError, UserError) as error:
             # The config was tried out before: what is refused now is what training has made of it
             raise RunError(f"{run.method.title} seed {run.seed}: {error}") from error
+    about |= {"options": run.method.options, "importance_data": config.importance_of(run.method)}
     costs = {"keeps": method.keeps, "kept_bytes": method.num_bytes, "num_steps": result.num_steps}
-    return about | {"options": run.method.options} | _described(result) | costs
+    return about | _described(result) | costs
 
 
-def _training_parts(config: Config) -> dict[str, Any]:
+def _training_parts(config: Config, method: MethodComponent, splits: Sequence[Split]) -> dict[str, Any]:
     """The arguments of `train_sequence` that the config gives."""
-    training, evaluation = config.training, config.evaluation
-    miner, sampler = training.miner, training.sampler
+    training = config.training
+    miner, sampler, scheduler = training.miner, training.sampler, training.scheduler
     return {
-        "loss": _made("loss", lambda: _loss(config.loss)),
+        "loss": _made("loss", lambda: _loss(config.loss, splits)),
         "miner": _made("training.miner", lambda: losses.build("miners", miner.name, miner.options)) if miner else None,
         "sampler": partial(SAMPLERS[sampler.name], **sampler.options) if sampler else None,
-        "optimizer": _optimizer(training.optimizer),
+        "optimizer": partial(getattr(torch.optim, training.optimizer.name), **training.optimizer.options),
+        "scheduler": partial(getattr(lr_scheduler, scheduler.name), **scheduler.options) if scheduler else None,
         "epochs": training.epochs,
         "batch_size": training.batch_size,
-        "distance": evaluation.distance,
-        "recall_at": evaluation.recall_at,
-        "watch_index": evaluation.watch_index,
+        "judge": _made("evaluation", lambda: _judge(config, method, splits)),
+        "importance_data": _importance_data(config, method, splits),
     }
 
 
-def _loss(component: Component) -> Loss:
-    loss: Loss = losses.build("losses", component.name, component.options)
+def _judge(config: Config, method: MethodComponent, splits: Sequence[Split]) -> MakeJudge:
+    evaluation = config.evaluation
+    if isinstance(evaluation, RetrievalEvaluation):
+        watches_index = evaluation.watch_index and method.name != "joint"
+        return partial(
+            LabelJudge, distance=evaluation.distance, recall_at=evaluation.recall_at, watches_index=watches_index
+        )
+    followed = {name: _subset(config, name, splits) for name in evaluation.follow}
+    return partial(FactJudge, facts=_facts_of(splits), distance=evaluation.distance, followed=followed)
+
+
+def _importance_data(config: Config, method: MethodComponent, splits: Sequence[Split]) -> Any:
+    name = config.importance_of(method)
+    return None if name == "train" else _subset(config, name, splits).part.inputs
+
+
+def _subset(config: Config, name: str, splits: Sequence[Split]) -> Subset:
+    section = config.subsets[name]
+    return _made(
+        f"subsets.{name}",
+        lambda: select_subset(splits, split=section.split, part=section.part, labels=section.labels),
+    )
+
+
+def _loss(component: Component, splits: Sequence[Split]) -> Loss:
+    loss: Loss
+    if component.name == "facts":
+        facts = _facts_of(splits)
+        loss = losses.FactLoss(facts.vectors, facts.weights, **component.options)
+    else:
+        loss = losses.build("losses", component.name, component.options)
     return loss
 
 
-def _optimizer(component: Component) -> Any:
-    return partial(getattr(torch.optim, component.name), **component.options)
+def _facts_of(splits: Sequence[Split]) -> FactTable:
+    if not isinstance(splits, FactSequence):
+        raise UserError("it needs data with facts, such as fact_digits, facts or fact_list; this data has none")
+    return splits.facts
 
 
 def _check_sampler(config: Config, split: Split) -> None:
@@ -321,6 +372,7 @@ def _described(result: SequenceResult) -> dict[str, Any]:
             "measures": _measures(result.scores_on_kept),
         },
         "indexes": result.indexes,
+        "followed": result.followed,
         "seconds": {name: round(value, 3) for name, value in result.seconds.items()},
     }
 

@@ -32,7 +32,9 @@ MAY_IMPORT = {
     "run_directory": BASE,
     "options": BASE,
     "selection": {"errors"},
-    "config": BASE | {"options", "data", "losses", "methods", "models", "retrieval", "selection", "training"},
+    "yaml_file": BASE,
+    "config": BASE
+    | {"options", "data", "losses", "methods", "models", "retrieval", "selection", "training", "yaml_file"},
     "experiment": BASE
     | {
         "config",

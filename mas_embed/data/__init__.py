@@ -8,6 +8,7 @@ from mas_embed.data.facts import FactSequence, FactTable, deal_facts, make_fact_
 from mas_embed.data.image_sets import image_folders, torchvision_images
 from mas_embed.data.images import ImageFiles
 from mas_embed.data.split import Part, Split, join_parts, join_splits
+from mas_embed.data.subset import PartName, Subset, select_subset
 from mas_embed.data.word_vectors import read_word_vectors
 
 __all__ = [
@@ -16,7 +17,9 @@ __all__ = [
     "FactTable",
     "ImageFiles",
     "Part",
+    "PartName",
     "Split",
+    "Subset",
     "deal_facts",
     "digits",
     "fact_digits",
@@ -27,5 +30,6 @@ __all__ = [
     "read_fact_list",
     "read_fact_release",
     "read_word_vectors",
+    "select_subset",
     "torchvision_images",
 ]

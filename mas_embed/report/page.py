@@ -19,10 +19,12 @@ from mas_embed.report.figures import old_index_figure, scores_figure
 from mas_embed.report.tables import (
     Table,
     cost_table,
+    followed_tables,
     methods_of,
     metric_name,
     old_index_table,
     selection_table,
+    split_table,
     summary_table,
 )
 
@@ -52,6 +54,8 @@ summary { cursor: pointer }
 <p><em>Final average</em>: the mean over all splits in the end. <em>Forgetting</em>: how far a split fell from its best (lower is
 better). <em>Backward transfer</em>: the change since a split was learned. <em>Learning</em>: the score on a split right after it.
 <em>Seconds</em>: training, and what the method does when a split ends.</p>
+{{ show(by_split) }}
+{% for table in followed %}{{ show(table) }}{% endfor %}
 <p><img src="data:image/png;base64,{{ picture }}" alt="score matrices and scores over time"></p>
 {% if old_index %}
 {{ show(old_index) }}
@@ -98,6 +102,8 @@ def write_report(run_directory: str | Path, *others: str | Path, out: str | Path
     html = page.render(
         name=results["name"],
         summary=summary_table(results),
+        by_split=split_table(results),
+        followed=followed_tables(results),
         final=_final_scores(results),
         cost=cost_table(results),
         selection=selection_table(results),
@@ -160,13 +166,13 @@ def read_results(run_directory: str | Path) -> dict[str, Any]:
 
 
 def _final_scores(results: Mapping[str, Any]) -> Table:
-    """Every metric over all queries after the last split, by method, mean over the seeds."""
-    metrics = list(results["runs"][0]["all"])
+    """Every metric over all splits together after the last one, by method, mean over the seeds."""
+    metrics = [name for name in results["runs"][0]["all"] if all(name in run["all"] for run in results["runs"])]
     rows = []
     for method in methods_of(results):
         finals = [run["all"] for run in results["runs"] if run["method"] == method]
         rows.append([method, *(f"{sum(final[metric] for final in finals) / len(finals):.3f}" for metric in metrics)])
-    return Table("In the end, over the queries of all splits together", ["method", *map(metric_name, metrics)], rows)
+    return Table("Every metric in the end, over all splits together", ["method", *map(metric_name, metrics)], rows)
 
 
 def _text(path: Path) -> str:

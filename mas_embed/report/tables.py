@@ -23,6 +23,11 @@ METRIC_NAMES = {
     "r_precision": "R-precision",
     "mean_reciprocal_rank": "MRR",
     "precision_at_1": "precision@1",
+    "mean_average_precision_found_at_100": "mAP found@100",
+    "mean_average_precision_extending": "mAP extending",
+    **{f"mean_average_precision_order_{order}": f"mAP order {order}" for order in (1, 2, 3)},
+    **{f"image_to_fact_k{k}": f"K{k}" for k in (1, 5, 10)},
+    "image_to_fact_mrr": "image to fact MRR",
 }
 
 
@@ -101,6 +106,34 @@ def cost_table(results: Mapping[str, Any]) -> Table:
         rows.append([method, _kept(runs), f"{kept:,.0f}", _mean_and_deviation(steps, 1), _mean_and_deviation(ends, 2)])
     header = ["method", "keeps of the data", "KiB kept in all", "ms per step", "seconds at a split's end"]
     return Table("What it costs", header, rows)
+
+
+def split_table(results: Mapping[str, Any]) -> Table:
+    """The primary metric of every split after the last one, and over all splits together, by method."""
+    metric, rows = results["primary_metric"], []
+    for method in methods_of(results):
+        final = score_matrices(results, method, metric)[:, -1]
+        over_all = [run["all"][metric] for run in results["runs"] if run["method"] == method]
+        rows.append([method, *(_mean_and_deviation(column) for column in (*final.T.tolist(), over_all))])
+    title = f"{results['name']}: {metric_name(metric)} of every split in the end, and of all together"
+    return Table(title, ["method", *results["splits"], "all"], rows)
+
+
+def followed_tables(results: Mapping[str, Any]) -> list[Table]:
+    """Mean average precision of what was followed beside the splits, after every split, by method: a table each.
+
+    Training on everything at once (joint) has a value in the end only; a run that did not follow it has no row.
+    """
+    tables = []
+    for name in dict.fromkeys(name for run in results["runs"] for name in run.get("followed", {})):
+        rows, runs = [], [run for run in results["runs"] if name in run.get("followed", {})]
+        for method in methods_of({"runs": runs}):
+            values = np.array([run["followed"][name] for run in runs if run["method"] == method])
+            cells = [_mean_and_deviation(column) for column in values.T.tolist()]
+            rows.append([method, *["-"] * (len(results["splits"]) - len(cells)), *cells])
+        header = ["method", *(f"after {split}" for split in results["splits"])]
+        tables.append(Table(f"{results['name']}: mAP of '{name}' after every split", header, rows))
+    return tables
 
 
 def old_index_table(results: Mapping[str, Any]) -> Table | None:

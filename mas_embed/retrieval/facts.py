@@ -9,7 +9,7 @@ A fact *extends* another if it fills every slot that the other fills, with the s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -119,27 +119,6 @@ def evaluate_fact_retrieval(
             full[rows.numpy()] = scores.per_query["average_precision"]
             found[rows.numpy()] = _precision_of_found(queries, wanted[rows], gallery, wanted[labels])
     return _summarised(full, found, (weights > 0).sum(1)[asked].numpy(), asked.numpy())
-
-
-def evaluate_fact_splits(
-    embeddings: Sequence[Tensor], labels: Sequence[Tensor], vectors: Tensor, weights: Tensor, *, match: Match = "same"
-) -> tuple[list[FactRetrievalScores], FactRetrievalScores]:
-    """`evaluate_fact_retrieval` of every split, its own facts against its own images; and of all facts and all images.
-
-    Args:
-        embeddings: by split [N_s, 3 V], of its images.
-        labels: by split [N_s]; the facts of a split are those that its images are labelled with.
-        vectors: [F, 3, V], of all splits.
-        weights: [F, 3], of all splits.
-        match: see `evaluate_fact_retrieval`.
-    """
-    by_split = [
-        evaluate_fact_retrieval(own, own_labels, vectors, weights, facts=own_labels, match=match)
-        for own, own_labels in zip(embeddings, labels, strict=True)
-    ]
-    joined = torch.cat(list(labels))
-    over_all = evaluate_fact_retrieval(torch.cat(list(embeddings)), joined, vectors, weights, facts=joined, match=match)
-    return by_split, over_all
 
 
 def evaluate_fact_recognition(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ def check_splits(splits: Sequence[Split]) -> None:
     """Refuses a sequence that cannot be trained or judged.
 
     Raises:
-        UserError: no splits, two of one name, an empty part, or a query whose class the gallery of all splits lacks.
+        UserError: no splits, two of one name, or an empty part.
     """
     if not splits:
         raise UserError("a sequence needs at least one split")
@@ -33,6 +33,10 @@ def check_splits(splits: Sequence[Split]) -> None:
         for part_name in ("train", "query", "gallery"):
             if len(getattr(split, part_name)) == 0:
                 raise UserError(f"split '{split.name}' has an empty {part_name} part")
+
+
+def _refuse_vain_queries(splits: Sequence[Split]) -> None:
+    """Raises `UserError` for a query whose class the gallery of all splits lacks."""
     labels = torch.cat([split.gallery.labels for split in splits])
     ids = torch.cat([split.gallery.ids for split in splits])
     for split in splits:
@@ -54,16 +58,43 @@ class Judgement(NamedTuple):
         over_all: by metric the mean over the queries of all splits together.
         kept_row: the scores [S] with the gallery that is never embedded again; None where no index is watched.
         old_index: what became of the index of the splits before (`IndexCompatibility.as_dict`); None after the first split too.
+        followed: by name the scores of what is followed beside the splits.
     """
 
     row: Row
     over_all: dict[str, float]
     kept_row: Row | None = None
     old_index: dict[str, Any] | None = None
+    followed: Mapping[str, float] = {}
+
+
+class Judge(Protocol):
+    """Says what a model knows of the splits, before and after it learns each of them.
+
+    Attributes:
+        kept: what is remembered from one split to the next; goes into the checkpoint.
+    """
+
+    kept: list[Tensor]
+
+    def plan(self) -> dict[str, Any]:
+        """How it judges; a checkpoint of a sequence that was judged otherwise is refused."""
+
+    def scores(self) -> tuple[Row, dict[str, float]]:
+        """Of the model as it is: by metric the scores of the splits, and those of all splits together."""
+
+    def begin_split(self, split: Split) -> None:
+        """Called before a split is learned."""
+
+    def end_split(self, split: Split) -> Judgement:
+        """What is known after a split was learned."""
+
+
+MakeJudge = Callable[..., Judge]  # (model, splits, batch_size=...) -> Judge
 
 
 @dataclass
-class Judge:
+class LabelJudge:
     """Ranks one gallery of all splits' held-out items for the queries of each split, whenever it is asked.
 
     Args:
@@ -78,6 +109,9 @@ class Judge:
     Attributes:
         kept: the gallery that is never embedded again: an item keeps the vector that it had when its split was learned; by
             split, of those that were learned.
+
+    Raises:
+        UserError: a query's class is not in the gallery of all splits.
     """
 
     model: nn.Module
@@ -89,6 +123,17 @@ class Judge:
     kept: list[Tensor] = field(default_factory=list)
     _before: _Embedded | None = None
     _train_before: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _refuse_vain_queries(self.splits)
+
+    def plan(self) -> dict[str, Any]:
+        """How it ranks, and whether an index is watched."""
+        return {
+            "distance": self.distance,
+            "recall_at": list(self.recall_at),
+            "watch_index": self.watches_index,
+        }
 
     def scores(self) -> tuple[Row, dict[str, float]]:
         """Of the model as it is: by metric the scores of the splits, and the mean over all queries together."""

@@ -27,6 +27,11 @@ def ordered_batches(part: Part, *, batch_size: int) -> DataLoader[Any]:
     return DataLoader(part, batch_size=batch_size, generator=torch.Generator())
 
 
+def unlabeled_batches(inputs: Any, *, batch_size: int) -> DataLoader[Any]:
+    """Batches of inputs alone, every item once, in order; without randomness."""
+    return DataLoader(inputs, batch_size=batch_size, generator=torch.Generator())
+
+
 def per_class_sampler(labels: Tensor, *, m: int) -> Sampler[int]:
     """pytorch-metric-learning's `MPerClassSampler` with an epoch of one pass over the labels, rounded up.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,9 +21,9 @@ from mas_embed.methods import Method
 from mas_embed.retrieval import Distance
 from mas_embed.seeding import seeded
 from mas_embed.training.checkpoint import load_checkpoint, save_checkpoint
-from mas_embed.training.evaluation import Judge, Judgement, Row, check_splits
-from mas_embed.training.loading import MakeSampler, training_batches
-from mas_embed.training.step import Loss, MakeOptimizer, Miner, OnEvent, Recipe, train_split
+from mas_embed.training.evaluation import Judgement, LabelJudge, MakeJudge, Row, check_splits
+from mas_embed.training.loading import MakeSampler, training_batches, unlabeled_batches
+from mas_embed.training.step import Loss, MakeOptimizer, MakeScheduler, Miner, OnEvent, Recipe, train_split
 
 
 @dataclass
@@ -38,6 +38,7 @@ class SequenceResult:
             had when its split was learned. Empty where no index is watched.
         indexes: after every split but the first, what training it did to the index of the splits before, see
             `IndexCompatibility.as_dict`.
+        followed: by name the score after every split of what was followed beside the splits.
         num_steps: batches that were trained on.
         seconds: wall time of "training", "importance" (what the method does when a split ends) and "evaluation".
     """
@@ -47,6 +48,7 @@ class SequenceResult:
     all: dict[str, float]
     scores_on_kept: dict[str, ScoreMatrix]
     indexes: list[dict[str, Any]]
+    followed: dict[str, list[float]]
     num_steps: int
     seconds: dict[str, float]
 
@@ -58,6 +60,7 @@ class _Progress:
     rows: list[Row] = field(default_factory=list)
     kept_rows: list[Row] = field(default_factory=list)
     indexes: list[dict[str, Any]] = field(default_factory=list)
+    followed: dict[str, list[float]] = field(default_factory=dict)
     initial: Row = field(default_factory=dict)
     all: dict[str, float] = field(default_factory=dict)
     num_steps: int = 0
@@ -71,6 +74,8 @@ class _Progress:
             self.kept_rows.append(judgement.kept_row)
         if judgement.old_index is not None:
             self.indexes.append(judgement.old_index)
+        for name, value in judgement.followed.items():
+            self.followed.setdefault(name, []).append(value)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -88,12 +93,15 @@ def train_sequence(
     miner: Miner | None = None,
     sampler: MakeSampler | None = None,
     optimizer: MakeOptimizer = torch.optim.Adam,
+    scheduler: MakeScheduler | None = None,
     epochs: int = 20,
     batch_size: int = 64,
     evaluate_on: Sequence[Split] | None = None,
     distance: Distance = "cosine",
     recall_at: Sequence[int] = (1, 2, 4, 8),
     watch_index: bool = True,
+    judge: MakeJudge | None = None,
+    importance_data: Any = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
     resume: bool = False,
@@ -117,13 +125,18 @@ def train_sequence(
         loss: `(embeddings [N, D], labels [N], mined) -> Tensor []`, such as a pytorch-metric-learning loss.
         miner: `(embeddings, labels) -> mined`, such as a pytorch-metric-learning miner.
         sampler: `labels [N] -> Sampler` of one epoch; None for every item once, shuffled.
-        optimizer: `parameters -> Optimizer`.
+        optimizer: `parameters -> Optimizer`; a model that has `parameter_groups(lr)` says how fast each of its parts learns.
+        scheduler: `optimizer -> LRScheduler`, that steps after every epoch; None for one learning rate.
         epochs: passes over each split.
         batch_size: of training; evaluation takes four times as many, without gradients.
         evaluate_on: the splits that are judged, where they are not those that are trained (joint training).
         distance: by which held-out items are ranked.
         recall_at: the K of recall at K.
         watch_index: whether to follow the old index; not with `evaluate_on`, where splits are judged that are not trained.
+        judge: `(model, splits, batch_size=...) -> Judge`, such as `partial(FactJudge, facts=...)`; None ranks held-out items
+            by their labels, as the three options before say.
+        importance_data: unlabeled inputs, anything with a length and items by position, that the method consolidates on after
+            every split; None for the split's training items, with labels.
         seed: of batches, miners and whatever the model draws; mixed with the split's index.
         checkpoint: a file that is written after every split.
         resume: go on from `checkpoint` if it exists; the split in which training stopped starts again.
@@ -138,9 +151,11 @@ def train_sequence(
     check_splits(splits)
     check_splits(evaluate_on or splits)
     accelerator = accelerator or Accelerator()
-    recipe = Recipe(loss, miner, sampler, optimizer, epochs, batch_size)
-    watches_index = watch_index and evaluate_on is None
-    judge = Judge(model, evaluate_on or splits, distance, recall_at, 4 * batch_size, watches_index)
+    recipe = Recipe(loss, miner, sampler, optimizer, scheduler, epochs, batch_size)
+    if judge is None:
+        watches_index = watch_index and evaluate_on is None
+        judge = partial(LabelJudge, distance=distance, recall_at=recall_at, watches_index=watches_index)
+    judging = judge(model, evaluate_on or splits, batch_size=4 * batch_size)
     plan = {
         "splits": [split.name for split in splits],
         "judged": [split.name for split in evaluate_on or splits],
@@ -148,33 +163,38 @@ def train_sequence(
         "seed": seed,
         "epochs": epochs,
         "batch_size": batch_size,
-        "distance": distance,
-        "recall_at": list(recall_at),
-        "watch_index": watches_index,
+        **judging.plan(),
     }
     prepared = accelerator.prepare_model(model)
-    progress, judge.kept = _restore(checkpoint, resume, plan, model, method)
+    progress, judging.kept = _restore(checkpoint, resume, plan, model, method)
     if not progress.initial:
         with progress.timed("evaluation"):
-            progress.initial, _ = judge.scores()
+            progress.initial, _ = judging.scores()
     for split_index in range(len(progress.rows), len(splits)):
         split, tell = splits[split_index], partial(_tell, on_event, progress, splits, split_index)
         with progress.timed("evaluation"):
-            judge.begin_split(split)
+            judging.begin_split(split)
         if method.is_learning:
             with seeded(seed, split_index):
                 with progress.timed("training"):
                     train_split(prepared, split, recipe, method=method, accelerator=accelerator, on_event=tell)
                 with progress.timed("importance"):
-                    # In random order: a loss over pairs says nothing about a batch of one class
-                    method.consolidate(training_batches(split.train, batch_size=batch_size, sampler=None))
+                    method.consolidate(_importance_batches(split, importance_data, batch_size))
         with progress.timed("evaluation"):
-            judgement = judge.end_split(split)
+            judgement = judging.end_split(split)
         progress.add(judgement)
         if checkpoint is not None:
-            save_checkpoint(Path(checkpoint), model, method, {"plan": plan, **vars(progress)}, judge.kept)
+            save_checkpoint(Path(checkpoint), model, method, {"plan": plan, **vars(progress)}, judging.kept)
         tell({"event": "split", "scores": judgement.row})
     return _result(progress)
+
+
+def _importance_batches(split: Split, unlabeled: Any, batch_size: int) -> Iterable[Any]:
+    """What a method consolidates on: unlabeled inputs if there are any, else the split's training items with their labels."""
+    if unlabeled is not None:
+        return unlabeled_batches(unlabeled, batch_size=batch_size)
+    # In random order: a loss over pairs says nothing about a batch of one class
+    return training_batches(split.train, batch_size=batch_size, sampler=None)
 
 
 def _tell(
@@ -208,6 +228,7 @@ def _result(progress: _Progress) -> SequenceResult:
         progress.all,
         _matrices(progress.kept_rows),
         progress.indexes,
+        progress.followed,
         progress.num_steps,
         progress.seconds,
     )

@@ -20,7 +20,8 @@ from mas_embed.training.loading import MakeSampler, training_batches
 
 Loss = Callable[..., Tensor]
 Miner = Callable[[Tensor, Tensor], Any]
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+MakeOptimizer = Callable[[Iterable[Any]], torch.optim.Optimizer]
+MakeScheduler = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 OnEvent = Callable[[Mapping[str, Any]], None]
 
 
@@ -32,6 +33,7 @@ class Recipe:
     miner: Miner | None
     sampler: MakeSampler | None
     optimizer: MakeOptimizer
+    scheduler: MakeScheduler | None
     epochs: int
     batch_size: int
 
@@ -47,12 +49,11 @@ def train_split(
         RunError: the loss is not finite.
     """
     loss, miner = copy.deepcopy(recipe.loss), copy.deepcopy(recipe.miner)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if isinstance(loss, nn.Module):
-        parameters += loss.to(accelerator.device).parameters()
+    own = list(loss.to(accelerator.device).parameters()) if isinstance(loss, nn.Module) else []
+    plain_optimizer = make_optimizer(accelerator.unwrap_model(model), own, recipe.optimizer)
+    scheduler = recipe.scheduler(plain_optimizer) if recipe.scheduler is not None else None
     batches, optimizer = accelerator.prepare(
-        training_batches(split.train, batch_size=recipe.batch_size, sampler=recipe.sampler),
-        recipe.optimizer(parameters),
+        training_batches(split.train, batch_size=recipe.batch_size, sampler=recipe.sampler), plain_optimizer
     )
     optimizer.zero_grad()  # what a caller's own backward pass may have left
     method.begin_split()
@@ -67,7 +68,23 @@ def train_split(
         mean_loss = float(torch.stack(losses).mean())
         if not math.isfinite(mean_loss):
             raise RunError(f"training diverged, the loss is {mean_loss}: lower the learning rate, or the strength")
+        if scheduler is not None:
+            scheduler.step()
         on_event({"event": "epoch", "epoch": epoch, "loss": mean_loss, "num_batches": len(batches)})
+
+
+def make_optimizer(model: nn.Module, others: list[nn.Parameter], make: MakeOptimizer) -> torch.optim.Optimizer:
+    """An optimizer of everything in a model that learns, and of other parameters.
+
+    Where a model has `parameter_groups(lr)`, that says how fast each of its parts learns at the optimizer's learning rate.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = make([*parameters, *others])
+    grouped = getattr(model, "parameter_groups", None)
+    if not callable(grouped):
+        return optimizer
+    groups = grouped(optimizer.defaults["lr"])
+    return make([*groups, {"params": others}] if others else groups)
 
 
 def training_step(

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from mas_embed import UserError
-from mas_embed.report import join_results, read_results, scores_figure, summary_table, write_report
+from mas_embed.report import (
+    followed_tables,
+    join_results,
+    read_results,
+    scores_figure,
+    split_table,
+    summary_table,
+    write_report,
+)
 
 
 def run(method, seed, matrix, seconds=2.0):
@@ -44,6 +52,25 @@ def test_the_table_by_hand(results):
         ["joint", ".850 ± .000", "-", "-", "-", "3.0 ± .0"],
     ]
     assert table.to_markdown().splitlines()[2].startswith("| a      | .650 ± .071")
+
+
+def test_the_papers_table_by_hand(results):
+    table = split_table(results)
+    assert table.header == ["method", "x", "y", "all"]
+    assert table.rows == [
+        ["a", ".500 ± .000", ".800 ± .141", ".500 ± .000"],
+        ["joint", ".800 ± .000", ".900 ± .000", ".500 ± .000"],
+    ]
+
+
+def test_what_was_followed_by_hand(results):
+    assert followed_tables(results) == []
+    for record, values in zip(results["runs"], ([0.9, 0.4], [0.8], [0.7, 0.6], [0.8]), strict=True):
+        record["followed"] = {"cats": values}
+    (table,) = followed_tables(results)
+    assert table.title == "two <splits>: mAP of 'cats' after every split"
+    assert table.header == ["method", "after x", "after y"]
+    assert table.rows == [["a", ".800 ± .141", ".500 ± .141"], ["joint", "-", ".800 ± .000"]]
 
 
 def test_one_seed_has_no_deviation(results):

@@ -7,7 +7,7 @@ import torch
 from oracles import average_precision, ranked_relevance
 
 from mas_embed import UserError
-from mas_embed.retrieval.facts import evaluate_fact_recognition, evaluate_fact_retrieval, evaluate_fact_splits
+from mas_embed.retrieval.facts import evaluate_fact_recognition, evaluate_fact_retrieval
 
 recognise = partial(evaluate_fact_recognition, distance="euclidean")
 
@@ -139,22 +139,14 @@ def test_collapsed_embeddings_give_the_prevalence():
     assert scores.average_precision.tolist() == pytest.approx([3 / 8, 1 / 8, 1 / 8, 1 / 8, 2 / 8])
 
 
-def test_every_split_has_its_own_facts_and_images_and_all_has_all():
+def test_facts_that_are_not_asked_for_are_left_out_though_images_extend_them():
     vectors, weights = table(ANIMALS)
-    generator = torch.Generator().manual_seed(0)
-    embeddings = [torch.randn(12, 3, generator=generator) for _ in range(2)]
-    labels = [torch.arange(12) % 2, 2 + torch.arange(12) % 3]
-    by_split, over_all = evaluate_fact_splits(embeddings, labels, vectors, weights)
-    for scores, own, own_labels in zip(by_split, embeddings, labels, strict=True):
-        alone = evaluate_fact_retrieval(own, own_labels, vectors, weights)
-        assert scores.mean_average_precision == alone.mean_average_precision
-        assert scores.num_skipped == 0
-    joined = evaluate_fact_retrieval(torch.cat(embeddings), torch.cat(labels), vectors, weights)
-    assert over_all.mean_average_precision == joined.mean_average_precision
-    assert over_all.mean_average_precision < np.mean([scores.mean_average_precision for scores in by_split])
-    # Facts of the other split are not asked for, though they match images of this one
-    by_split, _ = evaluate_fact_splits(embeddings, labels, vectors, weights, match="extending")
-    assert np.isnan(by_split[1].average_precision[:2]).all()
+    embeddings = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+    labels = 2 + torch.arange(12) % 3
+    scores = evaluate_fact_retrieval(embeddings, labels, vectors, weights, facts=labels, match="extending")
+    assert np.isnan(scores.average_precision[:2]).all()
+    assert np.isfinite(scores.average_precision[2:]).all()
+    assert scores.num_skipped == 0
 
 
 def test_recognition_by_hand():

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from pytorch_metric_learning.losses import ProxyNCALoss, TripletMarginLoss
 from pytorch_metric_learning.miners import TripletMarginMiner
 from small import pull_together, small_model, small_splits
+from torch import nn
 
 from mas_embed import (
     MAS,
@@ -22,6 +23,7 @@ from mas_embed import (
 )
 from mas_embed.errors import RunError
 from mas_embed.methods import Method
+from mas_embed.training.step import make_optimizer
 
 
 def train(make_method=Finetune, model=None, splits=None, **options):
@@ -344,3 +346,70 @@ def test_no_splits_and_twice_the_same_name():
 def test_a_loss_that_is_not_finite_stops_the_run():
     with pytest.raises(RunError, match="training diverged, the loss is nan"):
         train(loss=lambda embeddings, labels, mined: embeddings.sum() * float("nan"))
+
+
+class Grouped(nn.Sequential):
+    """Its last layer learns ten times as fast as the rest."""
+
+    def parameter_groups(self, lr):
+        *rest, last = self.children()
+        return [
+            {"params": [parameter for layer in rest for parameter in layer.parameters()], "lr": lr},
+            {"params": list(last.parameters()), "lr": 10 * lr},
+        ]
+
+
+def rates_of(model, others=()):
+    """Of every parameter, in order, by the optimizer that a training step takes."""
+    optimizer = make_optimizer(model, list(others), partial(torch.optim.SGD, lr=0.5, momentum=0.9))
+    assert all(group["momentum"] == 0.9 for group in optimizer.param_groups)
+    return {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def test_a_model_says_how_fast_its_parts_learn():
+    model, proxies = Grouped(*small_model()), nn.Parameter(torch.zeros(2))
+    rates = rates_of(model, [proxies])
+    assert [rates[id(parameter)] for parameter in model.parameters()] == [0.5, 0.5, 5.0, 5.0]
+    assert rates[id(proxies)] == 0.5
+    plain = small_model()
+    assert set(rates_of(plain).values()) == {0.5}
+
+
+def test_groups_are_what_a_sequence_is_trained_with():
+    trained, _ = train(model=Grouped(*small_model()), optimizer=partial(torch.optim.SGD, lr=0.01), epochs=1)
+    expected, _ = train(optimizer=partial(torch.optim.SGD, lr=0.01), epochs=1)
+    start = small_model().state_dict()
+    moved, expected_moved = (
+        (model.state_dict()["2.weight"] - start["2.weight"]).norm() for model in (trained, expected)
+    )
+    assert moved > 3 * expected_moved
+
+
+def test_a_scheduler_steps_after_every_epoch_and_starts_anew_in_every_split():
+    halved = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.0)
+    once, _ = train(optimizer=partial(torch.optim.SGD, lr=0.1), epochs=1)
+    still, _ = train(optimizer=partial(torch.optim.SGD, lr=0.1), epochs=3, scheduler=halved)
+    # Batches of further epochs are drawn from the same generator, but the next split's from its own
+    assert_same_weights(once, still)
+
+
+class Watcher(Method):
+    """Keeps what it is consolidated on."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.seen = []
+
+    def consolidate(self, batches):
+        self.seen.append(list(batches))
+
+
+def test_importance_data_is_seen_after_every_split_without_labels():
+    model = small_model()
+    watcher = Watcher(model)
+    inputs = torch.randn(7, 2, generator=torch.Generator().manual_seed(0))
+    train(lambda _: watcher, model, importance_data=inputs)
+    assert len(watcher.seen) == 3
+    for batches in watcher.seen:
+        assert [len(batch) for batch in batches] == [4, 3]
+        assert torch.equal(torch.cat(batches), inputs)
