@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jinja2 import Environment
 from matplotlib.figure import Figure
 
@@ -123,7 +124,7 @@ def join_results(folders: Sequence[Path]) -> dict[str, Any]:
     """The results of several runs as those of one; a method that two of them have is named with its run.
 
     Raises:
-        UserError: the runs are not over the same splits, or not of the same primary metric.
+        UserError: the runs are not of the same data and splits, or not of the same primary metric.
     """
     all_results = [read_results(folder) for folder in folders]
     first = all_results[0]
@@ -133,6 +134,8 @@ def join_results(folders: Sequence[Path]) -> dict[str, Any]:
                 raise UserError(
                     f"{folder} has {key} {results[key]}, but {folders[0]} has {first[key]}; they do not compare"
                 )
+        if _data_of(folder) != _data_of(folders[0]):
+            raise UserError(f"{folder} is of other data than {folders[0]}, as their configs say; they do not compare")
     counts = Counter(method for results in all_results for method in methods_of(results))
     joined = first | {"name": " and ".join(dict.fromkeys(results["name"] for results in all_results)), "runs": []}
     joined["selections"] = {}
@@ -143,6 +146,12 @@ def join_results(folders: Sequence[Path]) -> dict[str, Any]:
             titles[name]: own for name, own in results.get("selections", {}).items() if name in titles
         }
     return joined
+
+
+def _data_of(folder: Path) -> Any:
+    """What the config of a run says of its data."""
+    config = yaml.safe_load(_text(folder / "config.yaml"))
+    return config.get("data") if isinstance(config, dict) else None
 
 
 def _png(figure: Figure) -> bytes:

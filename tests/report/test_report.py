@@ -144,3 +144,12 @@ def test_runs_over_other_splits_do_not_compare(results, tmp_path):
         UserError, match=r"two has splits \['x', 'z'\], but .*one has \['x', 'y'\]; they do not compare"
     ):
         write_report(tmp_path / "one", tmp_path / "two", out=tmp_path / "both")
+
+
+def test_runs_of_other_data_do_not_compare(results, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(results))
+        (tmp_path / name / "config.yaml").write_text(f"data: {{name: folders, root: {name}}}")
+    with pytest.raises(UserError, match="two is of other data than .*one"):
+        write_report(tmp_path / "one", tmp_path / "two", out=tmp_path / "both")
