@@ -80,8 +80,8 @@ class FactNet(nn.Module):
         Example:
             >>> net = small_fact_conv(vector_size=5)
             >>> optimizer = torch.optim.SGD(net.parameter_groups(0.01), momentum=0.9, weight_decay=5e-4)
-            >>> sorted({group["lr"] for group in optimizer.param_groups})
-            [0.01, 0.1]
+            >>> sorted({group["weight_decay"] for group in optimizer.param_groups})
+            [0.0, 0.0005]
         """
         groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
@@ -179,7 +179,7 @@ def small_fact_conv(
     """The two-branch network for images of 28 to 64 pixels a side; its size does not depend on theirs.
 
     Two 3x3 convolutions are shared, each followed by a 2x2 pooling; each branch has one more, pooled to 4x4, a hidden layer
-    and a last layer that starts from N(0, 0.005) with bias 0.
+    and a last layer that starts from N(0, 0.005) with bias 0. Nothing in it is pretrained, so all of it learns at one rate.
 
     Args:
         vector_size: V of the word vectors; embeddings are [N, 3 V].
@@ -208,7 +208,7 @@ def small_fact_conv(
         )
         return _branch(trunk, _last_layer(hidden, size, bias=0.0))
 
-    return FactNet(shared, branch(vector_size), branch(2 * vector_size))
+    return FactNet(shared, branch(vector_size), branch(2 * vector_size), multipliers={})
 
 
 def _convolution(channels: int, width: int) -> tuple[nn.Module, ...]:

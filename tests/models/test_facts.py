@@ -7,6 +7,7 @@ from torchvision import models
 
 from mas_embed import UserError, estimate_importance
 from mas_embed.models import MODELS, sherlock, small_fact_conv, two_branch
+from mas_embed.models.facts import FactNet
 
 CONVOLUTIONS = (10, 12, 14, 17, 19, 21, 24, 26, 28)  # of VGG-16, those that learn
 
@@ -59,7 +60,9 @@ def test_its_importance_is_exact():
 
 
 def test_new_layers_learn_ten_times_as_fast_and_biases_do_not_decay():
-    net = small_fact_conv(vector_size=2, width=2, hidden=3)
+    small = small_fact_conv(vector_size=2, width=2, hidden=3)
+    assert {group["lr"] for group in small.parameter_groups(0.5)} == {0.5}  # everything in it is new
+    net = FactNet(small.shared, small.subject, small.predicate_object)
     groups = net.parameter_groups(0.5)
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     found = {names[id(parameter)]: group for group in groups for parameter in group["params"]}
