@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from mas_embed import estimate_importance
+from mas_embed.importance.rules.products import has_compiled_products
 from mas_embed.run_directory import describe_environment
 
 LONG_RUN = 4
@@ -123,7 +124,7 @@ def main() -> None:
     print()
     for line in lines:
         print(json.dumps(line))
-    print(json.dumps(describe_environment()))
+    print(json.dumps({"compiled products": has_compiled_products(), **describe_environment()}))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mas_embed.importance.rules.blocks import absolute_power, accumulation_dtype, sample_blocks, scratch
+from mas_embed.importance.rules.products import can_compute, sum_absolute_products
 from mas_embed.importance.rules.registry import rule
 
+# All measured. By compiled code:
+MAX_POSITIONS = 1024  # beyond it a library's matrix products are as fast
+MIN_PATCH = 128  # numbers: few would leave threads without work
+# By a library's calls:
 MAX_PATCH_BYTES = 2**20  # of one sample: more would leave a core's cache before they are used
 MAX_CHANNELS = 64  # of the output in one matrix product: large enough for it, small enough for a processor's cache
 
@@ -95,11 +100,16 @@ def _weight(
     padding: list[int],
     output_padding: list[int],
 ) -> Tensor:
-    """By patches for plain 2-d convolutions, unless they are many; else by the layer's own backward pass on each sample alone."""
+    """By patches where that is faster; else by the layer's own backward pass on each sample alone."""
     dtype = accumulation_dtype(grad_output)
     input, grad_output = input.to(dtype), grad_output.to(dtype)
-    if isinstance(layer, nn.Conv2d) and layer.groups == 1 and _patch_bytes(layer, grad_output) <= MAX_PATCH_BYTES:
-        return _weight_by_patches(layer, _channels_last(input, padding), grad_output, exponent)
+    if isinstance(layer, Convolution) and layer.groups == 1:
+        num_positions, patch = grad_output.shape[2:].numel(), layer.weight[0].numel()
+        compiled = num_positions <= MAX_POSITIONS and patch >= MIN_PATCH and can_compute(input)
+        if compiled or num_positions * patch * input.element_size() <= MAX_PATCH_BYTES:
+            patches = _patches(layer, _channels_last(input, padding), grad_output.shape[2:])
+            summed = (sum_absolute_products if compiled else _sum_by_library)(grad_output, patches, exponent)
+            return summed.view(layer.out_channels, *layer.kernel_size, -1).movedim(-1, 1)
     weight = layer.weight.detach().to(dtype)
     total = torch.zeros_like(weight)
     for index in range(len(input)):
@@ -121,51 +131,45 @@ def _weight(
 
 
 def _channels_last(input: Tensor, padding: list[int]) -> Tensor:
-    """The input [N, C, H, W] as [N, padded H, padded W, C], in one copy."""
-    num_samples, channels, height, width = input.shape
-    (rows, columns), moved = padding, input.permute(0, 2, 3, 1)
+    """The input [N, C, *sizes] as [N, *padded sizes, C], in one copy."""
+    moved = input.movedim(1, -1)
     if not any(padding):
         return moved.contiguous()
-    padded = input.new_zeros(num_samples, height + 2 * rows, width + 2 * columns, channels)
-    padded[:, rows : rows + height, columns : columns + width] = moved
+    sizes = input.shape[2:]
+    padded = input.new_zeros(
+        len(input), *(size + 2 * amount for size, amount in zip(sizes, padding, strict=True)), input.shape[1]
+    )
+    inner = padded
+    for dim, (size, amount) in enumerate(zip(sizes, padding, strict=True), start=1):
+        inner = inner.narrow(dim, amount, size)
+    inner.copy_(moved)
     return padded
 
 
-def _patch_bytes(layer: nn.Conv2d, grad_output: Tensor) -> int:
-    """How large the patches of one sample are together."""
-    return grad_output.shape[2:].numel() * layer.weight[0].numel() * grad_output.element_size()
+def _patches(layer: Convolution, padded: Tensor, positions: torch.Size) -> Tensor:
+    """What the kernel sees at every position, as a view [N, *positions, *kernel size, C]: a row of it is one run of memory."""
+    sample, *strides, channel = padded.stride()
+    steps = [own * stride for own, stride in zip(strides, layer.stride, strict=True)]
+    taps = [own * dilation for own, dilation in zip(strides, layer.dilation, strict=True)]
+    size = (len(padded), *positions, *layer.kernel_size, padded.shape[-1])
+    return padded.as_strided(size, (sample, *steps, *taps, channel), padded.storage_offset())
 
 
-def _weight_by_patches(layer: nn.Conv2d, padded_NHWC: Tensor, grad_output: Tensor, exponent: int) -> Tensor:
-    """`g_n = delta_n patches_n` as matrix products; faster than the backward pass of one sample, above all a small one.
-
-    Patches are cut from the input with its channels last, where a row of the kernel is one run of memory.
-    """
-    (out_channels, channels, *kernel), num_positions = layer.weight.shape, grad_output.shape[2:].numel()
-    patch, delta_NOL = channels * kernel[0] * kernel[1], grad_output.flatten(2)
-    total = scratch("total", (out_channels, patch), padded_NHWC).zero_()
-    largest = max(num_positions, min(out_channels, MAX_CHANNELS)) * patch * padded_NHWC.element_size()
-    for block in sample_blocks(len(padded_NHWC), largest):
-        view = _patches(layer, padded_NHWC[block], grad_output.shape[2:])
-        patches_NLP = scratch("patches", view.shape, padded_NHWC).copy_(view).view(len(view), num_positions, patch)
+def _sum_by_library(grad_output: Tensor, patches: Tensor, exponent: int) -> Tensor:
+    """`sum_n |delta_n patches_n|^exponent` [O, P] by batched matrix products of copied patches."""
+    delta_NOL = grad_output.flatten(2)
+    (num_samples, out_channels, num_positions), patch = (
+        delta_NOL.shape,
+        patches[0].numel() // grad_output.shape[2:].numel(),
+    )
+    total = scratch("total", (out_channels, patch), patches).zero_()
+    largest = max(num_positions, min(out_channels, MAX_CHANNELS)) * patch * patches.element_size()
+    for block in sample_blocks(num_samples, largest):
+        view = patches[block]
+        patches_NLP = scratch("patches", view.shape, view).copy_(view).view(len(view), num_positions, patch)
         for start in range(0, out_channels, MAX_CHANNELS):
             delta = delta_NOL[block, start : start + MAX_CHANNELS]
-            gradient = scratch("gradient", (len(delta), delta.shape[1], patch), padded_NHWC)
+            gradient = scratch("gradient", (len(delta), delta.shape[1], patch), patches)
             torch.bmm(delta, patches_NLP, out=gradient)
             total[start : start + MAX_CHANNELS] += absolute_power(gradient, exponent).sum(0)
-    return total.view(out_channels, *kernel, channels).permute(0, 3, 1, 2)
-
-
-def _patches(layer: nn.Conv2d, padded_NHWC: Tensor, positions: torch.Size) -> Tensor:
-    """What the kernel sees at every position, as a view [N, height, width, kernel height, kernel width, C]."""
-    sample, row, column, channel = padded_NHWC.stride()
-    size = (len(padded_NHWC), *positions, *layer.kernel_size, padded_NHWC.shape[3])
-    stride = (
-        sample,
-        row * layer.stride[0],
-        column * layer.stride[1],
-        row * layer.dilation[0],
-        column * layer.dilation[1],
-        channel,
-    )
-    return padded_NHWC.as_strided(size, stride, padded_NHWC.storage_offset())
+    return total

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear  # plain; the last layer of attention
 
 from mas_embed.importance.rules.blocks import absolute_power, accumulation_dtype, sample_blocks
+from mas_embed.importance.rules.products import can_compute, sum_absolute_products
 from mas_embed.importance.rules.registry import rule
+
+MAX_POSITIONS = 64  # for compiled code; beyond it a library's matrix products are as fast (measured)
 
 
 @rule(nn.Linear, NonDynamicallyQuantizableLinear, min_ndim=2)
@@ -32,6 +35,8 @@ def _weight(input_NTI: Tensor, delta_NTO: Tensor, exponent: int) -> Tensor:
     if input_NTI.shape[1] == 1:
         # One position: |delta_o x_i|^p = |delta_o|^p |x_i|^p, so the sum over samples is one matrix product.
         return delta_NTO[:, 0].abs().pow(exponent).T @ input_NTI[:, 0].abs().pow(exponent)
+    if input_NTI.shape[1] <= MAX_POSITIONS and can_compute(delta_NTO):
+        return sum_absolute_products(delta_NTO.mT, input_NTI.contiguous(), exponent)
     size = input_NTI.shape[2] * delta_NTO.shape[2]
     total = torch.zeros(delta_NTO.shape[2], input_NTI.shape[2], dtype=delta_NTO.dtype, device=delta_NTO.device)
     for block in sample_blocks(len(input_NTI), size * delta_NTO.element_size()):

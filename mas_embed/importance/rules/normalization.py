@@ -22,11 +22,19 @@ def batch_norm(
     layer: nn.BatchNorm2d, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]
 ) -> dict[str, Tensor]:
     """Eval mode: `x_hat = (x - running_mean) / sqrt(running_var + eps)`."""
-    dtype = accumulation_dtype(grad_output)
+    dtype, (num_samples, channels) = accumulation_dtype(grad_output), input.shape[:2]
     assert layer.running_mean is not None and layer.running_var is not None
-    mean, variance = layer.running_mean.to(dtype), layer.running_var.to(dtype)
-    normalized = F.batch_norm(input.detach().to(dtype), mean, variance, eps=layer.eps)
-    return _by_channel(normalized, grad_output.to(dtype), exponent, names)
+    mean, variance = (statistic.to(dtype).repeat(num_samples) for statistic in (layer.running_mean, layer.running_var))
+    # Autograd's own kernel, told that every channel of every sample is a channel of its own
+    delta, x = (tensor.detach().to(dtype).reshape(1, num_samples * channels, -1) for tensor in (grad_output, input))
+    _, *gradients = torch.ops.aten.native_batch_norm_backward(
+        delta, x, None, mean, variance, None, None, False, layer.eps, [False, True, True]
+    )
+    return {
+        name: absolute_power(gradient.view(num_samples, channels), exponent).sum(0)
+        for name, gradient in zip(("weight", "bias"), gradients, strict=True)
+        if name in names
+    }
 
 
 @rule(nn.GroupNorm, min_ndim=2)
