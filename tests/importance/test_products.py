@@ -74,7 +74,6 @@ def test_convolutions(case, monkeypatch):
     )
     x = torch.randn(case["samples"], case["channels"], *[case["size"]] * case["dims"])
     delta = torch.randn_like(layer(x))
-    monkeypatch.setattr(convolutions, "MIN_PATCH", 1)
     monkeypatch.setattr(convolutions, "can_compute", products.can_compute)
 
     def weight(x, delta, exponent=case["exponent"]):

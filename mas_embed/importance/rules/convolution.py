@@ -14,8 +14,7 @@ from mas_embed.importance.rules.products import can_compute, sum_absolute_produc
 from mas_embed.importance.rules.registry import rule
 
 # All measured. By compiled code:
-MAX_POSITIONS = 1024  # beyond it a library's matrix products are as fast
-MIN_PATCH = 128  # numbers: few would leave threads without work
+MAX_POSITIONS = 2500  # more of them and the layer's own backward pass is as fast
 # By a library's calls:
 MAX_PATCH_BYTES = 2**20  # of one sample: more would leave a core's cache before they are used
 MAX_CHANNELS = 64  # of the output in one matrix product: large enough for it, small enough for a processor's cache
@@ -105,7 +104,7 @@ def _weight(
     input, grad_output = input.to(dtype), grad_output.to(dtype)
     if isinstance(layer, Convolution) and layer.groups == 1:
         num_positions, patch = grad_output.shape[2:].numel(), layer.weight[0].numel()
-        compiled = num_positions <= MAX_POSITIONS and patch >= MIN_PATCH and can_compute(input)
+        compiled = num_positions <= MAX_POSITIONS and can_compute(input)
         if compiled or num_positions * patch * input.element_size() <= MAX_PATCH_BYTES:
             patches = _patches(layer, _channels_last(input, padding), grad_output.shape[2:])
             summed = (sum_absolute_products if compiled else _sum_by_library)(grad_output, patches, exponent)
@@ -132,13 +131,11 @@ def _weight(
 
 def _channels_last(input: Tensor, padding: list[int]) -> Tensor:
     """The input [N, C, *sizes] as [N, *padded sizes, C], in one copy."""
-    moved = input.movedim(1, -1)
-    if not any(padding):
-        return moved.contiguous()
-    sizes = input.shape[2:]
-    padded = input.new_zeros(
-        len(input), *(size + 2 * amount for size, amount in zip(sizes, padding, strict=True)), input.shape[1]
-    )
+    moved, sizes = input.movedim(1, -1), input.shape[2:]
+    padded_sizes = [size + 2 * amount for size, amount in zip(sizes, padding, strict=True)]
+    padded = scratch("padded", (len(input), *padded_sizes, input.shape[1]), input)
+    if any(padding):
+        padded.zero_()
     inner = padded
     for dim, (size, amount) in enumerate(zip(sizes, padding, strict=True), start=1):
         inner = inner.narrow(dim, amount, size)

@@ -22,29 +22,30 @@ typedef struct {
     const float *delta; /* [ceil(O / ROWS), N, L, ROWS], zeros beyond O */
     const float *input;
     const int64_t *positions, *columns;
-    float *total; /* [O, P] */
-    int64_t num_samples, num_outputs, num_positions, num_columns, sample_stride;
+    float *totals; /* [num_parts, O, P]: one for each part of the samples, which is work for another thread */
+    int64_t num_samples, num_outputs, num_positions, num_columns, sample_stride, num_parts;
     int exponent, num_threads;
 } Task;
 
-typedef void Tile(const Task *, int64_t column, int64_t first, int64_t last, float *packed);
+typedef void Tile(const Task *, int64_t column, int64_t first, int64_t last, float *packed, float *total);
 
 /* Defines a Tile: two vectors of patch entries from `column` on, all outputs, samples `first` to `last`. */
 #define DEFINE_TILE(NAME, TARGET, WIDTH)                                                                             \
     typedef float NAME##_floats __attribute__((vector_size(4 * WIDTH), may_alias));                                  \
     typedef int32_t NAME##_bits __attribute__((vector_size(4 * WIDTH)));                                             \
-    TARGET static void NAME(const Task *task, int64_t column, int64_t first, int64_t last, float *packed) {          \
+    TARGET static void NAME(const Task *task, int64_t column, int64_t first, int64_t last, float *packed,            \
+                            float *total) {                                                                          \
         const int64_t num_positions = task->num_positions, *columns = task->columns + column;                        \
         const int64_t left = task->num_columns - column, filled = left < 2 * WIDTH ? left : 2 * WIDTH;               \
         const int in_a_row = filled == 2 * WIDTH && columns[2 * WIDTH - 1] - columns[0] == 2 * WIDTH - 1;            \
-        float *to = packed;                                                                                          \
+        float *into = packed;                                                                                        \
         for (int64_t n = first; n < last; n++)                                                                       \
-            for (int64_t l = 0; l < num_positions; l++, to += 2 * WIDTH) {                                           \
+            for (int64_t l = 0; l < num_positions; l++, into += 2 * WIDTH) {                                         \
                 const float *from = task->input + n * task->sample_stride + task->positions[l];                      \
                 if (in_a_row)                                                                                        \
-                    memcpy(to, from + columns[0], sizeof(float) * 2 * WIDTH);                                        \
+                    memcpy(into, from + columns[0], sizeof(float) * 2 * WIDTH);                                      \
                 else                                                                                                 \
-                    for (int64_t p = 0; p < 2 * WIDTH; p++) to[p] = p < filled ? from[columns[p]] : 0;               \
+                    for (int64_t p = 0; p < 2 * WIDTH; p++) into[p] = p < filled ? from[columns[p]] : 0;             \
             }                                                                                                        \
         for (int64_t o = 0; o < task->num_outputs; o += ROWS) {                                                      \
             NAME##_floats sums[ROWS][2] = {0};                                                                       \
@@ -63,9 +64,9 @@ typedef void Tile(const Task *, int64_t column, int64_t first, int64_t last, flo
                             sums[r][half] += product[r][half] * product[r][half];                                    \
             }                                                                                                        \
             for (int r = 0; r < ROWS && o + r < task->num_outputs; r++) {                                            \
-                float *total = task->total + (o + r) * task->num_columns + column, sum[2 * WIDTH];                   \
+                float *to = total + (o + r) * task->num_columns + column, sum[2 * WIDTH];                            \
                 memcpy(sum, sums[r], sizeof sum);                                                                    \
-                for (int64_t p = 0; p < filled; p++) total[p] += sum[p];                                             \
+                for (int64_t p = 0; p < filled; p++) to[p] += sum[p];                                                \
             }                                                                                                        \
         }                                                                                                            \
     }
@@ -85,7 +86,7 @@ int vector_width(void) {
     return 4;
 }
 
-/* Adds to the task's total, in the same order whatever the number of threads is; 0, or 1 where memory was refused.
+/* Adds to the task's totals, in the same order whatever the number of threads is; 0, or 1 where memory was refused.
  * `vector` is `vector_width()`, or one of the smaller widths. */
 int add_absolute_products(const Task *task, int vector) {
     Tile *tile = tile_4;
@@ -94,6 +95,7 @@ int add_absolute_products(const Task *task, int vector) {
     if (vector == 8) tile = tile_8;
 #endif
     const int64_t width = 2 * vector, sample_bytes = (int64_t)sizeof(float) * width * task->num_positions;
+    const int64_t num_tiles = (task->num_columns + width - 1) / width;
     const int64_t block = sample_bytes < PACKED_BYTES ? PACKED_BYTES / sample_bytes : 1;
     int refused = 0;
 #pragma omp parallel num_threads(task->num_threads) reduction(| : refused)
@@ -101,11 +103,13 @@ int add_absolute_products(const Task *task, int vector) {
         void *packed = NULL;
         refused = posix_memalign(&packed, 64, (size_t)(block * sample_bytes)) != 0;
 #pragma omp for schedule(dynamic)
-        for (int64_t column = 0; column < task->num_columns; column += width)
-            for (int64_t first = 0; first < task->num_samples && !refused; first += block) {
-                const int64_t last = first + block < task->num_samples ? first + block : task->num_samples;
-                tile(task, column, first, last, packed);
-            }
+        for (int64_t work = 0; work < num_tiles * task->num_parts; work++) {
+            const int64_t column = work / task->num_parts * width, part = work % task->num_parts;
+            const int64_t end = task->num_samples * (part + 1) / task->num_parts;
+            float *total = task->totals + part * task->num_outputs * task->num_columns;
+            for (int64_t first = task->num_samples * part / task->num_parts; first < end && !refused; first += block)
+                tile(task, column, first, first + block < end ? first + block : end, packed, total);
+        }
         free(packed);
     }
     return refused;

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from mas_embed.importance.rules.blocks import scratch
 
+NUM_TASKS = 16  # at least, if there are as many samples: enough for the threads of a large processor to share
+
 
 class _Task(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("delta", "input", "positions", "columns", "total")),
+        *((name, ctypes.c_void_p) for name in ("delta", "input", "positions", "columns", "totals")),
         *((name, ctypes.c_int64) for name in ("num_samples", "num_outputs", "num_positions", "num_columns")),
-        ("sample_stride", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("sample_stride", "num_parts")),
         *((name, ctypes.c_int) for name in ("exponent", "num_threads")),
     )
 
@@ -52,16 +54,20 @@ def sum_absolute_products(delta: Tensor, patches: Tensor, exponent: int) -> Tens
     positions = _offsets(patches.shape[1:last], patches.stride()[1:last])
     columns = _offsets(patches.shape[last:], patches.stride()[last:])
     rows = ctypes.c_int.in_dll(library, "rows").value
-    packed = F.pad(delta_NOL, (0, 0, 0, -num_outputs % rows)).unflatten(1, (-1, rows)).permute(1, 0, 3, 2).contiguous()
-    total = scratch("total", (num_outputs, len(columns)), delta_NOL).zero_()
+    whole_NOL = F.pad(delta_NOL, (0, 0, 0, -num_outputs % rows)) if num_outputs % rows else delta_NOL
+    grouped = whole_NOL.unflatten(1, (-1, rows)).permute(1, 0, 3, 2)
+    packed = scratch("packed", grouped.shape, grouped).copy_(grouped)
+    vector = _vector_width(library)
+    num_parts = min(num_samples, max(1, 2 * vector * NUM_TASKS // len(columns)))
+    totals = scratch("totals", (num_parts, num_outputs, len(columns)), delta_NOL).zero_()
     task = _Task(
-        *(tensor.data_ptr() for tensor in (packed, patches, positions, columns, total)),
-        *(num_samples, num_outputs, num_positions, len(columns), patches.stride(0)),
+        *(tensor.data_ptr() for tensor in (packed, patches, positions, columns, totals)),
+        *(num_samples, num_outputs, num_positions, len(columns), patches.stride(0), num_parts),
         *(exponent, torch.get_num_threads()),
     )
-    if library.add_absolute_products(ctypes.byref(task), _vector_width(library)):
+    if library.add_absolute_products(ctypes.byref(task), vector):
         raise MemoryError
-    return total
+    return totals[0] if num_parts == 1 else totals.sum(0)
 
 
 def _offsets(shape: Sequence[int], strides: Sequence[int]) -> Tensor:
