@@ -155,10 +155,8 @@ def _patches(layer: Convolution, padded: Tensor, positions: torch.Size) -> Tenso
 def _sum_by_library(grad_output: Tensor, patches: Tensor, exponent: int) -> Tensor:
     """`sum_n |delta_n patches_n|^exponent` [O, P] by batched matrix products of copied patches."""
     delta_NOL = grad_output.flatten(2)
-    (num_samples, out_channels, num_positions), patch = (
-        delta_NOL.shape,
-        patches[0].numel() // grad_output.shape[2:].numel(),
-    )
+    num_samples, out_channels, num_positions = delta_NOL.shape
+    patch = patches[0].numel() // num_positions
     total = scratch("total", (out_channels, patch), patches).zero_()
     largest = max(num_positions, min(out_channels, MAX_CHANNELS)) * patch * patches.element_size()
     for block in sample_blocks(num_samples, largest):
