@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from mas_embed.data.facts import FactSequence, FactTable
 from mas_embed.data.images import ImageFiles
@@ -43,18 +43,52 @@ def make_sequence(splits: Mapping[str, tuple[Listed, Listed]], facts: FactTable,
     return FactSequence(sequence, facts)
 
 
-def hold_out(listed: Listed, *, every: int, seed: int) -> tuple[Listed, Listed]:
-    """What remains, and one image in `every` of each fact, drawn at random: at least one where a fact has two or more."""
+def hold_out(splits: Mapping[str, Listed], *, every: int, seed: int) -> dict[str, tuple[Listed, Listed]]:
+    """By name of a split what remains of it, and what is held out. A file is wholly on one side, in all splits.
+
+    Of each fact of a split one in `every` of its files is held out, and at least one where it has two or more. The files of
+    each are put in random order; then facts choose in turn, those with the fewest files first: the first of their files,
+    until enough are held out, those among them that other facts chose. A file is passed over if it is the last that remains
+    of a fact with two or more. So only a fact that shares its files may have more or fewer held out.
+    """
+    facts = [files for listed in splits.values() for files in _shuffled_files(listed, seed)]
+    facts_of: dict[str, list[int]] = {}
+    for fact, files in enumerate(facts):
+        for file in files:
+            facts_of.setdefault(file, []).append(fact)
+    num_left = [len(files) for files in facts]
+    held: set[str] = set()
+    for fact in sorted(range(len(facts)), key=lambda fact: len(facts[fact])):
+        size = len(facts[fact])
+        for file in facts[fact]:
+            is_last = any(num_left[own] == 1 < len(facts[own]) for own in facts_of[file])
+            if file not in held and not is_last and num_left[fact] > size - max(size // every, int(size > 1)):
+                held.add(file)
+                for own in facts_of[file]:
+                    num_left[own] -= 1
+    return {name: _parted(listed, held) for name, listed in splits.items()}
+
+
+def _shuffled_files(listed: Listed, seed: int) -> Iterator[list[str]]:
+    """The different files of each fact, in the order of the facts' rows."""
     generator = np.random.default_rng(seed)
     labels = np.array(listed.labels, dtype=np.int64)
-    is_held = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         positions = generator.permutation(np.flatnonzero(labels == label))
-        is_held[positions[: max(len(positions) // every, int(len(positions) > 1))]] = True
-    return _chosen(listed, ~is_held), _chosen(listed, is_held)
+        yield list(dict.fromkeys(_file(listed.paths[position]) for position in positions))
 
 
-def _chosen(listed: Listed, mask: NDArray[np.bool_]) -> Listed:
+def _parted(listed: Listed, held: Set[str]) -> tuple[Listed, Listed]:
+    is_held = [_file(path) in held for path in listed.paths]
+    return _chosen(listed, [not own for own in is_held]), _chosen(listed, is_held)
+
+
+def _file(path: Path) -> str:
+    """What a file is known by, under whatever path it is listed."""
+    return os.path.realpath(path)
+
+
+def _chosen(listed: Listed, mask: Sequence[bool]) -> Listed:
     return Listed(list(itertools.compress(listed.paths, mask)), list(itertools.compress(listed.labels, mask)))
 
 

@@ -48,8 +48,8 @@ def read_fact_list(
 
     The list is CSV with a line of column names, or JSON Lines (`.jsonl`), and has `image` (a path inside `root`),
     `subject`, and `predicate` and `object`, which may be empty. Optional are `part` ("train" or "test"; without it a
-    quarter of each fact's images, drawn at random, is the test part) and `split` (a name). Facts are numbered in the order
-    in which they first occur; for their vectors see `make_fact_table`.
+    quarter of each fact's images, drawn at random, is the test part; see `hold_out` for images of several facts) and
+    `split` (a name). Facts are numbered in the order in which they first occur; for their vectors see `make_fact_table`.
 
     Args:
         path: of the list.
@@ -62,7 +62,7 @@ def read_fact_list(
         short_side: of an image before its centre is cut out; None for `image_size`.
         normalization: of colours, "imagenet" or "none" for values in [0, 1].
         held_out: what splits are judged by: "test", or "validation", a fifth of the training images of each fact, which are
-            then not trained on.
+            then not trained on; drawn as the test part is.
         keep_megabytes: how much memory the decoded images of a part may take; 0 to decode every time.
         seed: of the dealing and of the partition.
 
@@ -85,8 +85,8 @@ def read_fact_list(
         ImageFiles, size=image_size, short_side=short_side, normalization=normalization, keep_megabytes=keep_megabytes
     )
     order = dict.fromkeys(names.values()) if splits == "given" else [str(index + 1) for index in range(num_splits)]
-    divided = {name: _divide([line for line in lines if names[line] == name], row_of, held_out, seed) for name in order}
-    return make_sequence(divided, facts, inputs)
+    by_split = {name: [line for line in lines if names[line] == name] for name in order}
+    return make_sequence(_divide(by_split, row_of, held_out, seed), facts, inputs)
 
 
 def _read(path: Path, root: Path, *, is_split_given: bool) -> list[_Line]:
@@ -109,12 +109,21 @@ def _vectors_of(facts: list[Words], path: Path) -> dict[str, Tensor]:
     return read_word_vectors(path, spelled | {word.lower() for word in spelled})
 
 
-def _divide(lines: list[_Line], row_of: Mapping[Words, int], held_out: HeldOut, seed: int) -> tuple[Listed, Listed]:
-    """The images of a split to train on, and those to judge by."""
+def _divide(
+    lines: Mapping[str, list[_Line]], row_of: Mapping[Words, int], held_out: HeldOut, seed: int
+) -> dict[str, tuple[Listed, Listed]]:
+    """By name of a split the images to train on, and those to judge by."""
 
-    def listed(part: str) -> Listed:
-        own = [line for line in lines if line.part == part]
-        return Listed([line.path for line in own], [row_of[line.words] for line in own])
+    def listed(part: str) -> dict[str, Listed]:
+        return {name: _listed([line for line in own if line.part == part], row_of) for name, own in lines.items()}
 
-    train, test = (listed("train"), listed("test")) if lines[0].part else hold_out(listed(""), every=4, seed=seed)
-    return (train, test) if held_out == "test" else hold_out(train, every=5, seed=seed)
+    is_given = any(line.part for own in lines.values() for line in own)
+    train, test = listed("train" if is_given else ""), listed("test")
+    divided = {name: (train[name], test[name]) for name in lines} if is_given else hold_out(train, every=4, seed=seed)
+    if held_out == "test":
+        return divided
+    return hold_out({name: own for name, (own, _) in divided.items()}, every=5, seed=seed)
+
+
+def _listed(lines: list[_Line], row_of: Mapping[Words, int]) -> Listed:
+    return Listed([line.path for line in lines], [row_of[line.words] for line in lines])

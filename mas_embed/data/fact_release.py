@@ -61,7 +61,8 @@ def read_fact_release(
         short_side: of an image before its centre is cut out (the release: 256 for 224); None for `image_size`.
         normalization: of colours, "imagenet" or "none" for values in [0, 1].
         held_out: what splits are judged by: "test" (trained on all that the release trains on), or "validation": a fifth
-            of the training images of each fact, which are then not trained on.
+            of the training images of each fact, which are then not trained on; an image of several facts, in whatever
+            splits, goes wholly to one side.
         keep_megabytes: how much memory the decoded images of a part may take; 0 to decode every time.
         seed: of the partition into train and validation.
 
@@ -70,14 +71,12 @@ def read_fact_release(
     """
     check_held_out(held_out)
     lists, facts = _read_lists(Path(root), _find_splits(Path(root), split_name))
-    splits = {
-        name: (train, test) if held_out == "test" else hold_out(train, every=5, seed=seed)
-        for name, (train, test) in lists.items()
-    }
+    if held_out == "validation":
+        lists = hold_out({name: train for name, (train, _) in lists.items()}, every=5, seed=seed)
     inputs = partial(
         ImageFiles, size=image_size, short_side=short_side, normalization=normalization, keep_megabytes=keep_megabytes
     )
-    return make_sequence(splits, facts, inputs)
+    return make_sequence(lists, facts, inputs)
 
 
 def _read_lists(root: Path, folder: Path) -> tuple[dict[str, tuple[Listed, Listed]], FactTable]:

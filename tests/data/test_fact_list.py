@@ -131,3 +131,16 @@ def test_options_and_files_that_make_no_sense(tmp_path):
     (folder / "list.csv").write_bytes(b"image,subject\n\xff\xfe,cat\n")
     with pytest.raises(UserError, match="cannot read .*list.csv: it is no text file"):
         read(folder)
+
+
+@pytest.mark.parametrize("held_out", ["test", "validation"])
+def test_an_image_of_several_facts_is_trained_on_or_judged_by(tmp_path, held_out):
+    folder = write_list(tmp_path)
+    links = [f"pictures/0_{number}.png" for number in range(PER_FACT)]
+    lines = [",".join((link, *words)) for link in links for words in FACTS[:3]]
+    (folder / "list.csv").write_text("\n".join(["image,subject,predicate,object", *lines]))
+    splits = read(folder, held_out=held_out)
+    trained, judged = (
+        {path for split in splits for path in getattr(split, part).inputs.paths} for part in ("train", "query")
+    )
+    assert len(judged) == (2 if held_out == "test" else 1) and not trained & judged

@@ -66,6 +66,18 @@ def test_validation_is_taken_from_training_images_alone(release):
     assert any(a.query.inputs.paths != b.query.inputs.paths for a, b in zip(validation, again, strict=True))
 
 
+def test_an_image_of_two_splits_is_validated_in_both_or_in_neither(release):
+    folder = release / "splits/2tasks_random"
+    lines = [path.read_text().splitlines() for path in (folder / "B1_train.csv", folder / "B2_train.csv")]
+    for path, other in zip((folder / "B1_train.csv", folder / "B2_train.csv"), reversed(lines), strict=True):
+        path.write_text(path.read_text() + "\n".join(other[1:]))
+    splits = read(release, held_out="validation")
+    trained, judged = (
+        {path for split in splits for path in getattr(split, part).inputs.paths} for part in ("train", "query")
+    )
+    assert len(judged) == 4 and not trained & judged
+
+
 def test_weights_may_be_written_as_words(release):
     path = release / "splits/2tasks_random/B1_train.csv"
     lines = path.read_text().replace(",7,1,0,0", ",7,True,False,0.0")
