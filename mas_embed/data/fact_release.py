@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from mas_embed.data.facts import FactSequence, FactTable, Words
 from mas_embed.data.images import ImageFiles, Normalization, find_inside
 from mas_embed.errors import UserError, unknown_name
 
-Weights = tuple[float, ...]
+Weights = tuple[float, ...]  # of the three slots
 
 
 class _Rows(NamedTuple):
@@ -27,12 +27,62 @@ class _Rows(NamedTuple):
     fact_ids: list[int]
 
 
+class _Spelled(NamedTuple):
+    """The words of a fact, and where they are listed."""
+
+    words: Words
+    where: str
+
+
 class _Fact(NamedTuple):
     """What the lines of an image list say of its fact, and where."""
 
-    vectors_link: str
+    vectors: Tensor
     weights: Weights
     where: str
+
+
+@dataclass
+class _Lists:
+    """What the lists of a release say of facts, by their ids.
+
+    Args:
+        vectors_folder: the folder of the files of vectors.
+        spelled: what lists of facts say.
+        seen: what lists of images say.
+        read: the id and the link of every file of vectors that was read.
+    """
+
+    vectors_folder: Path
+    spelled: dict[int, _Spelled] = field(default_factory=dict)
+    seen: dict[int, _Fact] = field(default_factory=dict)
+    read: set[tuple[int, str]] = field(default_factory=set)
+
+    def add_words(self, fact_id: int, own: _Spelled) -> None:
+        """Raises `UserError` if the fact was listed with other words."""
+        known = self.spelled.setdefault(fact_id, own)
+        if known.words != own.words:
+            raise UserError(
+                f"{own.where} gives fact {fact_id} the words {own.words}, but {known.where} gave it {known.words}; "
+                "give each fact an id of its own"
+            )
+
+    def add_image(self, fact_id: int, link: str, weights: Weights, where: str) -> None:
+        """Raises `UserError` if the fact was seen with other weights, or with other vectors where its weights are not 0."""
+        fact = self.seen.get(fact_id)
+        if fact is not None and fact.weights != weights:
+            raise UserError(f"{where} gives fact {fact_id} the weights {weights}, but {fact.where} gave {fact.weights}")
+        if (fact_id, link) in self.read:
+            return
+        self.read.add((fact_id, link))
+        path = find_inside(self.vectors_folder, link, listed_in=where)
+        own = _Fact(_read_vectors(path, weights), weights, where)
+        known = self.seen.setdefault(fact_id, own)
+        if not torch.equal(known.vectors, own.vectors):
+            raise UserError(
+                f"{where} gives fact {fact_id} the vectors of {path}, which are not those that {known.where} gave it; "
+                "every line of a fact needs the same numbers"
+            )
 
 
 @DATASETS.register("facts")
@@ -50,8 +100,8 @@ def read_fact_release(
     """A folder in the layout of 6DS and LSC (Aljundi et al., 2018; Elhoseiny et al., 2018) as a sequence of splits.
 
     Split k is what `splits/<split_name>/B{k}_{train,test}.csv` list, for as many k as there are. A fact's words are those
-    of `B{k}_facts.csv`; its vectors the numbers of the file in `NLP_feat/` that its first line names, and zero in slots
-    whose weight is 0. Images are decoded on demand; one that is listed as .jpg may be there as .png, and greyscale becomes
+    of `B{k}_facts.csv`; its vectors the numbers of the files in `NLP_feat/` that its lines name, and zero in slots whose
+    weight is 0. Images are decoded on demand; one that is listed as .jpg may be there as .png, and greyscale becomes
     RGB. Rows of the table of facts are in the order of the facts' ids.
 
     Args:
@@ -67,7 +117,7 @@ def read_fact_release(
         seed: of the partition into train and validation.
 
     Raises:
-        UserError: names the file, and its line, that is missing or not as the layout has it.
+        UserError: names the file, and its line, that is missing, not as the layout has it, or contradicts an earlier line.
     """
     check_held_out(held_out)
     lists, facts = _read_lists(Path(root), _find_splits(Path(root), split_name))
@@ -81,13 +131,12 @@ def read_fact_release(
 
 def _read_lists(root: Path, folder: Path) -> tuple[dict[str, tuple[Listed, Listed]], FactTable]:
     """By name of a split its training and test images; and the table of all facts."""
-    seen: dict[int, _Fact] = {}
-    words: dict[int, Words] = {}
+    lists = _Lists(root / "NLP_feat")
     rows: dict[str, list[_Rows]] = {}
     for name in _split_names(folder):
-        words |= _read_words(folder / f"{name}_facts.csv")
-        rows[name] = [_read_rows(root, folder / f"{name}_{part}.csv", seen) for part in ("train", "test")]
-    facts = _make_table(root / "NLP_feat", words, seen)
+        _read_words(folder / f"{name}_facts.csv", lists)
+        rows[name] = [_read_rows(root, folder / f"{name}_{part}.csv", lists) for part in ("train", "test")]
+    facts = _make_table(lists)
     row_of = {fact_id: row for row, fact_id in enumerate(facts.ids.tolist())}
 
     def listed(own: _Rows) -> Listed:
@@ -119,60 +168,59 @@ def _split_names(folder: Path) -> list[str]:
     return found
 
 
-def _read_words(path: Path) -> dict[int, Words]:
-    return {
-        _integer(values["id"], where): (values["S"], values["P"], values["O"])
-        for where, values in read_lines(path, ("id", "S", "P", "O"))
-    }
+def _read_words(path: Path, lists: _Lists) -> None:
+    for where, values in read_lines(path, ("id", "S", "P", "O")):
+        lists.add_words(_integer(values["id"], where), _Spelled((values["S"], values["P"], values["O"]), where))
 
 
-def _read_rows(root: Path, path: Path, seen: dict[int, _Fact]) -> _Rows:
-    """The lines of one list; facts met for the first time are added to `seen`.
-
-    Raises:
-        UserError: a line contradicts what was seen of its fact.
-    """
+def _read_rows(root: Path, path: Path, lists: _Lists) -> _Rows:
+    """The lines of one list of images."""
     rows = _Rows([], [])
     for where, values in read_lines(path, ("image_links", "NLP_links", "id", "w_s", "w_p", "w_o")):
         fact_id = _integer(values["id"], where)
         weights = tuple(_weight(values[column], where) for column in ("w_s", "w_p", "w_o"))
-        fact = seen.setdefault(fact_id, _Fact(values["NLP_links"], weights, where))
-        if fact.weights != weights:
-            raise UserError(f"{where} gives fact {fact_id} the weights {weights}, but {fact.where} gave {fact.weights}")
+        lists.add_image(fact_id, values["NLP_links"], weights, where)
         rows.paths.append(find_inside(root / "images", values["image_links"], listed_in=where))
         rows.fact_ids.append(fact_id)
     return rows
 
 
-def _make_table(folder: Path, words: Mapping[int, Words], seen: Mapping[int, _Fact]) -> FactTable:
+def _make_table(lists: _Lists) -> FactTable:
     """The table of the facts that have images, in the order of their ids."""
-    ids = sorted(seen)
-    for fact_id in ids:
-        if fact_id not in words:
-            raise UserError(f"{seen[fact_id].where} is of fact {fact_id}, which no B*_facts.csv lists; add it there")
-    if not ids:
-        raise UserError(f"the lists of images beside {folder} are empty; there is nothing to learn")
-    weights = torch.tensor([seen[fact_id].weights for fact_id in ids])
-    vectors = [_read_vectors(folder, seen[fact_id]) for fact_id in ids]
-    for fact_id, own in zip(ids, vectors, strict=True):
-        if own.shape != vectors[0].shape:
-            sizes = f"{own.numel()} numbers, those of fact {ids[0]} {vectors[0].numel()}"
-            raise UserError(f"the vectors of fact {fact_id} in {folder} have {sizes}; all facts need as many")
-    filled = torch.stack(vectors) * (weights > 0)[:, :, None]
-    known = [tuple(word if weight else "" for word, weight in zip(words[i], seen[i].weights, strict=True)) for i in ids]
-    return FactTable(torch.tensor(ids), known, filled, weights)  # type: ignore[arg-type]  # three words each
+    seen = dict(sorted(lists.seen.items()))
+    if not seen:
+        raise UserError(f"the lists of images beside {lists.vectors_folder} are empty; there is nothing to learn")
+    ids = list(seen)
+    for fact_id, fact in seen.items():
+        if fact_id not in lists.spelled:
+            raise UserError(f"{fact.where} is of fact {fact_id}, which no B*_facts.csv lists; add it there")
+        if fact.vectors.shape != seen[ids[0]].vectors.shape:
+            sizes = f"{fact.vectors.numel()} numbers, those of fact {ids[0]} {seen[ids[0]].vectors.numel()}"
+            raise UserError(
+                f"the vectors of fact {fact_id} in {lists.vectors_folder} have {sizes}; all facts need as many"
+            )
+    words = [_filled_words(lists.spelled[fact_id], fact) for fact_id, fact in seen.items()]
+    vectors = torch.stack([fact.vectors for fact in seen.values()])
+    return FactTable(torch.tensor(ids), words, vectors, torch.tensor([fact.weights for fact in seen.values()]))
 
 
-def _read_vectors(folder: Path, fact: _Fact) -> Tensor:
-    """The three vectors [3, V] of a file of 3 V numbers."""
-    path = find_inside(folder, fact.vectors_link, listed_in=fact.where)
+def _filled_words(spelled: _Spelled, fact: _Fact) -> Words:
+    """The words of the slots that have a weight."""
+    subject, predicate, object_ = (
+        word if weight else "" for word, weight in zip(spelled.words, fact.weights, strict=True)
+    )
+    return subject, predicate, object_
+
+
+def _read_vectors(path: Path, weights: Weights) -> Tensor:
+    """The three vectors [3, V] of a file of 3 V numbers, zero in slots whose weight is 0."""
     try:
         numbers = torch.tensor([float(number) for number in path.read_text().replace(",", " ").split()])
     except (OSError, ValueError):
         raise UserError(f"cannot read numbers from {path}; it must hold the vectors of S, P and O") from None
     if len(numbers) == 0 or len(numbers) % 3:
         raise UserError(f"{path} must hold three vectors of one size, got {len(numbers)} numbers")
-    return numbers.reshape(3, -1)
+    return numbers.reshape(3, -1).masked_fill(torch.tensor(weights)[:, None] == 0, 0)
 
 
 def _integer(value: str, where: str) -> int:

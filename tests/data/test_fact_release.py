@@ -112,6 +112,37 @@ def test_what_is_wrong_is_named(release, name, old, new, message):
         read(release)
 
 
+def test_facts_that_two_lines_tell_otherwise(release):
+    folder = release / "splits/2tasks_random"
+    change(folder / "B2_facts.csv", "11,1,dog,,", "11,1,dog,,\n7,1,cat,,")
+    with pytest.raises(
+        UserError, match="line 3 of .*B2_facts.csv gives fact 7 .*'cat'.* line 2 of .*B1_facts.csv gave"
+    ):
+        read(release)
+    change(folder / "B2_facts.csv", "7,1,cat,,", "7,1,person,,\n11,1,cow,,")
+    with pytest.raises(UserError, match="line 4 of .*B2_facts.csv gives fact 11 .* line 2 of .*B2_facts.csv gave"):
+        read(release)
+    change(folder / "B2_facts.csv", "\n11,1,cow,,", "")
+    assert len(read(release).facts) == 4
+
+
+def test_every_file_of_vectors_of_a_fact_holds_its_numbers(release):
+    vectors = release / "NLP_feat/facts"
+    change(release / "splits/2tasks_random/B1_test.csv", "facts/7.txt", "facts/again.txt", 1)
+    with pytest.raises(UserError, match="line 2 of .*B1_test.csv lists 'facts/again.txt', but there is no such file"):
+        read(release)
+    # Absent slots may hold anything, in the file that is read first too
+    (vectors / "again.txt").write_text("7.0 7.125 nan nan inf 1e99")
+    (vectors / "11.txt").write_text("11.0 11.125 nan nan inf 1e99")
+    assert read(release).facts.targets[2:].tolist() == [[7.0, 7.125, 0, 0, 0, 0], [11.0, 11.125, 0, 0, 0, 0]]
+    for numbers in ("7.0 7.5 0 0 0 0", "7.0 0 0"):
+        (vectors / "again.txt").write_text(numbers)
+        with pytest.raises(
+            UserError, match="line 2 of .*B1_test.csv gives fact 7 .*again.txt, .* line 2 of .*B1_train"
+        ):
+            read(release)
+
+
 def test_files_that_are_missing_or_no_numbers(release):
     with pytest.raises(UserError, match="did you mean '2tasks_random'"):
         read_fact_release(root=str(release), split_name="2task_random")
