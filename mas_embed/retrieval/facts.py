@@ -28,6 +28,7 @@ FactDistance = Literal["euclidean", "cosine"]
 FOUND_AT = 100
 BLOCK_ELEMENTS = 2**22  # distances that are held at once
 HITS_AT = (1, 5, 10)
+ROUNDING = 1e-6  # of the largest number of a table: below that, a vector is what float32 makes of zero
 
 
 @dataclass(frozen=True)
@@ -142,18 +143,20 @@ def evaluate_fact_recognition(
         vectors: [F, 3, V].
         weights: [F, 3].
         facts: rows of the facts that are searched, those of the labels among them; None for all.
-        distance: "cosine" over all slots, wildcards zero, as in the release; it prefers no order. Or "euclidean" over the
-            slots that the fact fills, as in the other direction: a fact is then never farther than one that extends it, so
-            that facts of order 1 come first and K1 of the others is low.
+        distance: "cosine" over all slots, as in the release, but wildcards are zero here (there they hold minus the mean of
+            the slot's vectors); it prefers no order. The cosine of a zero embedding is 0, and so is that of a fact whose
+            vector is zero up to rounding: none of its numbers is above 1e-6 of the largest of the table, as where all facts
+            have one subject. Or "euclidean" over the slots that the fact fills, as in the other direction: a fact is then
+            never farther than one that extends it, so that facts of order 1 come first and K1 of the others is low.
 
     Raises:
-        UserError: shapes that do not fit, labels outside the table or not among `facts`, numbers that are not finite, or an
-            embedding or fact that is zero under "cosine".
+        UserError: shapes that do not fit, labels outside the table or not among `facts`, or numbers that are not finite.
 
     O(N F V) time.
     """
     _refuse_unknown(distance=(distance, get_args(FactDistance)))
     images, labels, vectors, weights = _checked(embeddings, labels, vectors, weights)
+    compared = _without_rounding(vectors) if distance == "cosine" else vectors
     searched = torch.arange(len(vectors)) if facts is None else facts.cpu().unique()
     if not bool(torch.isin(labels, searched).all()):
         raise UserError("every image's own fact must be among the facts that are searched; add the labels to facts")
@@ -161,7 +164,7 @@ def evaluate_fact_recognition(
     for slots, rows in _by_filled_slots(weights, labels.unique()):
         own = _fillers(vectors, weights, slots)
         for block in torch.isin(labels, rows).nonzero()[:, 0].split(_block_size(len(searched))):
-            distances = _distances_to_facts(images[block], vectors[searched], weights[searched], distance)
+            distances = _distances_to_facts(images[block], compared[searched], weights[searched], distance)
             is_true = own[labels[block]][:, None] == own[searched]
             nearest = distances.masked_fill(~is_true, torch.inf).amin(1, keepdim=True)
             rank[block] = 1 + (~is_true & (distances <= nearest)).sum(1)
@@ -227,13 +230,17 @@ def _precision_of_found(queries: Tensor, wanted: Tensor, gallery: Tensor, given:
 def _distances_to_facts(images: Tensor, vectors: Tensor, weights: Tensor, distance: FactDistance) -> Tensor:
     """From images [B, 3, V] to facts [B, F]: Euclidean over the slots that a fact fills, or the negative cosine."""
     if distance == "cosine":
-        if not bool(images.flatten(1).any(1).all() and vectors.flatten(1).any(1).all()):
-            raise UserError("an embedding or a fact's vector is zero and has no cosine; take distance='euclidean'")
         return -F.normalize(images.flatten(1)) @ F.normalize(vectors.flatten(1)).mT
     distances = images.new_zeros(len(images), len(vectors))
     for slots, rows in _by_filled_slots(weights, torch.arange(len(vectors))):
         distances[:, rows] = _distances(images[:, slots].flatten(1), vectors[rows][:, slots].flatten(1))
     return distances
+
+
+def _without_rounding(vectors: Tensor) -> Tensor:
+    """The vectors of facts [F, 3, V], those zero that only rounding keeps from it."""
+    largest = vectors.abs().amax((1, 2), keepdim=True)
+    return vectors.masked_fill(largest <= ROUNDING * largest.max(), 0)
 
 
 def _distances(queries: Tensor, gallery: Tensor) -> Tensor:

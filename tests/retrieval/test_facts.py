@@ -226,8 +226,6 @@ def test_what_does_not_fit():
         evaluate_fact_retrieval(images, labels, vectors, weights, match="all")
     with pytest.raises(UserError, match="distance must be one of euclidean, cosine, got 'l1'"):
         recognise(images, labels, vectors, weights, distance="l1")
-    with pytest.raises(UserError, match="zero and has no cosine"):
-        recognise(images, labels, vectors, weights, distance="cosine")
 
 
 def test_cosine_prefers_no_order():
@@ -237,3 +235,16 @@ def test_cosine_prefers_no_order():
     image, label = torch.tensor([[4.0, 6.0, 3.0]]), torch.tensor([4])
     assert evaluate_fact_recognition(image, label, vectors, weights).rank.tolist() == [1]
     assert recognise(image, label, vectors, weights).rank.tolist() == [2]
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-17, -1e-8])
+def test_what_is_zero_up_to_rounding_has_the_cosine_0(noise):
+    # <cat>, <cat, on> and <cat, under> after centring: the subject is its own mean
+    vectors = torch.tensor([[[noise], [0.0], [0.0]], [[noise], [0.5], [0.0]], [[noise], [-0.5], [0.0]]])
+    weights = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
+    images = torch.tensor([[0.0, 3.0, 0.0], [-1.0, 3.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 0.0]])
+    scores = evaluate_fact_recognition(images, torch.tensor([1, 2, 0, 1]), vectors, weights)
+    # Cosines 0, 1, -1 for all but the last image; all facts are true of <cat>; the zero image ties, and false ones come first
+    assert scores.rank.tolist() == [1, 3, 1, 3]
+    alone = evaluate_fact_recognition(images[3:], torch.tensor([1]), vectors, weights, facts=torch.tensor([0, 1]))
+    assert alone.rank.tolist() == [2]
