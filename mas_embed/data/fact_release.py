@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -99,7 +100,7 @@ def read_fact_release(
 ) -> FactSequence:
     """A folder in the layout of 6DS and LSC (Aljundi et al., 2018; Elhoseiny et al., 2018) as a sequence of splits.
 
-    Split k is what `splits/<split_name>/B{k}_{train,test}.csv` list, for as many k as there are. A fact's words are those
+    Split k is what `splits/<split_name>/B{k}_{train,test}.csv` list, k = 1, 2, ... without a gap. A fact's words are those
     of `B{k}_facts.csv`; its vectors the numbers of the files in `NLP_feat/` that its lines name, and zero in slots whose
     weight is 0. Images are decoded on demand; one that is listed as .jpg may be there as .png, and greyscale becomes
     RGB. Rows of the table of facts are in the order of the facts' ids.
@@ -158,14 +159,20 @@ def _find_splits(root: Path, split_name: str) -> Path:
 
 
 def _split_names(folder: Path) -> list[str]:
-    """B1, B2, ... as far as they are there."""
-    names = itertools.takewhile(
-        lambda name: (folder / f"{name}_train.csv").exists(), (f"B{index}" for index in itertools.count(1))
-    )
-    found = list(names)
-    if not found:
-        raise UserError(f"there is no B1_train.csv in {folder}; give a folder with B1_train.csv, B1_test.csv, ...")
-    return found
+    """B1, B2, ... up to the largest number that a file of the folder has.
+
+    Raises:
+        UserError: one of them lacks its list of training or test images.
+    """
+    listed = (re.fullmatch(r"B(\d{1,4})_(train|test|facts)\.csv", entry.name) for entry in folder.iterdir())
+    names = [f"B{index}" for index in range(1, 1 + max((int(match[1]) for match in listed if match), default=1))]
+    for name, part in itertools.product(names, ("train", "test")):
+        if not (folder / f"{name}_{part}.csv").is_file():
+            raise UserError(
+                f"there is no {name}_{part}.csv in {folder}; give a folder with B1_train.csv, B1_test.csv, ... "
+                f"up to B{len(names)}"
+            )
+    return names
 
 
 def _read_words(path: Path, lists: _Lists) -> None:

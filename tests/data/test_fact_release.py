@@ -161,10 +161,18 @@ def test_files_that_are_missing_or_no_numbers(release):
     with pytest.raises(UserError, match="the vectors of fact 7 .* have 3 numbers, those of fact 2 6"):
         read(release)
     (release / "splits/2tasks_random/B2_test.csv").unlink()
-    with pytest.raises(UserError, match="cannot read .*B2_test.csv: No such file"):
+    with pytest.raises(UserError, match="there is no B2_test.csv in"):
         read(release)
     (release / "splits/2tasks_random/B1_train.csv").unlink()
     with pytest.raises(UserError, match="there is no B1_train.csv in"):
+        read(release)
+
+
+@pytest.mark.parametrize("name", ["B3_train.csv", "B3_test.csv", "B10_facts.csv"])
+def test_no_split_between_the_first_and_the_last_may_be_missing(release, name):
+    (release / "splits/2tasks_random" / name).write_text("")
+    missing = "B3_test.csv" if name == "B3_train.csv" else "B3_train.csv"
+    with pytest.raises(UserError, match=f"there is no {missing} in .* up to B{'10' if '10' in name else '3'}"):
         read(release)
 
 
