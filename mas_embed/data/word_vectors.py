@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import re
 import zlib
@@ -15,12 +16,17 @@ from torch import Tensor
 
 from mas_embed.errors import UserError
 
+_START = 2**16  # bytes after a header from which it is seen whether they are text
+_NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_UNPACKED = 1032  # bytes that one packed byte can stand for (zlib)
+
 
 def read_word_vectors(path: str | Path, words: Iterable[str] | None = None) -> dict[str, Tensor]:
     """The vectors [V] float32 of words, by word, in the order of the file.
 
     Reads word2vec's text and binary form (a first line "number size") and GloVe's text form (none); which it is is seen
-    from the content. A file named *.gz is unpacked on the way.
+    from the content. A file named *.gz is unpacked on the way. In text a word may contain spaces, but not end with a space
+    and a number: such a line has a number too many.
 
     Args:
         path: of the file.
@@ -33,12 +39,12 @@ def read_word_vectors(path: str | Path, words: Iterable[str] | None = None) -> d
     wanted = None if words is None else frozenset(words)
     try:
         with _opened(path) as file:
-            header = _header(file.readline())
-            is_binary = header is not None and not _is_text_line(file.readline(), header[1])
+            header = _header(file.readline(), path)
+            is_text = header is None or _is_text(file.read(_START), header[1])
         with _opened(path) as file:
-            if header is not None and is_binary:
-                return _read_binary(file, *header, wanted, path)
-            return _read_text(file, header, wanted, path)
+            if header is None or is_text:
+                return _read_text(file, header, wanted, path)
+            return _read_binary(file, *header, wanted, path)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read the word vectors {path}: {reason}") from None
@@ -80,19 +86,24 @@ def _opened(path: Path) -> BinaryIO:
     return cast(BinaryIO, gzip.open(path) if path.suffix == ".gz" else path.open("rb"))
 
 
-def _header(line: bytes) -> tuple[int, int] | None:
+def _header(line: bytes, path: Path) -> tuple[int, int] | None:
     """The number of words and the size of a vector, where the first line tells them."""
-    fields = line.split()
-    if len(fields) == 2 and all(field.isdigit() for field in fields):
-        return int(fields[0]), int(fields[1])
-    return None
+    fields = line.removeprefix(codecs.BOM_UTF8).split()
+    if len(fields) != 2 or not all(re.fullmatch(rb"\d{1,18}", field) for field in fields):
+        return None
+    if int(fields[1]) == 0:
+        raise UserError(f"{path} begins with vectors of size 0; give a file of word2vec or GloVe")
+    return int(fields[0]), int(fields[1])
 
 
-def _is_text_line(line: bytes, size: int) -> bool:
-    try:
-        return len([float(field) for field in line.split()[-size:]]) == size
-    except ValueError:
-        return False
+def _is_text(start: bytes, size: int) -> bool:
+    """Whether what follows a header is a line of a text file, or has no control characters but line ends and tabs.
+
+    Numbers in binary form have them sooner or later; words of a text file rarely.
+    """
+    numbers = start.split(b"\n", 1)[0].split()[-size:]
+    is_line = len(numbers) == size and all(_NUMBER.fullmatch(number) for number in numbers)
+    return is_line or not re.search(rb"[^\t\n\r\x20-\x7e\x80-\xff]", start)
 
 
 def _read_text(
@@ -100,19 +111,28 @@ def _read_text(
 ) -> dict[str, Tensor]:
     size = header[1] if header else None
     vectors: dict[str, Tensor] = {}
+    num_words = 0
     for number, line in enumerate(file, start=1):
-        fields = line.split()
+        fields = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).split()
         if not fields or (header and number == 1):
             continue
         size = size or len(fields) - 1
-        word = b" ".join(fields[:-size]).decode(errors="replace")
-        if not word:
+        spelled = fields[:-size] if size else []
+        if not spelled or (len(spelled) > 1 and _NUMBER.fullmatch(spelled[-1])):
             raise UserError(f"line {number} of {path} must hold a word and {size} numbers, got {len(fields)} fields")
+        word = b" ".join(spelled).decode(errors="replace")
+        num_words += 1
         if wanted is None or word in wanted:
             vectors.setdefault(word, _numbers(fields[-size:], f"line {number} of {path}"))
+    if header and num_words < header[0]:
+        raise _cut_short(path, num_words, header[0])
     if not vectors and wanted is None:
         raise UserError(f"{path} holds no word vectors; give a file of word2vec or GloVe")
     return vectors
+
+
+def _cut_short(path: Path, num_words: int, promised: int) -> UserError:
+    return UserError(f"{path} ends after {num_words} of its {promised} words; get the whole file")
 
 
 def _numbers(fields: list[bytes], where: str) -> Tensor:
@@ -126,12 +146,15 @@ def _numbers(fields: list[bytes], where: str) -> Tensor:
 def _read_binary(
     file: BinaryIO, num_words: int, size: int, wanted: frozenset[str] | None, path: Path
 ) -> dict[str, Tensor]:
+    room = path.stat().st_size * (_UNPACKED if path.suffix == ".gz" else 1)
+    if num_words * 4 * size > room:
+        raise UserError(f"{path} is too short for {num_words} vectors of size {size}; get the whole file")
     file.readline()
     vectors: dict[str, Tensor] = {}
     for number in range(num_words):
         word, content = _read_word(file), file.read(4 * size)
         if len(content) < 4 * size:
-            raise UserError(f"{path} ends after {number} of its {num_words} words; get the whole file")
+            raise _cut_short(path, number, num_words)
         if wanted is None or word in wanted:
             vector = torch.from_numpy(np.frombuffer(content, dtype="<f4").astype(np.float32))
             vectors.setdefault(word, _finite(vector, f"the vector of '{word}' in {path}"))

@@ -66,12 +66,48 @@ def test_binary_numbers_that_look_like_line_feeds(tmp_path):
         (b"", "holds no word vectors"),
         (binary(VECTORS, b"")[:-3], "ends after 2 of its 3 words"),
         (binary({"a": [float("inf"), 0.0]}, b""), "the vector of 'a' .* not finite"),
+        (b"2 3\na 1 2\nb 1 2\n", "line 2 of .* must hold a word and 3 numbers, got 3 fields"),
+        (b"2 1\na 1 2\nb 1 2\n", "line 2 of .* must hold a word and 1 numbers, got 3 fields"),
+        (b"2 2\na 1 x\nb 1 2\n", "line 2 of .* must end with 2 numbers"),
+        (b"a 1 2\ncat 1 2 3\n", "line 2 of .* must hold a word and 2 numbers, got 4 fields"),
+        (b"a,1,2\n", "line 1 of .* must hold a word and 0 numbers"),
+        (b"3 2\na 1 2\nb 1 2\n", "ends after 2 of its 3 words"),
+        (b"2 0\na\nb\n", "begins with vectors of size 0"),
+        (b"3 999999999999\na \0\0\0\0", "is too short for 3 vectors of size 999999999999"),
+        (b"999999999999 1\na \0\0\0\0", "is too short for 999999999999 vectors of size 1"),
     ],
 )
 def test_files_that_are_damaged(tmp_path, content, message):
     path = tmp_path / "vectors.txt"
     path.write_bytes(content)
     with pytest.raises(UserError, match=message):
+        read_word_vectors(path)
+
+
+def test_words_may_contain_spaces_and_be_numbers(tmp_path):
+    path = tmp_path / "vectors.txt"
+    path.write_bytes(b"7 1 2\n. . . 3 4\nat 5 pm 5 6\nnan 7 8\n")
+    assert list(read_word_vectors(path)) == ["7", ". . .", "at 5 pm", "nan"]
+
+
+@pytest.mark.parametrize("header", [False, True])
+def test_a_byte_order_mark_is_no_part_of_a_word(tmp_path, header):
+    path = tmp_path / "vectors.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + text(VECTORS, header))
+    assert as_lists(read_word_vectors(path)) == VECTORS
+
+
+@pytest.mark.parametrize("word", ["größe", "\0"])
+def test_a_file_of_strange_words_is_no_binary_file(tmp_path, word):
+    path = tmp_path / "vectors.txt"
+    path.write_bytes(f"2 2\n{word} 1 2\ncat 3 4\n".encode("latin-1"))
+    assert read_word_vectors(path)["cat"].tolist() == [3, 4]
+
+
+def test_a_packed_file_that_promises_too_much_takes_no_memory(tmp_path):
+    path = tmp_path / "vectors.gz"
+    path.write_bytes(gzip.compress(b"1 99999999999999\na \0\0\0\0"))
+    with pytest.raises(UserError, match="too short for 1 vectors of size 99999999999999"):
         read_word_vectors(path)
 
 
