@@ -117,6 +117,7 @@ def read_lines(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[s
 def _csv_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
         for values in reader:
             yield reader.line_num, values
 

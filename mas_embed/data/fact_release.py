@@ -102,8 +102,8 @@ def read_fact_release(
 
     Split k is what `splits/<split_name>/B{k}_{train,test}.csv` list, k = 1, 2, ... without a gap. A fact's words are those
     of `B{k}_facts.csv`; its vectors the numbers of the files in `NLP_feat/` that its lines name, and zero in slots whose
-    weight is 0. Images are decoded on demand; one that is listed as .jpg may be there as .png, and greyscale becomes
-    RGB. Rows of the table of facts are in the order of the facts' ids.
+    weight is 0. Images are decoded on demand; one that is listed as .jpg may be there as .png (see `find_inside`), and
+    greyscale becomes RGB. Rows of the table of facts are in the order of the facts' ids.
 
     Args:
         root: the folder that holds `images/`, `NLP_feat/` and `splits/`.
@@ -231,10 +231,11 @@ def _read_vectors(path: Path, weights: Weights) -> Tensor:
 
 
 def _integer(value: str, where: str) -> int:
-    try:
-        return int(value)
-    except ValueError:
-        raise UserError(f"{where} must have a whole number as id, got '{value}'") from None
+    """An id, which some writers give a fraction of zero."""
+    whole = re.fullmatch(r"([+-]?[0-9]{1,19})(\.0*)?", value)
+    if whole is None or not -(2**63) <= int(whole[1]) < 2**63:
+        raise UserError(f"{where} must have a whole number of 64 bits as id, got '{value}'")
+    return int(whole[1])
 
 
 def _weight(value: str, where: str) -> float:

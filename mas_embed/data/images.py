@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
@@ -16,6 +17,9 @@ Normalization = Literal["none", "imagenet"]
 # Mean and standard deviation of the colours of ImageNet, which torchvision's weights expect
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Under which a file is looked for that is not there as listed
+STAND_INS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
 
 
 class ImageFiles:
@@ -91,7 +95,7 @@ def read_image(path: Path, *, size: int, short_side: int) -> Tensor:
 
 
 def find_inside(folder: Path, link: str, *, listed_in: str) -> Path:
-    """The file that a relative link names inside a folder; a missing file may be there as .png.
+    """The file that a relative link names inside a folder; a missing file may be there as .png, .jpg or .jpeg, or in capitals.
 
     Args:
         folder: which the file must not leave, not by a symbolic link either.
@@ -101,11 +105,14 @@ def find_inside(folder: Path, link: str, *, listed_in: str) -> Path:
     Raises:
         UserError: the link leads outside, or to no file.
     """
-    path = folder / PurePosixPath(link)
-    for candidate in (path, path.with_suffix(".png") if path.suffix else path):
+    listed = PurePosixPath(link)
+    path = folder / listed
+    for candidate in (path, *(path.with_suffix(suffix) for suffix in STAND_INS if path.suffix)):
         if not _is_inside(folder, candidate):
-            raise UserError(f"{listed_in} lists '{link}', which lies outside {folder}; give paths inside it")
-        if candidate.is_file():
+            leaves = listed.is_absolute() or ".." in listed.parts
+            reason = "; give paths inside it" if leaves else " by a symbolic link; put the files themselves there"
+            raise UserError(f"{listed_in} lists '{link}', which lies outside {folder}{reason}")
+        if os.path.isfile(candidate):  # which takes a name that no file can have for a missing one
             return candidate
     raise UserError(f"{listed_in} lists '{link}', but there is no such file in {folder}")
 
@@ -113,5 +120,7 @@ def find_inside(folder: Path, link: str, *, listed_in: str) -> Path:
 def _is_inside(folder: Path, path: Path) -> bool:
     try:
         return path.resolve().is_relative_to(folder.resolve())
-    except (OSError, ValueError, RuntimeError):  # a loop of links, or a name that no file can have
+    except ValueError:  # a name that no file can have, nor one outside
+        return True
+    except (OSError, RuntimeError):  # a loop of links
         return False

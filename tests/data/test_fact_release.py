@@ -85,6 +85,15 @@ def test_weights_may_be_written_as_words(release):
     assert read(release).facts.weights[2].tolist() == [1, 0, 0]
 
 
+def test_ids_may_have_a_fraction_of_zero_and_column_names_spaces(release):
+    expected = read(release).facts
+    folder = release / "splits/2tasks_random"
+    change(folder / "B1_train.csv", ",7,1,0,0", ",7.0,1,0,0")
+    change(folder / "B2_facts.csv", "11,1,dog", "11.,1,dog")
+    change(folder / "B1_test.csv", ",NLP_links,SPO,id", ", NLP_links , SPO, id")
+    assert torch.equal(read(release).facts.ids, expected.ids)
+
+
 def change(path, old, new, count=-1):
     text = path.read_text()
     assert old in text
@@ -98,7 +107,10 @@ def change(path, old, new, count=-1):
         ("B1_train.csv", "train/7_0.jpg", "../splits/2tasks_random/B1_train.csv", "B1_train.csv lists .* outside"),
         ("B1_train.csv", "facts/7.txt", "../../x", "line 2 of .*B1_train.csv lists '../../x', which lies outside"),
         ("B2_test.csv", ",11,1,0,0", ",11,1,1,0", "line 2 of .*B2_test.csv gives fact 11 the weights .* but line 2 of .*B2_train"),
-        ("B1_test.csv", ",7,1,0,0", ",seven,1,0,0", "line 2 of .*B1_test.csv must have a whole number as id, got 'seven'"),
+        ("B1_test.csv", ",7,1,0,0", ",seven,1,0,0", "line 2 of .*B1_test.csv must have a whole number of 64 bits as id, got 'seven'"),
+        ("B1_test.csv", ",7,1,0,0", ",7.5,1,0,0", "line 2 of .*B1_test.csv must have a whole number of 64 bits as id, got '7.5'"),
+        ("B1_test.csv", ",7,1,0,0", f",{10**19},1,0,0", "must have a whole number of 64 bits as id, got '10000000000000000000'"),
+        ("B1_test.csv", ",7,1,0,0", f",{2**63},1,0,0", "must have a whole number of 64 bits as id, got '9223372036854775808'"),
         ("B1_test.csv", ",7,1,0,0", ",7,one,0,0", "line 2 of .*B1_test.csv must have numbers as w_s, w_p and w_o, got 'one'"),
         ("B1_test.csv", ",7,1,0,0", ",7,1,0", "line 2 of .*B1_test.csv lacks w_o; it needs image_links"),
         ("B2_facts.csv", "11,1,dog", "12,1,dog", "line 2 of .*B2_train.csv is of fact 11, which no"),

@@ -90,16 +90,24 @@ def test_options_that_make_no_sense():
 
 
 @pytest.mark.parametrize(
-    "link", ["../secret.png", "/etc/passwd", "sub/../../secret.png", "link/secret.png", "a\0b.png"]
+    ("link", "remedy"),
+    [
+        ("../secret.png", "; give paths inside it"),
+        ("/etc/passwd", "; give paths inside it"),
+        ("sub/../../secret.png", "; give paths inside it"),
+        ("link/secret.png", " by a symbolic link; put the files themselves there"),
+        ("gone.jpg", " by a symbolic link; put the files themselves there"),
+    ],
 )
-def test_no_link_leads_outside(tmp_path, link):
+def test_no_link_leads_outside(tmp_path, link, remedy):
     folder, outside = tmp_path / "images", tmp_path / "outside"
     (folder / "sub").mkdir(parents=True)
     outside.mkdir()
     for place in (tmp_path, outside):
         write(place / "secret.png", gradient(2, 2))
     (folder / "link").symlink_to(outside)
-    with pytest.raises(UserError, match="the list lists .* which lies outside"):
+    (folder / "gone.png").symlink_to(outside / "secret.png")
+    with pytest.raises(UserError, match=f"the list lists .* which lies outside .*images{remedy}"):
         find_inside(folder, link, listed_in="the list")
 
 
@@ -108,6 +116,14 @@ def test_a_png_stands_in_for_a_missing_jpg(tmp_path):
     assert find_inside(tmp_path, "a.b.jpg", listed_in="line 1") == png
     jpg = write(tmp_path / "a.b.jpg", gradient(2, 2))
     assert find_inside(tmp_path, "a.b.jpg", listed_in="line 1") == jpg
-    for link in ("c.jpg", "", "c"):
+    for link in ("c.jpg", "", "c", "a\0b.png", "c" * 5000, "c" * 5000 + ".jpg"):
         with pytest.raises(UserError, match=f"line 1 lists '{link}', but there is no such file"):
             find_inside(tmp_path, link, listed_in="line 1")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG"])
+def test_an_image_may_be_there_under_another_suffix(tmp_path, suffix):
+    path = write(tmp_path / f"a{suffix}", gradient(2, 2))
+    for listed in ("a.jpg", "a.png", "a.JPG", "a.jpeg"):
+        found = find_inside(tmp_path, listed, listed_in="line 1")
+        assert found.samefile(path)
