@@ -45,7 +45,8 @@ def select_subset(
         splits: a sequence.
         split: the name of one of them; None for all.
         part: "train", "query" or "gallery".
-        labels: numbers, or names of facts as they are written, `<three, above, seven>`; None for all that are there.
+        labels: numbers, or names of facts as they are written, `<three, above, seven>`, each for all facts of that name;
+            None for all that are there.
 
     Raises:
         UserError: an unknown split, part or fact, or a label that none of the items has.
@@ -65,24 +66,27 @@ def select_subset(
     present = items.labels.unique()
     if labels is None:
         return Subset(items, indices, present)
-    numbers = {_number(label, splits): label for label in labels}
-    for number, label in numbers.items():
-        if number not in present:
+    numbers: set[int] = set()
+    for label in labels:
+        own = _numbers(label, splits) & set(present.tolist())
+        if not own:
             where = f"split '{split}'" if split is not None else "all splits"
             raise UserError(f"the {part} part of {where} has no item with the label {label}")
+        numbers |= own
     wanted = torch.tensor(sorted(numbers), dtype=torch.long)
     return Subset(_chosen(items, torch.isin(items.labels, wanted)), indices, wanted)
 
 
-def _number(label: int | str, splits: Sequence[Split]) -> int:
-    """A label as the data has it: the row of a fact that was named."""
+def _numbers(label: int | str, splits: Sequence[Split]) -> set[int]:
+    """A label as the data has it: the rows of the facts that were named."""
     if isinstance(label, int):
-        return label
+        return {label}
     if not isinstance(splits, FactSequence):
         raise UserError(f"labels of data without facts are numbers, got '{label}'")
-    if label not in splits.facts.names:
-        raise unknown_name("fact", label, splits.facts.names)
-    return splits.facts.names.index(label)
+    names = splits.facts.names
+    if label not in names:
+        raise unknown_name("fact", label, names)
+    return {row for row, name in enumerate(names) if name == label}
 
 
 def _chosen(items: Part, is_chosen: Tensor) -> Part:

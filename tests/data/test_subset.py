@@ -3,7 +3,7 @@ import torch
 from small import small_splits
 
 from mas_embed import UserError
-from mas_embed.data import FactSequence, Part, Split, fact_digits, make_fact_table, select_subset
+from mas_embed.data import FactSequence, FactTable, Part, Split, fact_digits, make_fact_table, select_subset
 
 
 class OnDemand:
@@ -44,6 +44,18 @@ def test_facts_are_named_as_they_are_written():
     subset = select_subset(splits, split=split.name, labels=["<three>"])
     assert subset.labels.tolist() == [3]
     assert len(subset.part) == 2
+
+
+def test_a_name_means_all_its_facts_that_are_there():
+    weights = torch.tensor([[1.0, 0.0, 0.0]] * 3)
+    words = [("cat", "", ""), ("dog", "", ""), ("cat", "", "")]
+    table = FactTable(torch.arange(3), words, torch.ones(3, 3, 2), weights)
+    parts = [Part(torch.zeros(2, 1), torch.tensor(labels)) for labels in ([0, 1], [2, 2])]
+    splits = FactSequence([Split(name, part, part, part) for name, part in zip("ab", parts, strict=True)], table)
+    assert select_subset(splits, labels=["<cat>"]).labels.tolist() == [0, 2]
+    assert select_subset(splits, split="b", labels=["<cat>"]).labels.tolist() == [2]
+    with pytest.raises(UserError, match="the train part of split 'b' has no item with the label <dog>"):
+        select_subset(splits, split="b", labels=["<dog>"])
 
 
 def test_inputs_that_load_on_demand_still_do():
