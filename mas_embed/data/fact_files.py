@@ -129,10 +129,11 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 continue
             try:
                 values = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, or nested too deeply
                 values = None
-            if not isinstance(values, dict):
+            if not isinstance(values, dict) or any(isinstance(value, (list, dict)) for value in values.values()):
                 raise UserError(
-                    f"line {number} of {path} must be a JSON object such as {{'image': ..., 'subject': ...}}"
+                    f"line {number} of {path} must be a JSON object of plain values such as "
+                    "{'image': ..., 'subject': ...}"
                 )
             yield number, {name: "" if value is None else value for name, value in values.items()}

@@ -101,7 +101,7 @@ def make_fact_table(words: Sequence[Words], word_vectors: Mapping[str, Tensor]) 
         word_vectors: by word [V]; see `read_word_vectors`.
 
     Raises:
-        UserError: names every word that has no vector; a fact without words; no facts.
+        UserError: names every word that has no vector; vectors of different sizes; a fact without words; no facts.
 
     Example:
         >>> vectors = {"three": torch.tensor([3.0, 0.0]), "seven": torch.tensor([0.0, 2.0])}
@@ -112,7 +112,7 @@ def make_fact_table(words: Sequence[Words], word_vectors: Mapping[str, Tensor]) 
         raise UserError("there are no facts; give at least one subject")
     phrases = sorted({word for fact in words for word in fact if word})
     vectors_by_phrase = phrase_vectors(phrases, word_vectors)
-    size = max((len(vector) for vector in vectors_by_phrase.values()), default=1)
+    size = max((len(vector) for vector in vectors_by_phrase.values()), default=1)  # all are of one
     vectors = torch.zeros(len(words), 3, size, dtype=torch.float64)
     weights = torch.tensor([[float(bool(word)) for word in fact] for fact in words], dtype=torch.float64)
     for row, fact in enumerate(words):

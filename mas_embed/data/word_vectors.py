@@ -65,7 +65,7 @@ def phrase_vectors(phrases: Iterable[str], word_vectors: Mapping[str, Tensor]) -
     A word is looked up as it is written, then in lower case.
 
     Raises:
-        UserError: lists every word that has no vector, or only a zero one.
+        UserError: lists every word that has no vector, or only a zero one; or vectors of different sizes.
     """
     phrases = list(phrases)
     lookup = {word: _lookup(word, word_vectors) for phrase in phrases for word in words_of(phrase)}
@@ -75,6 +75,10 @@ def phrase_vectors(phrases: Iterable[str], word_vectors: Mapping[str, Tensor]) -
             f"{len(missing)} words have no vector: {', '.join(missing)}; add them, or leave their facts out"
         )
     units = {word: vector.double() / vector.double().norm() for word, vector in lookup.items() if vector is not None}
+    by_size = {len(unit): word for word, unit in units.items()}
+    if len(by_size) > 1:
+        sizes = ", ".join(f"{size} ('{word}')" for size, word in by_size.items())
+        raise UserError(f"word vectors must be of one size, got {sizes}; take them from one file")
     return {phrase: torch.stack([units[word] for word in words_of(phrase)]).mean(0) for phrase in phrases}
 
 

@@ -79,5 +79,15 @@ class FactLoss(nn.Module):
             embeddings: [N, 3 V].
             labels: [N] int64, rows of the table.
             mined: has no use here; a training step passes what its miner found.
+
+        Raises:
+            UserError: labels that are no int64, or no rows of the table. Rows are checked on the CPU alone, as a check would
+                have to wait for another device; there, numbers beyond the table fail, and negative ones count from its end.
         """
+        if labels.dtype != torch.long:
+            raise UserError(f"labels of facts must be int64, got {labels.dtype}")
+        if labels.device.type == "cpu" and not bool(((labels >= 0) & (labels < len(self.vectors))).all()):
+            raise UserError(
+                f"labels must be rows of the table of {len(self.vectors)} facts, got {labels.min()} to {labels.max()}"
+            )
         return fact_loss(embeddings, self.vectors[labels], self.weights[labels], form=self.form)

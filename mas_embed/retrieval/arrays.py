@@ -20,7 +20,7 @@ def embeddings_of(values: ArrayLike | Tensor, name: str) -> Tensor:
     Raises:
         UserError: they are no real numbers of shape [N, D], there is none, or one is NaN or infinite.
     """
-    rows = _tensor(values, name)
+    rows = tensor_of(values, name)
     if rows.ndim != 2 or rows.shape[1] == 0 or rows.is_complex():
         raise UserError(f"{name} must be real numbers of shape [N, D], got {rows.dtype} of shape {list(rows.shape)}")
     if len(rows) == 0:
@@ -30,16 +30,16 @@ def embeddings_of(values: ArrayLike | Tensor, name: str) -> Tensor:
     return rows
 
 
-def integers_of(values: ArrayLike | Tensor, name: str, num_items: int) -> Tensor:
-    """Labels or ids [N] as int64.
+def integers_of(values: ArrayLike | Tensor, name: str, num_items: int | None = None) -> Tensor:
+    """Labels or ids [N] as int64; one for each of so many items, where that is given.
 
     Raises:
         UserError: they are no integers of shape [N], or not one for each item.
     """
-    numbers = _tensor(values, name)
+    numbers = tensor_of(values, name)
     if numbers.ndim != 1 or (len(numbers) and numbers.is_floating_point()) or numbers.is_complex():
         raise UserError(f"{name} must be integers of shape [N], got {numbers.dtype} of shape {list(numbers.shape)}")
-    if len(numbers) != num_items:
+    if num_items is not None and len(numbers) != num_items:
         raise UserError(f"there are {num_items} embeddings but {len(numbers)} {name}")
     return numbers.long()
 
@@ -66,7 +66,12 @@ def share_in_common(neighbours: NDArray[np.int64], others: NDArray[np.int64]) ->
     return in_common / neighbours.size
 
 
-def _tensor(values: ArrayLike | Tensor, name: str) -> Tensor:
+def tensor_of(values: ArrayLike | Tensor, name: str) -> Tensor:
+    """An array or list as a tensor that shares memory with it where it can, without gradients.
+
+    Raises:
+        UserError: it holds something else than numbers.
+    """
     if isinstance(values, Tensor):
         return values.detach()
     try:

@@ -16,10 +16,11 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from mas_embed.errors import UserError
+from mas_embed.retrieval.arrays import embeddings_of, integers_of, tensor_of
 from mas_embed.retrieval.metrics import evaluate_retrieval
 
 Match = Literal["same", "extending"]
@@ -68,12 +69,12 @@ class FactRecognitionScores:
 
 
 def evaluate_fact_retrieval(
-    embeddings: Tensor,
-    labels: Tensor,
-    vectors: Tensor,
-    weights: Tensor,
+    embeddings: ArrayLike | Tensor,
+    labels: ArrayLike | Tensor,
+    vectors: ArrayLike | Tensor,
+    weights: ArrayLike | Tensor,
     *,
-    facts: Tensor | None = None,
+    facts: ArrayLike | Tensor | None = None,
     match: Match = "same",
 ) -> FactRetrievalScores:
     """Ranks the images for every fact, by Euclidean distance over the slots that the fact fills.
@@ -84,9 +85,9 @@ def evaluate_fact_retrieval(
 
     Args:
         embeddings: [N, 3 V], of the images.
-        labels: [N] int64, rows of the table of facts.
-        vectors: [F, 3, V].
-        weights: [F, 3].
+        labels: [N] integers, rows of the table of facts.
+        vectors: [F, 3, V]; what a wildcard holds has no part.
+        weights: [F, 3], >= 0; 0 for a wildcard.
         facts: rows of the facts that are asked for; None for all.
         match: which images are relevant to a fact: those labelled with the "same" fact, or with one "extending" it.
 
@@ -95,8 +96,8 @@ def evaluate_fact_retrieval(
         are over the facts of that split.
 
     Raises:
-        UserError: shapes that do not fit, labels outside the table, numbers that are not finite, or no fact that has a
-            relevant image.
+        UserError: shapes that do not fit, labels or facts outside the table, numbers that are not finite, negative weights,
+            a fact that fills no slot, or no fact that has a relevant image.
 
     O(F N (V + log N)) time.
 
@@ -109,7 +110,7 @@ def evaluate_fact_retrieval(
     """
     _refuse_unknown(match=(match, get_args(Match)))
     images, labels, vectors, weights = _checked(embeddings, labels, vectors, weights)
-    asked = torch.arange(len(vectors)) if facts is None else facts.cpu().unique()
+    asked = _rows_of(facts, len(vectors))
     full, found = np.full((2, len(vectors)), np.nan)
     for slots, rows in _by_filled_slots(weights, asked):
         wanted = torch.arange(len(vectors)) if match == "same" else _fillers(vectors, weights, slots)
@@ -123,12 +124,12 @@ def evaluate_fact_retrieval(
 
 
 def evaluate_fact_recognition(
-    embeddings: Tensor,
-    labels: Tensor,
-    vectors: Tensor,
-    weights: Tensor,
+    embeddings: ArrayLike | Tensor,
+    labels: ArrayLike | Tensor,
+    vectors: ArrayLike | Tensor,
+    weights: ArrayLike | Tensor,
     *,
-    facts: Tensor | None = None,
+    facts: ArrayLike | Tensor | None = None,
     distance: FactDistance = "cosine",
 ) -> FactRecognitionScores:
     """Ranks the facts for every image. True of an image are the fact that it is labelled with, and those that extend it.
@@ -139,9 +140,9 @@ def evaluate_fact_recognition(
 
     Args:
         embeddings: [N, 3 V], of the images.
-        labels: [N] int64, rows of the table of facts.
-        vectors: [F, 3, V].
-        weights: [F, 3].
+        labels: [N] integers, rows of the table of facts.
+        vectors: [F, 3, V]; what a wildcard holds has no part.
+        weights: [F, 3], >= 0; 0 for a wildcard.
         facts: rows of the facts that are searched, those of the labels among them; None for all.
         distance: "cosine" over all slots, as in the release, but wildcards are zero here (there they hold minus the mean of
             the slot's vectors); it prefers no order. The cosine of a zero embedding is 0, and so is that of a fact whose
@@ -150,14 +151,15 @@ def evaluate_fact_recognition(
             never farther than one that extends it, so that facts of order 1 come first and K1 of the others is low.
 
     Raises:
-        UserError: shapes that do not fit, labels outside the table or not among `facts`, or numbers that are not finite.
+        UserError: shapes that do not fit, labels or facts outside the table, labels not among `facts`, numbers that are not
+            finite, negative weights, or a fact that fills no slot.
 
     O(N F V) time.
     """
     _refuse_unknown(distance=(distance, get_args(FactDistance)))
     images, labels, vectors, weights = _checked(embeddings, labels, vectors, weights)
     compared = _without_rounding(vectors) if distance == "cosine" else vectors
-    searched = torch.arange(len(vectors)) if facts is None else facts.cpu().unique()
+    searched = _rows_of(facts, len(vectors))
     if not bool(torch.isin(labels, searched).all()):
         raise UserError("every image's own fact must be among the facts that are searched; add the labels to facts")
     rank = torch.zeros(len(images), dtype=torch.long)
@@ -176,26 +178,43 @@ def evaluate_fact_recognition(
 
 
 def _checked(
-    embeddings: Tensor, labels: Tensor, vectors: Tensor, weights: Tensor
+    embeddings: ArrayLike | Tensor,
+    labels: ArrayLike | Tensor,
+    vectors: ArrayLike | Tensor,
+    weights: ArrayLike | Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images [N, 3, V], labels, facts with wildcards zero, and weights; on the CPU, in float64."""
+    images = embeddings_of(embeddings, "embeddings")
+    labels = integers_of(labels, "labels", len(images)).cpu()
+    vectors, weights = tensor_of(vectors, "vectors"), tensor_of(weights, "weights")
     if vectors.ndim != 3 or vectors.shape[1] != 3 or weights.shape != vectors.shape[:2]:
         raise UserError(
             f"facts need vectors [F, 3, V] and weights [F, 3], got {list(vectors.shape)}, {list(weights.shape)}"
         )
-    if embeddings.ndim != 2 or embeddings.shape[1] != vectors[0].numel() or labels.shape != embeddings.shape[:1]:
-        shapes = f"{list(embeddings.shape)} and {list(labels.shape)}"
-        raise UserError(f"images need embeddings [N, {vectors[0].numel()}] and labels [N], got {shapes}")
-    if len(labels) == 0:
-        raise UserError("there are no images to rank")
-    if int(labels.min()) < 0 or int(labels.max()) >= len(vectors):
-        raise UserError(
-            f"labels must be rows of the table of {len(vectors)} facts, got {labels.min()} to {labels.max()}"
-        )
-    if not bool(embeddings.isfinite().all() and vectors.isfinite().all()):
-        raise UserError("embeddings or vectors of facts contain NaN or infinite numbers")
-    images, vectors, weights = (values.detach().cpu().double() for values in (embeddings, vectors, weights))
-    return images.unflatten(1, (3, -1)), labels.cpu(), vectors * (weights > 0)[:, :, None], weights
+    if images.shape[1] != vectors.shape[1:].numel():
+        raise UserError(f"images need embeddings [N, {vectors.shape[1:].numel()}], got {list(images.shape)}")
+    _refuse_outside("labels", labels, len(vectors))
+    images, vectors, weights = (values.cpu().double() for values in (images, vectors, weights))
+    if not bool((weights.isfinite() & (weights >= 0)).all() and (weights > 0).any(1).all()):
+        raise UserError("the weights of facts must be finite and >= 0, and that of one slot of each fact above 0")
+    vectors = vectors.masked_fill((weights == 0)[:, :, None], 0)
+    if not bool(vectors.isfinite().all()):
+        raise UserError("the vectors of facts contain NaN or infinite numbers")
+    return images.unflatten(1, (3, -1)), labels, vectors, weights
+
+
+def _rows_of(facts: ArrayLike | Tensor | None, num_facts: int) -> Tensor:
+    """Rows of the table, each once, in order; all where none are given."""
+    if facts is None:
+        return torch.arange(num_facts)
+    rows = integers_of(facts, "facts").cpu().unique()
+    _refuse_outside("facts", rows, num_facts)
+    return rows
+
+
+def _refuse_outside(name: str, rows: Tensor, num_facts: int) -> None:
+    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < num_facts:
+        raise UserError(f"{name} must be rows of the table of {num_facts} facts, got {rows.min()} to {rows.max()}")
 
 
 def _by_filled_slots(weights: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

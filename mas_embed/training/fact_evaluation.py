@@ -41,7 +41,7 @@ class FactJudge:
         followed: by name facts whose mean average precision is told apart, each among the images of its splits.
 
     Raises:
-        UserError: a label that is no row of the table, or a followed fact without an image.
+        UserError: a gallery without images, a label that is no row of the table, or a followed fact without an image.
     """
 
     model: nn.Module
@@ -55,6 +55,8 @@ class FactJudge:
     def __post_init__(self) -> None:
         for split in self.splits:
             labels = split.gallery.labels
+            if len(labels) == 0:
+                raise UserError(f"split '{split.name}' has an empty gallery part")
             if int(labels.min()) < 0 or int(labels.max()) >= len(self.facts):
                 raise UserError(
                     f"split '{split.name}' has labels from {labels.min()} to {labels.max()}, which must be rows of the "

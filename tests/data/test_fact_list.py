@@ -122,9 +122,11 @@ def test_options_and_files_that_make_no_sense(tmp_path):
     (folder / "list.jsonl").write_text('{"image": "a"}\n{"image"\n')
     with pytest.raises(UserError, match="line 1 of .* lacks subject"):
         read(folder, suffix="jsonl")
-    (folder / "list.jsonl").write_text('\n["image"]\n')
-    with pytest.raises(UserError, match="line 2 of .* must be a JSON object"):
-        read(folder, suffix="jsonl")
+    lines = ['["image"]', '{"image": ["a.png"], "subject": "cat"}', "[" * 100_000, '{"image": ' + "1" * 5000 + "}"]
+    for line in lines:
+        (folder / "list.jsonl").write_text(f"\n{line}\n")
+        with pytest.raises(UserError, match="line 2 of .* must be a JSON object"):
+            read(folder, suffix="jsonl")
     (folder / "list.csv").write_text("image,subject\n")
     with pytest.raises(UserError, match="list.csv lists no images"):
         read(folder)

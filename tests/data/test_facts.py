@@ -36,6 +36,9 @@ def test_the_mean_is_over_the_facts_that_fill_the_slot():
 def test_tables_that_make_no_sense():
     with pytest.raises(UserError, match="1 words have no vector: nine"):
         make_fact_table([("nine", "", "")], VECTORS)
+    for words in (("three", "two", ""), ("three two", "", "")):
+        with pytest.raises(UserError, match=r"word vectors must be of one size, got 2 \('three'\), 1 \('two'\); take"):
+            make_fact_table([words], VECTORS | {"two": torch.ones(1)})
     with pytest.raises(UserError, match="there are no facts"):
         make_fact_table([], VECTORS)
     with pytest.raises(UserError, match="fact 0 has the words .* exactly the slots with a weight above 0"):

@@ -88,6 +88,13 @@ def test_what_does_not_fit():
         fact_loss(embeddings, vectors, weights[:, 0])
     with pytest.raises(UserError, match=r"a table of facts has .* got \[5, 12\] and \[5, 3\]"):
         FactLoss(vectors.flatten(1), weights)
+    loss = FactLoss(vectors, weights)
+    for labels in ([-1, 0, 1, 2, 3], [0, 1, 2, 3, 5]):
+        with pytest.raises(UserError, match=f"labels must be rows of the table of 5 facts, got {min(labels)} to"):
+            loss(embeddings, torch.tensor(labels))
+    for dtype in (torch.int32, torch.uint8, torch.bool, torch.float32):
+        with pytest.raises(UserError, match=f"labels of facts must be int64, got {dtype}"):
+            loss(embeddings, torch.ones(5).to(dtype))
     for make in (
         lambda: fact_loss(embeddings, vectors, weights, form="l1"),
         lambda: FactLoss(vectors, weights, form="l1"),

@@ -1,3 +1,4 @@
+import itertools
 import math
 from functools import partial
 
@@ -88,8 +89,8 @@ def test_retrieval_by_hand():
 def test_a_wildcard_leaves_its_slot_out_whatever_it_holds():
     vectors, weights = table(ANIMALS)
     images, labels = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 5
-    filled = torch.where(weights[:, :, None] > 0, vectors, 77.0)
-    for evaluate in (evaluate_fact_retrieval, recognise):
+    for evaluate, anything in itertools.product((evaluate_fact_retrieval, recognise), (77.0, math.nan, math.inf)):
+        filled = torch.where(weights[:, :, None] > 0, vectors, anything)
         first, second = evaluate(images, labels, vectors, weights), evaluate(images, labels, filled, weights)
         assert repr(first) == repr(second)
 
@@ -130,6 +131,16 @@ def test_retrieval_equals_the_loops(seed, match):
     assert scores.mean_average_precision_found_at_100 == pytest.approx(np.nanmean(expected_found))
     assert scores.by_order == pytest.approx({order: np.mean(own) for order, own in by_order.items()})
     assert scores.num_skipped == np.isnan(expected).sum()
+
+
+def test_arrays_and_lists_are_as_good_as_tensors():
+    vectors, weights = table(ANIMALS)
+    images, labels = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 5
+    given = images, labels, vectors, weights
+    for evaluate in (evaluate_fact_retrieval, evaluate_fact_recognition):
+        expected = repr(evaluate(*given, facts=torch.arange(5)))
+        assert repr(evaluate(*(value.numpy() for value in given), facts=np.arange(5))) == expected
+        assert repr(evaluate(images, *(value.tolist() for value in given[1:]), facts=list(range(5)))) == expected
 
 
 def test_collapsed_embeddings_give_the_prevalence():
@@ -210,11 +221,23 @@ def test_what_does_not_fit():
     for evaluate in (evaluate_fact_retrieval, recognise):
         with pytest.raises(UserError, match=r"facts need vectors \[F, 3, V\] .* got \[5, 3\], \[5, 3\]"):
             evaluate(images, labels, vectors[:, :, 0], weights)
-        with pytest.raises(
-            UserError, match=r"images need embeddings \[N, 3\] and labels \[N\], got \[4, 2\] and \[4\]"
-        ):
+        with pytest.raises(UserError, match=r"images need embeddings \[N, 3\], got \[4, 2\]"):
             evaluate(images[:, :2], labels, vectors, weights)
-        with pytest.raises(UserError, match="there are no images"):
+        with pytest.raises(UserError, match="there are 4 embeddings but 3 labels"):
+            evaluate(images, labels[:3], vectors, weights)
+        with pytest.raises(UserError, match="labels must be integers of shape"):
+            evaluate(images, labels.double(), vectors, weights)
+        for facts in ([0, 1, 2, 3, 5], [-1, 0, 1, 2, 3]):
+            with pytest.raises(
+                UserError, match=f"facts must be rows of the table of 5 facts, got {facts[0]} to {facts[-1]}"
+            ):
+                evaluate(images, labels, vectors, weights, facts=torch.tensor(facts))
+        for wrong in (-weights, weights / 0, weights * (torch.arange(5) > 0)[:, None]):
+            with pytest.raises(UserError, match="the weights of facts must be finite and >= 0, and that of one slot"):
+                evaluate(images, labels, vectors, wrong)
+        with pytest.raises(UserError, match="the vectors of facts contain NaN"):
+            evaluate(images, labels, vectors / 0, weights)
+        with pytest.raises(UserError, match="at least one embedding"):
             evaluate(images[:0], labels[:0], vectors, weights)
         with pytest.raises(UserError, match="labels must be rows of the table of 5 facts, got 2 to 5"):
             evaluate(images, labels + 2, vectors, weights)

@@ -95,6 +95,9 @@ def test_labels_that_are_no_rows_and_followed_facts_that_nobody_shows():
         FactJudge(
             nn.Identity(), splits, facts=FactTable(*(value[:3] for value in vars(splits.facts).values())), batch_size=4
         )
+    nothing = Part(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
+    with pytest.raises(UserError, match="split 'none' has an empty gallery part"):
+        judge_of(FactSequence([*splits, Split("none", splits[0].train, nothing, nothing)], splits.facts))
     empty = Part(splits[0].gallery.inputs[3:], splits[0].gallery.labels[3:])
     subset = select_subset(splits, split="cats")
     splits[0] = Split("cats", splits[0].train, empty, empty)
