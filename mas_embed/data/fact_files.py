@@ -97,27 +97,34 @@ def read_lines(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[s
 
     Args:
         path: of the file; JSON Lines if it ends in .jsonl or .ndjson, else CSV with a line of column names.
-        columns: that must be there.
+        columns: that must be there, in CSV even if no line follows.
 
     Raises:
         UserError: the file cannot be read, or a line lacks a column; names the line.
     """
-    read = _json_lines if path.suffix in (".jsonl", ".ndjson") else _csv_lines
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        raise UserError(f"{path} should be JSON Lines, one object a line, and end in .jsonl, or be CSV")
     try:
-        for number, values in read(path):
-            missing = [column for column in columns if values.get(column) is None]
-            if missing:
-                raise UserError(f"line {number} of {path} lacks {', '.join(missing)}; it needs {', '.join(columns)}")
+        for number, values in _json_lines(path) if suffix in (".jsonl", ".ndjson") else _csv_lines(path, columns):
+            _refuse_missing(values, columns, f"line {number} of {path}")
             yield f"line {number} of {path}", {name: str(value).strip() for name, value in values.items() if name}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or "it is no text file of the expected form"
         raise UserError(f"cannot read {path}: {reason}") from None
 
 
-def _csv_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _refuse_missing(values: Mapping[str, Any], columns: Sequence[str], where: str) -> None:
+    missing = [column for column in columns if values.get(column) is None]
+    if missing:
+        raise UserError(f"{where} lacks {', '.join(missing)}; it needs {', '.join(columns)}")
+
+
+def _csv_lines(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+        _refuse_missing(dict.fromkeys(reader.fieldnames, ""), columns, f"line 1 of {path}")
         for values in reader:
             yield reader.line_num, values
 

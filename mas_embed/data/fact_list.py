@@ -97,6 +97,8 @@ def _read(path: Path, root: Path, *, is_split_given: bool) -> list[_Line]:
             raise UserError(f"{where} has the part '{part}'; every line must say 'train' or 'test', or none may")
         if not words[0] or (words[2] and not words[1]):
             raise UserError(f"{where} has the fact {words}; it needs a subject, and a predicate where it has an object")
+        if is_split_given and not values["split"]:
+            raise UserError(f"{where} names no split; every line must where splits are given")
         image = find_inside(root, values["image"], listed_in=where)
         lines.append(_Line(image, words, values.get("split", ""), part))
     if not lines:

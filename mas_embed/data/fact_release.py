@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from dataclasses import dataclass, field
 from functools import partial
@@ -212,10 +213,19 @@ def _make_table(lists: _Lists) -> FactTable:
 
 
 def _filled_words(spelled: _Spelled, fact: _Fact) -> Words:
-    """The words of the slots that have a weight."""
+    """The words of the slots that have a weight.
+
+    Raises:
+        UserError: one of them has no word.
+    """
     subject, predicate, object_ = (
         word if weight else "" for word, weight in zip(spelled.words, fact.weights, strict=True)
     )
+    if [bool(word) for word in (subject, predicate, object_)] != [weight > 0 for weight in fact.weights]:
+        raise UserError(
+            f"{spelled.where} has the words {spelled.words}, but {fact.where} gives them the weights {fact.weights}; "
+            "slots with a weight need words"
+        )
     return subject, predicate, object_
 
 
@@ -227,7 +237,10 @@ def _read_vectors(path: Path, weights: Weights) -> Tensor:
         raise UserError(f"cannot read numbers from {path}; it must hold the vectors of S, P and O") from None
     if len(numbers) == 0 or len(numbers) % 3:
         raise UserError(f"{path} must hold three vectors of one size, got {len(numbers)} numbers")
-    return numbers.reshape(3, -1).masked_fill(torch.tensor(weights)[:, None] == 0, 0)
+    vectors = numbers.reshape(3, -1).masked_fill(torch.tensor(weights)[:, None] == 0, 0)
+    if not bool(vectors.isfinite().all()):
+        raise UserError(f"{path} holds a number that is not finite, or too large for 32 bits")
+    return vectors
 
 
 def _integer(value: str, where: str) -> int:
@@ -241,6 +254,9 @@ def _integer(value: str, where: str) -> int:
 def _weight(value: str, where: str) -> float:
     words = {"true": 1.0, "false": 0.0}
     try:
-        return words[value.lower()] if value.lower() in words else float(value)
+        weight = words[value.lower()] if value.lower() in words else float(value)
     except ValueError:
-        raise UserError(f"{where} must have numbers as w_s, w_p and w_o, got '{value}'") from None
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        raise UserError(f"{where} must have numbers >= 0 as w_s, w_p and w_o, got '{value}'")
+    return weight

@@ -115,7 +115,7 @@ def test_options_and_files_that_make_no_sense(tmp_path):
     folder = write_list(tmp_path, extra=lambda fact, number: {"part": "train" if number else "all"})
     with pytest.raises(UserError, match="line 2 of .* has the part 'all'"):
         read(folder)
-    with pytest.raises(UserError, match="line 2 of .* lacks split"):
+    with pytest.raises(UserError, match="line 1 of .* lacks split"):
         read(folder, splits="given")
     with pytest.raises(UserError, match="splits must be 'given', 'random' or 'semantic', got 'clusters'"):
         read(folder, splits="clusters")
@@ -146,3 +146,22 @@ def test_an_image_of_several_facts_is_trained_on_or_judged_by(tmp_path, held_out
         {path for split in splits for path in getattr(split, part).inputs.paths} for part in ("train", "query")
     )
     assert len(judged) == (2 if held_out == "test" else 1) and not trained & judged
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_every_line_names_its_split_where_splits_are_given(tmp_path, suffix):
+    folder = write_list(tmp_path, suffix=suffix, extra=lambda fact, number: {"split": "" if fact == 1 else "one"})
+    with pytest.raises(UserError, match=rf"line {9 if suffix == 'jsonl' else 10} of .* names no split"):
+        read(folder, suffix=suffix, splits="given")
+    assert len(read(folder, suffix=suffix)) == 2
+
+
+def test_suffixes_in_capitals_and_lists_that_are_no_lines(tmp_path):
+    folder = write_list(tmp_path, suffix="jsonl")
+    (folder / "list.jsonl").rename(folder / "list.JSONL")
+    assert len(read(folder, suffix="JSONL").facts) == 6
+    (folder / "list.json").write_text("[]")
+    with pytest.raises(
+        UserError, match="list.json should be JSON Lines, one object a line, and end in .jsonl, or be CSV"
+    ):
+        read(folder, suffix="json")

@@ -111,11 +111,13 @@ def change(path, old, new, count=-1):
         ("B1_test.csv", ",7,1,0,0", ",7.5,1,0,0", "line 2 of .*B1_test.csv must have a whole number of 64 bits as id, got '7.5'"),
         ("B1_test.csv", ",7,1,0,0", f",{10**19},1,0,0", "must have a whole number of 64 bits as id, got '10000000000000000000'"),
         ("B1_test.csv", ",7,1,0,0", f",{2**63},1,0,0", "must have a whole number of 64 bits as id, got '9223372036854775808'"),
-        ("B1_test.csv", ",7,1,0,0", ",7,one,0,0", "line 2 of .*B1_test.csv must have numbers as w_s, w_p and w_o, got 'one'"),
+        ("B1_test.csv", ",7,1,0,0", ",7,one,0,0", "line 2 of .*B1_test.csv must have numbers >= 0 as w_s, w_p and w_o, got 'one'"),
+        ("B1_test.csv", ",7,1,0,0", ",7,1,-1,0", "line 2 of .*B1_test.csv must have numbers >= 0 as w_s, w_p and w_o, got '-1'"),
+        ("B1_test.csv", ",7,1,0,0", ",7,nan,0,0", "line 2 of .*B1_test.csv must have numbers >= 0 as w_s, w_p and w_o, got 'nan'"),
         ("B1_test.csv", ",7,1,0,0", ",7,1,0", "line 2 of .*B1_test.csv lacks w_o; it needs image_links"),
         ("B2_facts.csv", "11,1,dog", "12,1,dog", "line 2 of .*B2_train.csv is of fact 11, which no"),
-        ("B2_facts.csv", "11,1,dog", "11,1,", "fact 11 has the words"),
-        ("B1_facts.csv", "id,type", "number,type", "line 2 of .*B1_facts.csv lacks id; it needs id, S, P, O"),
+        ("B2_facts.csv", "11,1,dog", "11,1,", "line 2 of .*B2_facts.csv has the words .* but line 2 of .*B2_train.csv gives"),
+        ("B1_facts.csv", "id,type", "number,type", "line 1 of .*B1_facts.csv lacks id; it needs id, S, P, O"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(release, name, old, new, message):
@@ -166,6 +168,10 @@ def test_files_that_are_missing_or_no_numbers(release):
     path.write_text("1 2 three")
     with pytest.raises(UserError, match="cannot read numbers from .*7.txt"):
         read(release)
+    for number in ("nan", "1e39"):
+        path.write_text(f"1 {number} 3 4 5 6")
+        with pytest.raises(UserError, match="7.txt holds a number that is not finite, or too large"):
+            read(release)
     path.write_text("1 2 3 4")
     with pytest.raises(UserError, match="7.txt must hold three vectors of one size, got 4 numbers"):
         read(release)
@@ -177,6 +183,14 @@ def test_files_that_are_missing_or_no_numbers(release):
         read(release)
     (release / "splits/2tasks_random/B1_train.csv").unlink()
     with pytest.raises(UserError, match="there is no B1_train.csv in"):
+        read(release)
+
+
+@pytest.mark.parametrize("content", ["", "image,fact\n"])
+@pytest.mark.parametrize("name", ["train", "test", "facts"])
+def test_files_without_the_columns_are_refused_though_they_have_no_lines(release, name, content):
+    (release / f"splits/2tasks_random/B2_{name}.csv").write_text(content)
+    with pytest.raises(UserError, match=f"line 1 of .*B2_{name}.csv lacks .*id"):
         read(release)
 
 
