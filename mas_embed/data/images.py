@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mas_embed.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Normalization = Literal["none", "imagenet"]
 
@@ -26,7 +30,7 @@ class ImageFiles:
     """Image files as RGB tensors, float32 [3, size, size]: item i is the file i.
 
     An image is scaled until its shorter side is `short_side` pixels, and its centre is cut out; greyscale is repeated in
-    three channels. What was decoded is kept as bytes if all files together fit.
+    three channels, and scaled to 8 bits where it has 16. What was decoded is kept as bytes if all files together fit.
 
     Args:
         paths: of the files.
@@ -85,13 +89,24 @@ def read_image(path: Path, *, size: int, short_side: int) -> Tensor:
 
     try:
         with Image.open(path) as image:
-            colours = image.convert("RGB")
+            colours = _in_eight_bits(image).convert("RGB")
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or "it is no image, or a truncated one"
         raise UserError(f"cannot read the image {path}: {reason}") from None
     if min(colours.size) != short_side:
         colours = resize(colours, [short_side])
     return pil_to_tensor(center_crop(colours, [size]))
+
+
+def _in_eight_bits(image: Image.Image) -> Image.Image:
+    """The image itself, or greyscale of 16 bits scaled to 8, where Pillow would clip it."""
+    from PIL import Image
+
+    # Pillow opens 16 bits of these formats, in some versions, as 32
+    if not (image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))):
+        return image
+    grey = np.asarray(image).astype(np.float64) / 257  # 65535 is 255
+    return Image.fromarray(grey.round().astype(np.uint8))
 
 
 def find_inside(folder: Path, link: str, *, listed_in: str) -> Path:

@@ -21,16 +21,16 @@ def fact_loss(embeddings: Tensor, vectors: Tensor, weights: Tensor, *, form: For
     With V_k the part of an embedding that belongs to slot k, L_k the fact's vector and w_k its weight:
     "distance" is `sum_k w_k ||V_k - L_k||`, as in the release of Aljundi et al. (2018) but without the 1e-6 that its
     library adds to every difference; "squared" is `sum_k w_k ||V_k - L_k||^2 / 2` (Elhoseiny et al., 2017, in Caffe).
-    A slot of weight 0 has no part in value or gradient. The gradient of a distance of 0 is 0.
+    A slot of weight 0 has no part in value or gradient, whatever it holds. The gradient of a distance of 0 is 0.
 
     Args:
         embeddings: [N, 3 V], subject, predicate and object side by side.
         vectors: [N, 3, V], of each sample's fact.
-        weights: [N, 3], >= 0; 0 for a wildcard.
+        weights: [N, 3], >= 0, which is not checked; 0 for a wildcard.
         form: "distance" or "squared".
 
     Raises:
-        UserError: shapes that do not fit, or an unknown form.
+        UserError: shapes that do not fit, no samples, or an unknown form.
 
     Example:
         >>> embeddings = torch.tensor([[3.0, 4.0, 9.0, 9.0, 9.0, 9.0]])
@@ -39,14 +39,20 @@ def fact_loss(embeddings: Tensor, vectors: Tensor, weights: Tensor, *, form: For
     """
     if form not in get_args(Form):
         raise UserError(f"the form of the fact loss must be 'distance' or 'squared', got '{form}'")
-    if vectors.ndim != 3 or embeddings.shape != vectors.flatten(1).shape or weights.shape != vectors.shape[:2]:
+    if not _is_table(vectors, weights) or len(vectors) == 0 or embeddings.shape != vectors.flatten(1).shape:
         raise UserError(
-            "the fact loss needs embeddings [N, 3 V], vectors [N, 3, V] and weights [N, 3], got "
+            "the fact loss needs embeddings [N, 3 V], vectors [N, 3, V] and weights [N, 3] of at least one sample, got "
             f"{list(embeddings.shape)}, {list(vectors.shape)} and {list(weights.shape)}"
         )
     differences = embeddings.unflatten(1, vectors.shape[1:]) - vectors.to(embeddings.dtype)
+    differences = differences.masked_fill((weights == 0)[:, :, None], 0)  # 0 times what is not finite would not be 0
     values = torch.linalg.vector_norm(differences, dim=2) if form == "distance" else differences.square().sum(2) / 2
     return (weights.to(embeddings.dtype) * values).sum(1).mean()
+
+
+def _is_table(vectors: Tensor, weights: Tensor) -> bool:
+    """Whether shapes are those of three slots."""
+    return vectors.ndim == 3 and vectors.shape[1] == 3 and weights.shape == vectors.shape[:2]
 
 
 class FactLoss(nn.Module):
@@ -54,8 +60,11 @@ class FactLoss(nn.Module):
 
     Args:
         vectors: [F, 3, V], of every fact.
-        weights: [F, 3], of every fact; 0 for a wildcard.
+        weights: [F, 3], of every fact, >= 0; 0 for a wildcard.
         form: "distance" or "squared".
+
+    Raises:
+        UserError: shapes that do not fit, a negative weight, or an unknown form.
     """
 
     vectors: Tensor
@@ -63,9 +72,11 @@ class FactLoss(nn.Module):
 
     def __init__(self, vectors: Tensor, weights: Tensor, *, form: Form = "distance") -> None:
         super().__init__()
-        if vectors.ndim != 3 or vectors.shape[1] != 3 or weights.shape != vectors.shape[:2]:
+        if not _is_table(vectors, weights):
             shapes = f"{list(vectors.shape)} and {list(weights.shape)}"
             raise UserError(f"a table of facts has vectors [F, 3, V] and weights [F, 3], got {shapes}")
+        if not bool((weights >= 0).all()):
+            raise UserError("the weights of facts must be >= 0; give a wildcard the weight 0")
         if form not in get_args(Form):
             raise UserError(f"the form of the fact loss must be 'distance' or 'squared', got '{form}'")
         self.register_buffer("vectors", vectors)

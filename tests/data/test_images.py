@@ -37,6 +37,15 @@ def test_greyscale_palette_and_transparency_become_rgb(tmp_path):
     assert torch.equal(images[1], images[0])
 
 
+@pytest.mark.parametrize("name", ["deep.png", "deep.tif", "deep.pgm"])
+def test_sixteen_bits_are_scaled_to_eight(tmp_path, name):
+    values = np.array([[0, 257, 128], [65535, 255 * 256, 30000]], dtype=np.uint16)
+    Image.fromarray(np.repeat(values, [1, 2], axis=0)).save(tmp_path / name)
+    image = ImageFiles([tmp_path / name], size=3)[0]
+    assert (image[0, :2] * 255).round().tolist() == [[0, 1, 0], [255, 254, 117]]
+    assert torch.equal(image[0], image[1]) and torch.equal(image[0], image[2])
+
+
 def test_the_centre_is_cut_out_after_scaling(tmp_path):
     wide = np.zeros((8, 16))
     wide[:, 8:] = 255

@@ -53,6 +53,20 @@ def test_each_sample_has_its_own_mask(form):
 
 
 @pytest.mark.parametrize("form", ["distance", "squared"])
+@pytest.mark.parametrize("anything", [float("nan"), float("inf"), 1e200])
+def test_what_a_wildcard_holds_has_no_part(form, anything):
+    embeddings, vectors, weights = example(3)
+    is_absent = (weights == 0)[:, :, None]
+    results = []
+    for absent in ((0.0, 0.0), (anything, 0.0), (0.0, anything)):
+        own = embeddings.unflatten(1, (3, 4)).masked_fill(is_absent, absent[0]).flatten(1).requires_grad_()
+        value = fact_loss(own, vectors.masked_fill(is_absent, absent[1]), weights, form=form)
+        results.append((value, *torch.autograd.grad(value, own)))
+    for value, gradient in results[1:]:
+        assert torch.equal(value, results[0][0]) and torch.equal(gradient, results[0][1])
+
+
+@pytest.mark.parametrize("form", ["distance", "squared"])
 def test_gradients_are_right_and_those_at_the_target_finite(form):
     embeddings, vectors, weights = example(3)
     assert torch.autograd.gradcheck(
@@ -88,6 +102,13 @@ def test_what_does_not_fit():
         fact_loss(embeddings, vectors, weights[:, 0])
     with pytest.raises(UserError, match=r"a table of facts has .* got \[5, 12\] and \[5, 3\]"):
         FactLoss(vectors.flatten(1), weights)
+    with pytest.raises(UserError, match=r"of at least one sample, got \[0, 12\], \[0, 3, 4\] and \[0, 3\]"):
+        fact_loss(embeddings[:0], vectors[:0], weights[:0])
+    with pytest.raises(UserError, match=r"got \[5, 8\], \[5, 2, 4\] and \[5, 2\]"):
+        fact_loss(embeddings[:, :8], vectors[:, :2], weights[:, :2])
+    for wrong in (-weights, weights * float("nan")):
+        with pytest.raises(UserError, match="the weights of facts must be >= 0"):
+            FactLoss(vectors, wrong)
     loss = FactLoss(vectors, weights)
     for labels in ([-1, 0, 1, 2, 3], [0, 1, 2, 3, 5]):
         with pytest.raises(UserError, match=f"labels must be rows of the table of 5 facts, got {min(labels)} to"):
