@@ -174,7 +174,14 @@ def two_branch(
 
 @MODELS.register("small_fact_conv")
 def small_fact_conv(
-    *, vector_size: int = 24, channels: int = 1, width: int = 32, hidden: int = 256, dropout: float = 0.0
+    *,
+    vector_size: int = 24,
+    channels: int = 1,
+    width: int = 32,
+    hidden: int = 256,
+    dropout: float = 0.0,
+    negative_slope: float = 0.0,
+    last_bias: bool = True,
 ) -> FactNet:
     """The two-branch network for images of 28 to 64 pixels a side; its size does not depend on theirs.
 
@@ -187,42 +194,51 @@ def small_fact_conv(
         width: channels of the first convolution; the second has twice, those of the branches four times as many.
         hidden: size of the hidden layer.
         dropout: share of the hidden layer that is dropped in training.
+        negative_slope: of the activations, leaky ReLUs; 0 for ReLUs. A ReLU that is silent on all images of a split leaves its
+            weights without importance; they may change at will, and wake it up for these images later.
+        last_bias: whether the last layers have a bias. Targets have mean zero, so it is of no use for all facts together; facts
+            of one split it moves as a whole.
 
     Raises:
-        UserError: a size below 1, or a dropout outside [0, 1).
+        UserError: a size below 1, or a dropout or a slope outside [0, 1).
     """
     _refuse_below_one(vector_size=vector_size, channels=channels, width=width, hidden=hidden)
     if not 0 <= dropout < 1:
         raise UserError(f"dropout must lie in [0, 1), got {dropout}")
-    shared = nn.Sequential(*_convolution(channels, width), *_convolution(width, 2 * width))
+    if not 0 <= negative_slope < 1:
+        raise UserError(f"negative_slope must lie in [0, 1), got {negative_slope}")
+
+    def convolution(channels: int, width: int) -> tuple[nn.Module, nn.Module]:
+        return nn.Conv2d(channels, width, kernel_size=3, padding=1), nn.LeakyReLU(negative_slope)
+
+    shared = nn.Sequential(
+        *(*convolution(channels, width), nn.MaxPool2d(2)), *(*convolution(width, 2 * width), nn.MaxPool2d(2))
+    )
 
     def branch(size: int) -> nn.Sequential:
         trunk = nn.Sequential(
-            nn.Conv2d(2 * width, 4 * width, kernel_size=3, padding=1),
-            nn.ReLU(),
+            *convolution(2 * width, 4 * width),
             nn.AdaptiveAvgPool2d(4),
             nn.Flatten(),
             nn.Linear(64 * width, hidden),
-            nn.ReLU(),
+            nn.LeakyReLU(negative_slope),
             nn.Dropout(dropout),
         )
-        return _branch(trunk, _last_layer(hidden, size, bias=0.0))
+        return _branch(trunk, _last_layer(hidden, size, bias=0.0 if last_bias else None))
 
     return FactNet(shared, branch(vector_size), branch(2 * vector_size), multipliers={})
-
-
-def _convolution(channels: int, width: int) -> tuple[nn.Module, ...]:
-    return nn.Conv2d(channels, width, kernel_size=3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
 
 
 def _branch(trunk: nn.Module, last: nn.Linear) -> nn.Sequential:
     return nn.Sequential(OrderedDict(trunk=trunk, last=last))
 
 
-def _last_layer(num_features: int, size: int, *, bias: float = 1.0) -> nn.Linear:
-    layer = nn.Linear(num_features, size)
+def _last_layer(num_features: int, size: int, *, bias: float | None = 1.0) -> nn.Linear:
+    """N(0, 0.005), with such a bias, or none."""
+    layer = nn.Linear(num_features, size, bias=bias is not None)
     nn.init.normal_(layer.weight, std=0.005)
-    nn.init.constant_(layer.bias, bias)
+    if bias is not None:
+        nn.init.constant_(layer.bias, bias)
     return layer
 
 

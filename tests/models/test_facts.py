@@ -29,6 +29,17 @@ def test_the_small_network_embeds_images_of_any_size(size):
     assert set(net(images(size=size)).flatten().tolist()) != {0.0}
 
 
+def test_slope_and_bias_of_the_small_network():
+    default = small_fact_conv(vector_size=2, width=2, hidden=3)
+    net = small_fact_conv(vector_size=2, width=2, hidden=3, negative_slope=0.25, last_bias=False)
+    slopes = lambda net: [m.negative_slope for m in net.modules() if isinstance(m, nn.LeakyReLU)]  # noqa: E731
+    assert slopes(default) == [0.0] * 6 and slopes(net) == [0.25] * 6
+    lacking = default.state_dict().keys() - net.state_dict().keys()
+    assert lacking == {"subject.last.bias", "predicate_object.last.bias"}
+    with pytest.raises(UserError, match="negative_slope must lie in"):
+        small_fact_conv(negative_slope=1.0)
+
+
 def test_embeddings_are_subject_predicate_object():
     net = small_fact_conv(vector_size=2, width=2, hidden=4)
     set_last(net, 7.0)
