@@ -101,12 +101,14 @@ def _draw_matrix(axis: Axes, scores: NDArray[np.float64], splits: list[str], met
         axis.text(
             column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="black" if value > 0.6 else "white"
         )
-    row_names = splits if len(scores) == len(splits) else ["all at once"]
+    is_sequence = len(scores) == len(splits)
+    row_names = splits if is_sequence else ["all at once"]
     axis.set_xticks(range(len(splits)), splits, fontsize=8)
     axis.set_yticks(range(len(row_names)), row_names, fontsize=8)
     axis.set_title(method, fontsize=10, fontweight="bold")
     axis.set_xlabel("score on split j", fontsize=8)
-    axis.set_ylabel("after training split i", fontsize=8)
+    if is_sequence:
+        axis.set_ylabel("after training split i", fontsize=8)
     return image
 
 
