@@ -20,6 +20,7 @@ from mas_embed.config import Config, load_config
 from mas_embed.errors import RunError, UserError
 from mas_embed.experiment import make_model, make_splits, num_trainings, run_experiment
 from mas_embed.importance import explain_coverage
+from mas_embed.importance.rules.products import has_compiled_products
 from mas_embed.report import Table, followed_tables, join_results, split_table, summary_table, write_report
 
 app = typer.Typer(
@@ -96,6 +97,10 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
         + (f", after {searched} trainings to choose options" if searched else ""),
         highlight=False,
     )
+    if not has_compiled_products():
+        console.print(
+            "importance goes by a library's calls: install the package where there is a C compiler to make it faster"
+        )
 
 
 @app.command()
