@@ -22,20 +22,21 @@ TINY = {
 }
 
 
+def load_from(folder, values):
+    """A config by way of a file in the folder."""
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
+    return load_config(folder / "tiny.yaml")
+
+
 @pytest.fixture
 def tiny(tmp_path):
-    def load(**changes):
-        (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY | changes))
-        return load_config(tmp_path / "tiny.yaml")
-
-    return load
+    return lambda **changes: load_from(tmp_path, TINY | changes)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    run_experiment(load_config(folder / "tiny.yaml"), folder / "run")
+    run_experiment(load_from(folder, TINY), folder / "run")
     return folder / "run"
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from small_release import write_release
+from test_experiment import load_from
 
 from mas_embed import UserError, load_config, run_experiment
 from mas_embed.experiment import make_model, make_splits
@@ -33,18 +33,13 @@ TINY = {
 
 @pytest.fixture
 def load(tmp_path):
-    def load(**changes):
-        (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY | changes))
-        return load_config(tmp_path / "tiny.yaml")
-
-    return load
+    return lambda **changes: load_from(tmp_path, TINY | changes)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("facts")
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    run_experiment(load_config(folder / "tiny.yaml"), folder / "run")
+    run_experiment(load_from(folder, TINY), folder / "run")
     return folder / "run"
 
 
