@@ -27,7 +27,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mas-embed needs Python >= 3.11; name one with make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "could not make $(VENV); on Debian or Ubuntu: apt install python3-venv"; exit 1; }
 
-$(VENV)/installed: pyproject.toml constraints.txt mas_embed/importance/rules/products.c | $(VENV)/bin/python
+$(VENV)/installed: pyproject.toml constraints.txt mas_embed/importance/rules/absolute_products.c | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	@touch $@
 

@@ -13,10 +13,10 @@ import json
 import tempfile
 from pathlib import Path
 
-from mas_embed.config import load_config
-from mas_embed.experiment import run_experiment
+from mas_embed.config.schema import load_config
+from mas_embed.experiment.runner import run_experiment
 from mas_embed.report import summary_table
-from mas_embed.run_directory import describe_environment
+from mas_embed.runtime.environment import describe_environment
 
 OUTPUTS = {
     "projection": {"output": "projection"},

@@ -23,13 +23,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mas_embed.config import load_config
+from mas_embed.config.schema import load_config
 from mas_embed.data import FactSequence, FactTable
-from mas_embed.experiment import make_model, make_splits
-from mas_embed.files import read_tensors
+from mas_embed.experiment.runner import make_model, make_splits
+from mas_embed.runtime.atomic_files import read_tensors
 from mas_embed.report import Table
 from mas_embed.retrieval import embed, evaluate_retrieval
-from mas_embed.retrieval.facts import evaluate_fact_retrieval
+from mas_embed.facts.measures import evaluate_fact_retrieval
 from mas_embed.training.loading import ordered_batches
 
 COLUMNS = ("by split", "all", "extending", "cosine", "all slots", "less nearest", "moved")

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from mas_embed import estimate_importance
-from mas_embed.importance.rules.products import has_compiled_products
-from mas_embed.run_directory import describe_environment
+from mas_embed.importance.rules.absolute_products import has_compiled_products
+from mas_embed.runtime.environment import describe_environment
 
 LONG_RUN = 4
 

@@ -23,7 +23,7 @@ import torchvision
 from torch import Tensor, nn
 
 from mas_embed import MAS
-from mas_embed.run_directory import describe_environment
+from mas_embed.runtime.environment import describe_environment
 
 SHAPE = (32, 3, 112, 112)
 CALLS = ("add_penalty_grad", "decoupled, after_step")  # whose time within a step can be told from the rest

@@ -24,7 +24,7 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from mas_embed import evaluate_retrieval
-from mas_embed.run_directory import describe_environment
+from mas_embed.runtime.environment import describe_environment
 
 BLOCK = 512
 

@@ -10,20 +10,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mas_embed.config import load_config as load_config
+    from mas_embed.data import DATASETS as DATASETS
     from mas_embed.data import Part as Part
     from mas_embed.data import Split as Split
+    from mas_embed.data import SplitSequence as SplitSequence
     from mas_embed.data import digits as digits
+    from mas_embed.data import image_folders as image_folders
     from mas_embed.data import join_splits as join_splits
+    from mas_embed.errors import RunError as RunError
     from mas_embed.errors import UserError as UserError
+    from mas_embed.evaluation import EVALUATORS as EVALUATORS
+    from mas_embed.evaluation import Evaluation as Evaluation
+    from mas_embed.evaluation import Evaluator as Evaluator
+    from mas_embed.evaluation import RetrievalEvaluator as RetrievalEvaluator
+    from mas_embed.evaluation import ScoreMatrix as ScoreMatrix
+    from mas_embed.evaluation import SparseEvaluator as SparseEvaluator
+    from mas_embed.experiment import Results as Results
+    from mas_embed.experiment import read_results as read_results
     from mas_embed.experiment import run_experiment as run_experiment
-    from mas_embed.fingerprint import fingerprint_of as fingerprint_of
-    from mas_embed.forgetting import ScoreMatrix as ScoreMatrix
     from mas_embed.importance import Importance as Importance
     from mas_embed.importance import OnlineImportance as OnlineImportance
     from mas_embed.importance import Projection as Projection
     from mas_embed.importance import estimate_importance as estimate_importance
     from mas_embed.importance import estimate_local_importance as estimate_local_importance
     from mas_embed.importance import explain_coverage as explain_coverage
+    from mas_embed.losses import LOSSES as LOSSES
     from mas_embed.methods import EWC as EWC
     from mas_embed.methods import IMM as IMM
     from mas_embed.methods import MAS as MAS
@@ -33,10 +44,12 @@ if TYPE_CHECKING:
     from mas_embed.methods import Combine as Combine
     from mas_embed.methods import Finetune as Finetune
     from mas_embed.methods import Frozen as Frozen
+    from mas_embed.methods import Joint as Joint
     from mas_embed.methods import LocalMAS as LocalMAS
     from mas_embed.methods import LwF as LwF
     from mas_embed.methods import Method as Method
     from mas_embed.methods import Replay as Replay
+    from mas_embed.models import MODELS as MODELS
     from mas_embed.models import EmbeddingNet as EmbeddingNet
     from mas_embed.models import small_conv as small_conv
     from mas_embed.retrieval import IndexCompatibility as IndexCompatibility
@@ -45,64 +58,80 @@ if TYPE_CHECKING:
     from mas_embed.retrieval import clustering_scores as clustering_scores
     from mas_embed.retrieval import compare_indexes as compare_indexes
     from mas_embed.retrieval import evaluate_retrieval as evaluate_retrieval
-    from mas_embed.seeding import seeded as seeded
+    from mas_embed.runtime.fingerprint import fingerprint_of as fingerprint_of
+    from mas_embed.runtime.seeding import seeded as seeded
+    from mas_embed.training import CALLBACKS as CALLBACKS
+    from mas_embed.training import SAMPLERS as SAMPLERS
+    from mas_embed.training import Callback as Callback
+    from mas_embed.training import ProgressBar as ProgressBar
+    from mas_embed.training import Recipe as Recipe
+    from mas_embed.training import SequenceResult as SequenceResult
     from mas_embed.training import per_class_sampler as per_class_sampler
     from mas_embed.training import train_sequence as train_sequence
 
-_HOME = {
-    # importance
-    "Importance": "importance",
-    "OnlineImportance": "importance",
-    "Projection": "importance",
-    "estimate_importance": "importance",
-    "estimate_local_importance": "importance",
-    "explain_coverage": "importance",
-    "fingerprint_of": "fingerprint",
-    # methods
-    "ClassStatistics": "methods",
-    "Combine": "methods",
-    "EWC": "methods",
-    "Finetune": "methods",
-    "Frozen": "methods",
-    "IMM": "methods",
-    "LocalMAS": "methods",
-    "LwF": "methods",
-    "MAS": "methods",
-    "METHODS": "methods",
-    "Method": "methods",
-    "Replay": "methods",
-    "SI": "methods",
-    # retrieval and forgetting
-    "IndexCompatibility": "retrieval",
-    "RetrievalIndex": "retrieval",
-    "RetrievalScores": "retrieval",
-    "ScoreMatrix": "forgetting",
-    "clustering_scores": "retrieval",
-    "compare_indexes": "retrieval",
-    "evaluate_retrieval": "retrieval",
-    # data and models
-    "EmbeddingNet": "models",
-    "Part": "data",
-    "Split": "data",
-    "digits": "data",
-    "join_splits": "data",
-    "small_conv": "models",
-    # training and experiments
-    "UserError": "errors",
-    "load_config": "config",
-    "per_class_sampler": "training",
-    "run_experiment": "experiment",
-    "seeded": "seeding",
-    "train_sequence": "training",
+# By the module that defines them
+_NAMES = {
+    "importance": [
+        "Importance",
+        "OnlineImportance",
+        "Projection",
+        "estimate_importance",
+        "estimate_local_importance",
+        "explain_coverage",
+    ],
+    "methods": [
+        "ClassStatistics",
+        "Combine",
+        "EWC",
+        "Finetune",
+        "Frozen",
+        "IMM",
+        "Joint",
+        "LocalMAS",
+        "LwF",
+        "MAS",
+        "METHODS",
+        "Method",
+        "Replay",
+        "SI",
+    ],
+    "retrieval": [
+        "IndexCompatibility",
+        "RetrievalIndex",
+        "RetrievalScores",
+        "clustering_scores",
+        "compare_indexes",
+        "evaluate_retrieval",
+    ],
+    "evaluation": ["EVALUATORS", "Evaluation", "Evaluator", "RetrievalEvaluator", "ScoreMatrix", "SparseEvaluator"],
+    "data": ["DATASETS", "Part", "Split", "SplitSequence", "digits", "image_folders", "join_splits"],
+    "models": ["EmbeddingNet", "MODELS", "small_conv"],
+    "losses": ["LOSSES"],
+    "training": [
+        "CALLBACKS",
+        "Callback",
+        "ProgressBar",
+        "Recipe",
+        "SAMPLERS",
+        "SequenceResult",
+        "per_class_sampler",
+        "train_sequence",
+    ],
+    "config": ["load_config"],
+    "experiment": ["Results", "read_results", "run_experiment"],
+    "errors": ["RunError", "UserError"],
+    "runtime.fingerprint": ["fingerprint_of"],
+    "runtime.seeding": ["seeded"],
 }
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = sorted(_HOME)
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'mas_embed' has no attribute '{name}'")
-    value = getattr(import_module(f"mas_embed.{_HOME[name]}"), name)
+    value = getattr(import_module(f"mas_embed.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value
 

@@ -1,27 +1,63 @@
-"""The command line: `mas-embed run`, `check` and `report`."""
+"""The command line: `mas-embed run`, `check`, `report` and `list`."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
+import inspect
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
-from mas_embed.config import Config, load_config
-from mas_embed.errors import RunError, UserError
-from mas_embed.experiment import make_model, make_splits, num_trainings, run_experiment
+from mas_embed.config import Config, constructor_parameters, load_config
+from mas_embed.data import DATASETS, ordered_batches
+from mas_embed.errors import RunError, UserError, unknown_name
+from mas_embed.evaluation import EVALUATORS
+from mas_embed.experiment import (
+    ERROR_FILE,
+    ExperimentCallback,
+    Results,
+    Run,
+    RunRecord,
+    build_model,
+    build_splits,
+    dry_run,
+    num_trainings,
+    run_experiment,
+)
+from mas_embed.experiment.results import Candidate
 from mas_embed.importance import explain_coverage
-from mas_embed.importance.rules.products import has_compiled_products
-from mas_embed.report import Table, followed_tables, join_results, split_table, summary_table, write_report
+from mas_embed.importance.rules.absolute_products import has_compiled_products
+from mas_embed.losses import LOSSES, MINERS
+from mas_embed.methods import METHODS
+from mas_embed.models import MODELS
+from mas_embed.registry import Registry
+from mas_embed.report import Table, read_runs, split_table, summary_table, tracked_tables, write_report
+from mas_embed.retrieval import COMPENSATIONS
+from mas_embed.training import CALLBACKS, OPTIMIZERS, SAMPLERS, SCHEDULERS, ProgressBar
+
+# By the name under which `mas-embed list` shows them
+KINDS: dict[str, Registry] = {
+    "datasets": DATASETS,
+    "models": MODELS,
+    "losses": LOSSES,
+    "methods": METHODS,
+    "evaluators": EVALUATORS,
+    "samplers": SAMPLERS,
+    "miners": MINERS,
+    "optimizers": OPTIMIZERS,
+    "schedulers": SCHEDULERS,
+    "callbacks": CALLBACKS,
+    "compensations": COMPENSATIONS,
+}
 
 app = typer.Typer(
     help="Train embedding networks over a sequence of data splits, and see what they forget.",
@@ -41,6 +77,24 @@ Overrides = Annotated[
         help="Override a key of the config, as in methods.mas.strength=30; repeatable.",
     ),
 ]
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="MODULE",
+        help="Import a module that registers components, from the working directory or an installed package; repeatable.",
+    ),
+]
+
+
+@app.callback(invoke_without_command=True)
+def main_options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Train embedding networks over a sequence of data splits, and see what they forget."""
+    if version:
+        console.print(f"mas-embed {importlib.metadata.version('mas-embed')}", highlight=False)
+        raise typer.Exit
 
 
 @app.command()
@@ -48,15 +102,17 @@ def run(
     config: ConfigPath,
     out: Annotated[Path | None, typer.Option(help="The run directory.", show_default="runs/<name>")] = None,
     overrides: Overrides = None,
+    imports: Imports = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run of the same config stopped.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results in the run directory.")] = False,
 ) -> None:
-    """Train every method and seed of a config, judge them after every split, and write a report."""
+    """Train every method and seed of a config, evaluate them after every split, and write a report."""
+    _import_modules(imports)
     loaded = load_config(config, overrides or ())
     folder = out or Path("runs") / loaded.name
     try:
         with RunProgress(loaded) as progress:
-            results = run_experiment(loaded, folder, resume=resume, overwrite=overwrite, on_event=progress)
+            results = run_experiment(loaded, folder, resume=resume, overwrite=overwrite, callbacks=[progress])
     except KeyboardInterrupt:
         errors.print("interrupted; run it again with --resume to go on after the last finished split", soft_wrap=True)
         raise typer.Exit(130) from None
@@ -67,39 +123,38 @@ def run(
         raise RunError(f"{type(error).__name__}: {error} (traceback in {log})") from error
     console.print()
     _show_tables(results)
-    console.print(
-        f"report  {escape(str(folder / 'report.html'))}\nfigure  {escape(str(folder / 'scores.png'))}", highlight=False
-    )
-    console.print(f"scores  {escape(str(folder / 'results.json'))}", highlight=False)
+    for title, name in (("report", "report.html"), ("figure", "scores.png"), ("scores", "results.json")):
+        console.print(f"{title}  {escape(str(folder / name))}", highlight=False)
 
 
 @app.command()
-def check(config: ConfigPath, overrides: Overrides = None) -> None:
+def check(config: ConfigPath, overrides: Overrides = None, imports: Imports = None) -> None:
     """Validate a config, and show it resolved, with the splits and what will be trained; trains and writes nothing."""
+    _import_modules(imports)
     loaded = load_config(config, overrides or ())
-    splits = make_splits(loaded)
+    splits = build_splits(loaded)
+    dry_run(loaded, splits)
     console.print(escape(loaded.to_yaml()), highlight=False)
     sizes = [[s.name, *(f"{len(part):,}" for part in (s.train, s.query, s.gallery))] for s in splits]
     console.print(_rich(Table("splits", ["split", "train", "query", "gallery"], sizes)))
-    model = make_model(loaded, splits, seed=loaded.seeds[0])
-    inputs = splits[0].train.inputs[:2]
-    coverage = explain_coverage(model, inputs)
-    rows = [[row.name, "x".join(map(str, row.shape)), row.layer, row.way] for row in coverage]
+    model = build_model(loaded, splits, seed=loaded.seeds[0])
+    first_batch = next(iter(ordered_batches(splits[0].train, batch_size=2)))
+    coverage = explain_coverage(model, first_batch)
+    rows = [[row.name, "x".join(map(str, row.shape)), row.layer, row.kind] for row in coverage.rows]
     console.print(_rich(Table("parameters", ["parameter", "shape", "layer", "importance by"], rows)))
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    numel = sum(parameter.numel() for parameter in model.parameters())
+    num_values = sum(parameter.numel() for parameter in model.parameters())
     num_methods, num_seeds = len(loaded.methods), len(loaded.seeds)
-    num_runs = num_methods * num_seeds
-    searched = num_trainings(loaded) - num_runs
+    searched = num_trainings(loaded) - num_methods * num_seeds
     console.print(
-        f"{len(trained)} of {len(coverage)} parameters are trained ({numel:,} values in all); "
-        f"{num_methods} methods x {num_seeds} seeds = {num_runs} runs"
+        f"{len(trained)} of {len(coverage)} parameters are trained ({num_values:,} values in all); "
+        f"{num_methods} methods x {num_seeds} seeds = {num_methods * num_seeds} runs"
         + (f", after {searched} trainings to choose options" if searched else ""),
         highlight=False,
     )
     if not has_compiled_products():
         console.print(
-            "importance goes by a library's calls: install the package where there is a C compiler to make it faster"
+            "importance is computed without compiled code: install the package where there is a C compiler to make it faster"
         )
 
 
@@ -110,77 +165,91 @@ def report(
 ) -> None:
     """Rebuild the report of a run directory from its results, or compare several runs over the same splits."""
     write_report(*run_directories, out=out)
-    _show_tables(join_results(run_directories))
+    _show_tables(read_runs(run_directories))
     console.print(f"report  {escape(str((out or run_directories[0]) / 'report.html'))}", highlight=False)
 
 
-class RunProgress:
-    """Shows a run as it goes: a bar with method, split, epoch, loss and time left, and a line for every run that has ended."""
+@app.command("list")
+def list_components(
+    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help=", ".join(KINDS))] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A component of that kind.")] = None,
+    imports: Imports = None,
+) -> None:
+    """Show the components that a config can name: the kinds, the components of a kind, or the options of one."""
+    _import_modules(imports)
+    if kind is not None and kind not in KINDS:
+        raise unknown_name("kind of component", kind, KINDS)
+    if kind is None:
+        console.print(_rich(Table("components", ["kind", "names"], [[k, ", ".join(r)] for k, r in KINDS.items()])))
+    elif name is None:
+        rows = [[component, _first_line(constructor)] for component, constructor in sorted(KINDS[kind].items())]
+        console.print(_rich(Table(kind, ["name", "what it is"], rows)))
+    else:
+        _show_component(name, KINDS[kind])
+
+
+def _show_component(name: str, registry: Registry) -> None:
+    constructor = registry[name]
+    rows = [
+        [
+            option,
+            "required" if parameter.default is parameter.empty else repr(parameter.default),
+            inspect.formatannotation(parameter.annotation) if parameter.annotation is not parameter.empty else "",
+        ]
+        for option, parameter in constructor_parameters(constructor).items()
+    ]
+    console.print(_rich(Table(f"{registry.kind} '{name}'", ["option", "default", "type"], rows)))
+    console.print(escape(inspect.getdoc(constructor) or ""), highlight=False)
+
+
+def _first_line(constructor: object) -> str:
+    return (inspect.getdoc(constructor) or "").partition("\n")[0]
+
+
+class RunProgress(ProgressBar, ExperimentCallback):
+    """Shows an experiment as it goes: a bar for the whole, and a line for every run that has ended."""
 
     def __init__(self, config: Config) -> None:
-        self._config = config
-        self._num_done = 0
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            speed_estimate_period=300,  # longer than a run, so that short methods do not mislead it
-        )
+        super().__init__(num_runs=num_trainings(config), console=console)
+        self._primary_metric = config.evaluation.primary_metric
 
-    def __enter__(self) -> RunProgress:
-        self._task = self._progress.add_task("preparing", total=num_trainings(self._config))
-        self._progress.start()
-        return self
+    def on_candidate_end(self, method: str, candidate: Candidate) -> None:
+        self.advance(len(candidate.seeds) - len(candidate.values))  # the trainings that a failure has left out
+        options = ", ".join(f"{name}={value}" for name, value in candidate.options.items())
+        outcome = f"failed: {candidate.error}" if candidate.mean is None else f"on validation {candidate.mean:.3f}"
+        self.print(f"{method:<16} {options}  {outcome}  ({candidate.seconds:.0f} s)")
 
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
+    def on_run_recorded(self, record: RunRecord) -> None:
+        measures = record.measures[self._primary_metric]
+        values = [
+            f"{name.replace('_', ' ')} {measures[name]:.3f}"
+            for name in ("final_average", "forgetting")
+            if measures[name] is not None
+        ]
+        seconds = sum(record.seconds.values())
+        self.print(f"{record.method:<16} seed {record.seed}  {'  '.join(values)}  ({seconds:.0f} s)")
 
-    def __call__(self, event: Mapping[str, Any]) -> None:
-        """Takes an event of `run_experiment`."""
-        getattr(self, f"_on_{event['event']}")(event)
-
-    def _on_epoch(self, event: Mapping[str, Any]) -> None:
-        epoch, epochs = event["epoch"] + 1, self._config.training.epochs
-        text = f"split {event['split']}  epoch {epoch}/{epochs}  loss {event['loss']:.4f}"
-        self._show(event, (event["split_index"] + epoch / epochs) / event["num_splits"], text)
-
-    def _on_split(self, event: Mapping[str, Any]) -> None:
-        self._show(event, (event["split_index"] + 1) / event["num_splits"], f"split {event['split']}  evaluated")
-
-    def _show(self, event: Mapping[str, Any], share: float, text: str) -> None:
-        description = escape(f"{event['method']}  seed {event['seed']}  {text}")
-        self._progress.update(self._task, description=description, completed=self._num_done + share)
-
-    def _on_candidate(self, event: Mapping[str, Any]) -> None:
-        self._num_done += len(event["seeds"])
-        options = ", ".join(f"{name}={value}" for name, value in event["options"].items())
-        outcome = f"failed: {event['error']}" if event["mean"] is None else f"on validation {event['mean']:.3f}"
-        self._progress.console.print(
-            escape(f"{event['method']:<16} {options}  {outcome}  ({event['seconds']:.0f} s)"), highlight=False
-        )
-
-    def _on_run(self, event: Mapping[str, Any]) -> None:
-        measures = event["measures"][self._config.evaluation.primary_metric]
-        forgetting = f"  forgetting {measures['forgetting']:.3f}" if measures["forgetting"] is not None else ""
-        seconds = sum(event["seconds"].values())
-        self._num_done += 1
-        line = f"{event['method']:<16} seed {event['seed']}  final average {measures['final_average']:.3f}{forgetting}"
-        self._progress.console.print(escape(f"{line}  ({seconds:.0f} s)"), highlight=False)
-
-    def _on_skip(self, event: Mapping[str, Any]) -> None:
-        self._num_done += 1
-        self._progress.console.print(
-            escape(f"{event['method']:<16} seed {event['seed']}  done already"), highlight=False
-        )
+    def on_run_skipped(self, run: Run) -> None:
+        self.advance()
+        self.print(f"{run.method.title:<16} seed {run.seed}  done already")
 
 
-def _show_tables(results: Mapping[str, Any]) -> None:
-    for table in (summary_table(results), split_table(results), *followed_tables(results)):
+def _import_modules(names: list[str] | None) -> None:
+    """Imports modules that register components.
+
+    Raises:
+        UserError: one cannot be imported.
+    """
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it
+    for name in names or ():
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            raise UserError(f"cannot import '{name}', given by --import: {type(error).__name__}: {error}") from None
+
+
+def _show_tables(results: Results) -> None:
+    for table in (summary_table(results), split_table(results), *tracked_tables(results)):
         console.print(_rich(table))
 
 
@@ -209,7 +278,7 @@ def main() -> None:
 
 
 def _write_traceback(folder: Path) -> Path:
-    """Keeps the exception that is being handled in the folder, or in a temporary one if there is none yet."""
-    path = (folder if folder.is_dir() else Path(tempfile.mkdtemp(prefix="mas-embed-"))) / "error.log"
+    """Writes the exception that is being handled into the folder, or into a temporary one if there is none yet."""
+    path = (folder if folder.is_dir() else Path(tempfile.mkdtemp(prefix="mas-embed-"))) / ERROR_FILE
     path.write_text(traceback.format_exc(), encoding="utf-8")
     return path

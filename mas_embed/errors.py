@@ -1,9 +1,10 @@
-"""Errors that speak to the user: what can be put right before a run, and what went wrong in one."""
+"""The two kinds of error that users meet, and the context managers that make a sentence of any other."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -18,7 +19,7 @@ class RunError(RuntimeError):
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> UserError:
-    """A `UserError` for a name that is not known, naming the nearest known one.
+    """A `UserError` for an unknown name, which suggests the nearest known one.
 
     >>> unknown_name("method", "maas", ["finetune", "mas"])
     UserError("unknown method 'maas': did you mean 'mas'? (known: finetune, mas)")
@@ -27,3 +28,47 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> UserError:
     nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"did you mean '{nearest[0]}'? " if nearest else ""
     return UserError(f"unknown {kind} '{name}': {hint}(known: {', '.join(names)})")
+
+
+@contextmanager
+def explained(config_key: str) -> Iterator[None]:
+    """Turns any exception of its body into a `UserError` that names the config key whose component raised it.
+
+    >>> with explained("training.optimizer"):
+    ...     raise ValueError("Invalid learning rate: -1.0")
+    Traceback (most recent call last):
+    mas_embed.errors.UserError: training.optimizer does not work with these options: Invalid learning rate: -1.0
+    """
+    try:
+        yield
+    except RunError:
+        raise
+    except UserError as error:
+        raise UserError(f"{config_key}: {error}") from None
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{config_key} does not work with these options: {reason}") from error
+
+
+@contextmanager
+def raised_by(component: str) -> Iterator[None]:
+    """Marks an exception of its body with the component that raised it, for `component_at_fault`; the innermost mark stays."""
+    try:
+        yield
+    except Exception as error:
+        if component_at_fault(error) is None:
+            error.__dict__["mas_embed_component"] = component
+        raise
+
+
+def component_at_fault(error: Exception) -> str | None:
+    """The component that `raised_by` has marked an exception with; None without a mark.
+
+    >>> try:
+    ...     with raised_by("loss"):
+    ...         1 / 0
+    ... except ZeroDivisionError as error:
+    ...     component_at_fault(error)
+    'loss'
+    """
+    return error.__dict__.get("mas_embed_component")

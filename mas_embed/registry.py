@@ -1,20 +1,33 @@
-"""Components by name: the one shape of registry that methods, models and data sets share."""
+"""Components by name: the one shape of table that data sets, models, losses, methods, evaluators and all others share.
+
+A component is a class or function that is registered under a name, with its options as keyword arguments. Packages other than
+this one add theirs through the entry-point group `mas_embed.components`: each entry point names a module that registers
+components when it is imported.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from mas_embed.errors import unknown_name
 
-Component = TypeVar("Component", bound=Callable[..., Any])
+ENTRY_POINT_GROUP = "mas_embed.components"
+
+Constructor = Callable[..., Any]
+Component = TypeVar("Component", bound=Constructor)
 
 
-class Registry(Mapping[str, Callable[..., Any]]):
-    """Maps a config name to the class or function that builds the component.
+class Registry(Mapping[str, Constructor]):
+    """Maps the name of a component, as a config gives it, to the class or function that makes it.
 
     Args:
-        kind: what is registered, for error messages: "method", "model", "data set".
+        kind: the kind of component, for messages: "method", "model", "data set".
+        library: returns further components of a library by name, such as the losses of pytorch-metric-learning; called when
+            first needed, so that the library is not imported before.
 
     Example:
         >>> METHODS = Registry("method")
@@ -24,12 +37,23 @@ class Registry(Mapping[str, Callable[..., Any]]):
         True
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, *, library: Callable[[], Mapping[str, Constructor]] = dict) -> None:
         self.kind = kind
-        self._components: dict[str, Callable[..., Any]] = {}
+        self._components: dict[str, Constructor] = {}
+        self._provides: dict[str, frozenset[str]] = {}
+        self._library = cache(library)
 
-    def register(self, name: str) -> Callable[[Component], Component]:
-        """A decorator that registers a class or function under `name`; a name is taken once."""
+    def register(self, name: str, *, provides: Iterable[str] = ()) -> Callable[[Component], Component]:
+        """A decorator that registers a class or function under a name.
+
+        Args:
+            name: as a config gives it; a name is taken once.
+            provides: of a data set, the names that its `SplitSequence.provides` holds. An option of that name, of any other
+                component in a config, is then filled in.
+
+        Raises:
+            ValueError: the name is taken.
+        """
 
         def decorate(component: Component) -> Component:
             if name in self._components:
@@ -37,20 +61,49 @@ class Registry(Mapping[str, Callable[..., Any]]):
                     f"{self.kind} '{name}' is registered already, as {self._components[name].__qualname__}"
                 )
             self._components[name] = component
+            self._provides[name] = frozenset(provides)
             return component
 
         return decorate
 
-    def __getitem__(self, name: str) -> Callable[..., Any]:
-        if name not in self._components:
-            raise unknown_name(self.kind, name, self._components)
-        return self._components[name]
+    def provided_by(self, name: str) -> frozenset[str]:
+        """The names that a component provides to others, see `register`."""
+        return self._provides.get(name, frozenset())
+
+    def __getitem__(self, name: str) -> Constructor:
+        components = self._all()
+        if name not in components:
+            raise unknown_name(self.kind, name, components)
+        return components[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._components
+        return name in self._all()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._components)
+        return iter(self._all())
 
     def __len__(self) -> int:
-        return len(self._components)
+        return len(self._all())
+
+    def _all(self) -> dict[str, Constructor]:
+        load_entry_points()
+        return {**self._library(), **self._components}
+
+
+@cache
+def load_entry_points() -> None:
+    """Imports, once, every module that an installed package names in the entry-point group `mas_embed.components`.
+
+    Warns:
+        UserWarning: a module cannot be imported; its components are then missing.
+    """
+    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            entry_point.load()
+        except Exception as error:
+            package = entry_point.dist.name if entry_point.dist else "an installed package"
+            warnings.warn(
+                f"the components '{entry_point.value}' of {package} are missing, because importing them fails: "
+                f"{type(error).__name__}: {error}",
+                stacklevel=2,
+            )

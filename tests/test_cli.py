@@ -127,7 +127,7 @@ def test_a_run_that_breaks_is_exit_code_1_and_keeps_its_traceback(mas_embed, con
     def broken(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr("mas_embed.experiment.train_sequence", broken)
+    monkeypatch.setattr("mas_embed.experiment.runner.train_sequence", broken)
     result = mas_embed("run", config, "--out", tmp_path / "run")
     assert result.returncode == 1
     log = re.fullmatch(r"failed: OSError: disk full \(traceback in (.*)\)\n", result.stderr).group(1)
@@ -139,7 +139,7 @@ def test_an_interrupt_says_how_to_go_on(mas_embed, config, tmp_path, monkeypatch
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mas_embed.experiment.train_sequence", interrupted)
+    monkeypatch.setattr("mas_embed.experiment.runner.train_sequence", interrupted)
     result = mas_embed("run", config, "--out", tmp_path / "run")
     assert result.returncode == 130
     assert "--resume" in result.stderr

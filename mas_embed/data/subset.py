@@ -1,4 +1,4 @@
-"""Some items of a sequence of splits, chosen by split, part and label."""
+"""Some items of a sequence of splits, selected by split, part and label."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset as ItemsByPosition
 
-from mas_embed.data.facts import FactSequence
-from mas_embed.data.split import Part, Split, join_parts
+from mas_embed.data.split import Part, Split, SplitSequence, join_parts
 from mas_embed.errors import UserError, unknown_name
 
 PartName = Literal["train", "query", "gallery"]
@@ -23,8 +22,8 @@ class Subset:
 
     Args:
         part: the items.
-        splits: indices of the splits that they are of.
-        labels: that were chosen, sorted.
+        splits: indices of the splits that the items are from.
+        labels: the selected labels, sorted.
     """
 
     part: Part
@@ -45,18 +44,18 @@ def select_subset(
         splits: a sequence.
         split: the name of one of them; None for all.
         part: "train", "query" or "gallery".
-        labels: numbers, or names of facts as they are written, `<three, above, seven>`, each for all facts of that name;
-            None for all that are there.
+        labels: numbers, or names as in `SplitSequence.label_names`, each for all labels of that name; None for all labels of
+            the items.
 
     Raises:
-        UserError: an unknown split, part or fact, or a label that none of the items has.
+        UserError: an unknown split, part or name, or a label that none of the items has.
 
     Example:
         >>> from mas_embed.data import digits
         >>> select_subset(digits(num_splits=5), split="2-3", labels=[3]).part.labels.unique()
         tensor([3])
     """
-    names = [own.name for own in splits]
+    names = [one.name for one in splits]
     if split is not None and split not in names:
         raise unknown_name("split", split, names)
     if part not in get_args(PartName):
@@ -66,31 +65,30 @@ def select_subset(
     present = items.labels.unique()
     if labels is None:
         return Subset(items, indices, present)
-    numbers: set[int] = set()
+    selected: set[int] = set()
     for label in labels:
-        own = _numbers(label, splits) & set(present.tolist())
-        if not own:
+        numbers = _label_numbers(label, splits) & set(present.tolist())
+        if not numbers:
             where = f"split '{split}'" if split is not None else "all splits"
             raise UserError(f"the {part} part of {where} has no item with the label {label}")
-        numbers |= own
-    wanted = torch.tensor(sorted(numbers), dtype=torch.long)
-    return Subset(_chosen(items, torch.isin(items.labels, wanted)), indices, wanted)
+        selected |= numbers
+    wanted = torch.tensor(sorted(selected), dtype=torch.long)
+    return Subset(_select_items(items, torch.isin(items.labels, wanted)), indices, wanted)
 
 
-def _numbers(label: int | str, splits: Sequence[Split]) -> set[int]:
-    """A label as the data has it: the rows of the facts that were named."""
+def _label_numbers(label: int | str, splits: Sequence[Split]) -> set[int]:
     if isinstance(label, int):
         return {label}
-    if not isinstance(splits, FactSequence):
-        raise UserError(f"labels of data without facts are numbers, got '{label}'")
-    names = splits.facts.names
+    names = splits.label_names if isinstance(splits, SplitSequence) else {}
+    if not names:
+        raise UserError(f"the labels of this data set have no names, so they are given as numbers, got '{label}'")
     if label not in names:
-        raise unknown_name("fact", label, names)
-    return {row for row, name in enumerate(names) if name == label}
+        raise unknown_name("label", label, names)
+    return set(names[label])
 
 
-def _chosen(items: Part, is_chosen: Tensor) -> Part:
-    positions = is_chosen.nonzero()[:, 0]
+def _select_items(items: Part, is_selected: Tensor) -> Part:
+    positions = is_selected.nonzero()[:, 0]
     inputs = items.inputs
-    chosen = inputs[positions] if isinstance(inputs, Tensor) else ItemsByPosition(inputs, positions.tolist())
-    return Part(chosen, items.labels[positions], items.ids[positions])
+    selected = inputs[positions] if isinstance(inputs, Tensor) else ItemsByPosition(inputs, positions.tolist())
+    return Part(selected, items.labels[positions], items.ids[positions])

@@ -24,16 +24,16 @@ import torch
 from torch import Tensor, nn
 
 from mas_embed.errors import UserError
-from mas_embed.forward import Embed, embed_batch
+from mas_embed.importance.checks import check_embeddings, check_samples_are_independent
 from mas_embed.importance.fallback import PerSampleGradients, split_samples, take_samples
 from mas_embed.importance.graph import AutogradGraph
 from mas_embed.importance.outputs import Output
-from mas_embed.importance.refusals import refuse_bad_embeddings, refuse_coupled_samples
+from mas_embed.importance.parameters import trainable_parameters, zero_sums
 from mas_embed.importance.rules import Rule, rule_of
-from mas_embed.importance.rules.blocks import scratch_space
-from mas_embed.importance.sums import trainable_parameters, zero_sums
+from mas_embed.importance.rules.memory import scratch_space
+from mas_embed.runtime.forward import Embed, embed_batch
 
-Way = Literal["rule", "fallback", "frozen", "unused"]
+CoverageKind = Literal["rule", "fallback", "frozen", "unused"]
 
 
 @dataclass
@@ -79,7 +79,7 @@ class BatchImportance:
 
     Attributes:
         sums: by parameter name, float32 or wider.
-        ways: how each parameter of the model went in the last batch.
+        coverage: how the importance of each parameter of the model was computed in the last batch.
         lengths: of the embeddings, [N] a batch.
         num_samples: so far.
     """
@@ -99,7 +99,7 @@ class BatchImportance:
         self._proofs: dict[Any, set[nn.Module]] = {}
         self._scale, self._is_last_output = 1.0, False
         self.sums = zero_sums(trainable_parameters(model))
-        self.ways: dict[str, Way] = {}
+        self.coverage: dict[str, CoverageKind] = {}
         self.lengths: list[Tensor] = []
         self.num_samples = 0
 
@@ -109,7 +109,7 @@ class BatchImportance:
         num_samples, num_outputs = values.shape
         self._scale = 1 / num_outputs if self._output.reduction == "mean" else 1.0
         parameters = dict(self._model.named_parameters())
-        by_fallback = {name: parameters[name] for name, way in self.ways.items() if way == "fallback"}
+        by_fallback = {name: parameters[name] for name, kind in self.coverage.items() if kind == "fallback"}
         for index in range(num_outputs):
             total, self._is_last_output = values[:, index].sum(), index == num_outputs - 1
             with scratch_space():
@@ -123,17 +123,17 @@ class BatchImportance:
                     self.sums[name].add_(summed, alpha=self._scale)
         self.num_samples += num_samples
 
-    def plan(self, batch: Any) -> dict[str, Way]:
-        """Which way every parameter would go on this batch; adds nothing."""
+    def plan(self, batch: Any) -> dict[str, CoverageKind]:
+        """How the importance of every parameter would be computed on this batch; adds nothing."""
         self._forward(batch)
-        return self.ways
+        return self.coverage
 
     def _forward(self, batch: Any) -> tuple[Tensor, Tensor]:
         """The values [N, K] of the batch, and the anchor that a backward pass runs to."""
         anchor = torch.zeros((), device=next(self._model.parameters()).device, requires_grad=True)
         with _tape(self._model, self._receive, anchor) as calls:
             embeddings = embed_batch(self._model, batch, self._embed)
-        refuse_bad_embeddings(embeddings, self._output)
+        check_embeddings(embeddings, self._output)
         self.lengths.append(embeddings.detach().norm(dim=1))
         values = self._output.values(embeddings, batch)
         if values.grad_fn is None:
@@ -157,7 +157,7 @@ class BatchImportance:
     def _plan(
         self, graph: AutogradGraph, calls: list[LayerCall], samplewise_layers: set[nn.Module], num_samples: int
     ) -> None:
-        """Decides which way every parameter goes, each exactly once; tells the calls what is wanted of them."""
+        """Decides how the importance of every parameter is computed, and tells each call which parameters its rule serves."""
         calls_of: dict[nn.Module, list[LayerCall]] = defaultdict(list)
         for call in calls:
             calls_of[call.layer].append(call)
@@ -170,20 +170,20 @@ class BatchImportance:
             is_seen = name in call.rule.parameters and call.parameters.get(name) is parameter
             return call if is_seen and call.node in graph and len(call.input) == num_samples else None
 
-        self.ways = {}
+        self.coverage = {}
         wanted: dict[nn.Module, dict[str, Tensor]] = defaultdict(dict)
         owners = parameter_owners(self._model)
         for name, parameter in self._model.named_parameters():
             num_uses, (layer, local_name) = graph.num_uses(parameter), owners[parameter][0]
             if not parameter.requires_grad:
-                self.ways[name] = "frozen"
+                self.coverage[name] = "frozen"
             elif num_uses == 0:
-                self.ways[name] = "unused"
+                self.coverage[name] = "unused"
             elif num_uses == 1 and covering_call(local_name, layer, parameter) is not None:
-                self.ways[name] = "rule"
+                self.coverage[name] = "rule"
                 wanted[layer][local_name] = self.sums[name]
             else:
-                self.ways[name] = "fallback"
+                self.coverage[name] = "fallback"
         for layer, names in wanted.items():
             calls_of[layer][0].wanted = names
 
@@ -209,7 +209,7 @@ class BatchImportance:
                     raise UserError(
                         f"the model cannot embed samples without the others of their batch: {error}"
                     ) from error
-            refuse_coupled_samples(alone, embeddings, few)
+            check_samples_are_independent(alone, embeddings, few)
             seen = {call.layer for call in calls}
             self._proofs[key] = seen - {call.layer for call in calls if len(call.input) != len(few)}
         return self._proofs[key]

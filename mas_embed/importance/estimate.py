@@ -9,20 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from mas_embed.errors import UserError
-from mas_embed.fingerprint import fingerprint_of
-from mas_embed.forward import Embed, batch_to, device_of, differentiating, embed_batch, shown, uncompiled
+from mas_embed.importance.checks import (
+    check_arguments,
+    check_embeddings,
+    check_finite,
+    check_length_varies,
+    check_num_samples,
+)
 from mas_embed.importance.engine import BatchImportance
 from mas_embed.importance.outputs import Output, SquaredNorm, resolve_output
-from mas_embed.importance.processes import sum_over_processes
+from mas_embed.importance.parameters import trainable_parameters, zero_sums
 from mas_embed.importance.record import Importance
-from mas_embed.importance.refusals import (
-    refuse_bad_arguments,
-    refuse_bad_embeddings,
-    refuse_constant_length,
-    refuse_infinite,
-    refuse_no_samples,
-)
-from mas_embed.importance.sums import trainable_parameters, zero_sums
+from mas_embed.runtime.distributed import sum_over_processes
+from mas_embed.runtime.fingerprint import fingerprint_of
+from mas_embed.runtime.forward import Embed, batch_to, device_of, embed_batch, unwrap_compiled
+from mas_embed.runtime.modes import eval_mode_with_grad
+from mas_embed.runtime.progress import with_progress
 
 
 def estimate_importance(
@@ -82,25 +84,25 @@ def estimate_importance(
         >>> estimate_importance(model, [opposite])["weight"]
         tensor([[4., 4.]])
     """
-    model, prefix = uncompiled(model)
-    refuse_bad_arguments(model, batches, granularity, exponent)
+    model, prefix = unwrap_compiled(model)
+    check_arguments(model, batches, granularity, exponent)
     device, resolved, num_batches = device_of(model), resolve_output(output), 0
     settings = describe(resolved.name, granularity, exponent, embed)
     accumulate = BatchImportance if granularity == "sample" else _BatchGradients
-    with differentiating(model):
+    with eval_mode_with_grad(model):
         accumulator = accumulate(model, output=resolved, exponent=exponent, embed=embed)
-        for batch in shown(batches, "importance" if progress else None):
+        for batch in with_progress(batches, "importance" if progress else None):
             try:
                 accumulator.add(batch_to(batch, device))
             except UserError as error:
                 raise UserError(f"batch {num_batches}: {error}") from None
             num_batches += 1
     num_samples = sum_over_processes(accumulator.sums, accumulator.num_samples)
-    refuse_no_samples(num_samples)
+    check_num_samples(num_samples)
     importance = Importance(accumulator.sums, num_samples, settings, fingerprint_of(model))
-    refuse_infinite(accumulator.sums)
+    check_finite(accumulator.sums)
     if isinstance(resolved, SquaredNorm) and accumulator.lengths:
-        refuse_constant_length(torch.cat(accumulator.lengths), importance, model)
+        check_length_varies(torch.cat(accumulator.lengths), importance, model)
     return importance.renamed(prefix)
 
 
@@ -116,7 +118,7 @@ class _BatchGradients:
 
     def add(self, batch: Any) -> None:
         embeddings = embed_batch(self._model, batch, self._embed)
-        refuse_bad_embeddings(embeddings, self._output)
+        check_embeddings(embeddings, self._output)
         self.lengths.append(embeddings.detach().norm(dim=1))
         values = self._output.values(embeddings, batch)
         scale = 1 / values.shape[1] if self._output.reduction == "mean" else 1.0

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from mas_embed.forward import Embed, embed_batch, map_tensors
 from mas_embed.importance.outputs import Output
-from mas_embed.importance.rules.blocks import absolute_power
-from mas_embed.importance.sums import zero_sums
+from mas_embed.importance.parameters import zero_sums
+from mas_embed.importance.rules.memory import absolute_power
+from mas_embed.runtime.forward import Embed, embed_batch, map_tensors
 
 CHUNK_BYTES = 256 * 2**20
 
@@ -55,7 +55,7 @@ class PerSampleGradients:
                     # An operator that torch vectorises by a loop of its own: slower, and just as exact
                     warnings.filterwarnings("ignore", message="There is a performance drop")
                     powers, absolutes, signed = self._vectorized(parameters, batch, num_samples, output_index)
-                _refuse_other_sums(signed, absolutes, batch_gradient)
+                _check_sums(signed, absolutes, batch_gradient)
                 return powers
             except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError):
                 self.is_vectorized = False  # the loop below is exact too, and repeats any error that is the model's own
@@ -136,7 +136,7 @@ def take_samples(batch: Any, num_samples: int, indices: list[int]) -> Any:
     return rebuild([tensor[indices] for tensor in tensors])
 
 
-def _refuse_other_sums(
+def _check_sums(
     signed: Mapping[str, Tensor], absolute: Mapping[str, Tensor], expected: Mapping[str, Tensor | None]
 ) -> None:
     """Raises `ValueError` if the samples' gradients do not add up to the batch's: a use of a parameter was not seen.

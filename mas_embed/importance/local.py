@@ -10,14 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from mas_embed.errors import UserError
-from mas_embed.fingerprint import fingerprint_of
-from mas_embed.forward import Embed, batch_to, device_of, embed_batch, evaluating, shown, uncompiled
+from mas_embed.importance.checks import check_arguments, check_num_samples
 from mas_embed.importance.estimate import describe
-from mas_embed.importance.processes import sum_over_processes
+from mas_embed.importance.parameters import trainable_parameters, zero_sums
 from mas_embed.importance.record import Importance
-from mas_embed.importance.refusals import refuse_bad_arguments, refuse_no_samples
 from mas_embed.importance.rules import rule_of
-from mas_embed.importance.sums import trainable_parameters, zero_sums
+from mas_embed.runtime.distributed import sum_over_processes
+from mas_embed.runtime.fingerprint import fingerprint_of
+from mas_embed.runtime.forward import Embed, batch_to, device_of, embed_batch, unwrap_compiled
+from mas_embed.runtime.modes import eval_mode
+from mas_embed.runtime.progress import with_progress
 
 LOCAL_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -52,25 +54,25 @@ def estimate_local_importance(
         >>> estimate_local_importance(model, [inputs])["weight"]
         tensor([[1.5000, 1.5000]])
     """
-    model, prefix = uncompiled(model)
-    refuse_bad_arguments(model, batches, "sample", 1)
+    model, prefix = unwrap_compiled(model)
+    check_arguments(model, batches, "sample", 1)
     names = {parameter: name for name, parameter in trainable_parameters(model).items()}
     layers = [layer for layer in model.modules() if isinstance(layer, LOCAL_LAYERS) and rule_of(layer) is not None]
     sums = zero_sums({names[p]: p for layer in layers for p in layer.parameters(recurse=False) if p in names})
     if not sums:
         raise UserError("the model has no trainable linear layer or convolution, which local importance is of")
     num_samples = 0
-    with evaluating(model), _recorded(layers, names) as runs:
-        for batch in shown(batches, "importance" if progress else None):
+    with eval_mode(model), _recorded(layers, names) as runs:
+        for batch in with_progress(batches, "importance" if progress else None):
             num_in_batch = len(embed_batch(model, batch_to(batch, device_of(model)), embed))
             for run in runs:
-                _refuse_other_rows(run, num_in_batch)
+                _check_rows(run, num_in_batch)
                 for name, total in run.sums.items():
                     sums[names[getattr(run.layer, name)]] += total
             runs.clear()
             num_samples += num_in_batch
     num_samples = sum_over_processes(sums, num_samples)
-    refuse_no_samples(num_samples)
+    check_num_samples(num_samples)
     return Importance(sums, num_samples, describe("local", "sample", 1, embed), fingerprint_of(model)).renamed(prefix)
 
 
@@ -102,7 +104,7 @@ def _recorded(layers: Iterable[nn.Module], names: Mapping[nn.Parameter, str]) ->
             handle.remove()
 
 
-def _refuse_other_rows(run: _Run, num_samples: int) -> None:
+def _check_rows(run: _Run, num_samples: int) -> None:
     if run.num_rows != num_samples:
         raise UserError(
             f"a {type(run.layer).__name__} layer sees {run.num_rows} rows for {num_samples} samples, and which belong to "

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from mas_embed.errors import UserError
-from mas_embed.fingerprint import fingerprint_of
-from mas_embed.forward import Embed, batch_to, device_of, differentiating, map_tensors, uncompiled
+from mas_embed.importance.checks import check_arguments, check_finite
 from mas_embed.importance.engine import BatchImportance
 from mas_embed.importance.estimate import describe
 from mas_embed.importance.fallback import take_samples
 from mas_embed.importance.outputs import Output, resolve_output
+from mas_embed.importance.parameters import trainable_parameters, zero_sums
 from mas_embed.importance.record import Importance
-from mas_embed.importance.refusals import refuse_bad_arguments, refuse_infinite
-from mas_embed.importance.sums import trainable_parameters, zero_sums
+from mas_embed.runtime.fingerprint import fingerprint_of
+from mas_embed.runtime.forward import Embed, batch_to, device_of, map_tensors, unwrap_compiled
+from mas_embed.runtime.modes import eval_mode_with_grad
 
 
 class OnlineImportance:
@@ -66,16 +67,16 @@ class OnlineImportance:
             raise UserError(f"every must be at least 1, got {every}")
         if decay is not None and not 0 < decay < 1:
             raise UserError(f"decay must lie between 0 and 1, or be None for a mean over all samples, got {decay}")
-        self._model, self._prefix = uncompiled(model)
+        self._model, self._prefix = unwrap_compiled(model)
         self._output = resolve_output(output)
-        refuse_bad_arguments(self._model, (), "sample", 1)
+        check_arguments(self._model, (), "sample", 1)
         self._every, self._decay = every, decay
         self._lock = threading.Lock()
         self._num_seen = self._num_taken = 0
         self._weight = 0.0
         self._settings = describe(self._output.name, "sample", 1, embed)
         self._fingerprint = fingerprint_of(self._model)
-        with differentiating(self._model):
+        with eval_mode_with_grad(self._model):
             self._sums = zero_sums(trainable_parameters(self._model))
             self._newest = BatchImportance(
                 self._model, output=self._output, exponent=1, embed=embed, may_swap_parameters=False
@@ -149,12 +150,12 @@ class OnlineImportance:
         newest = self._newest
         newest.num_samples = 0
         newest.lengths.clear()
-        with differentiating(self._model), torch.no_grad():
+        with eval_mode_with_grad(self._model), torch.no_grad():
             for total in newest.sums.values():
                 total.zero_()
             with torch.enable_grad():
                 newest.add(batch_to(batch, device_of(self._model)))
-            refuse_infinite(newest.sums)
+            check_finite(newest.sums)
             for name, total in self._sums.items():
                 total.mul_(self._decay or 1.0).add_(newest.sums[name])
         self._weight = (self._decay or 1.0) * self._weight + newest.num_samples

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mas_embed.errors import UserError
-from mas_embed.files import read_tensors, write_tensors
-from mas_embed.importance.sums import trainable_parameters
+from mas_embed.importance.parameters import trainable_parameters
+from mas_embed.runtime.atomic_files import read_tensors, write_tensors
 
 
 class Importance(Mapping[str, Tensor]):

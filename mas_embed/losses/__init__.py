@@ -1,6 +1,6 @@
-"""What a split teaches."""
+"""The losses that a split is trained with, by name in `LOSSES`; terms that imitate an older model."""
 
-from mas_embed.losses.facts import FactLoss, fact_loss
-from mas_embed.losses.metric import build, catalogue
+from mas_embed.losses.distillation import embedding_distillation, similarity_distillation
+from mas_embed.losses.metric_learning import LOSSES, MINERS, with_nested_components
 
-__all__ = ["FactLoss", "build", "catalogue", "fact_loss"]
+__all__ = ["LOSSES", "MINERS", "embedding_distillation", "similarity_distillation", "with_nested_components"]

@@ -1,6 +1,6 @@
-"""How old knowledge is kept while new splits are learned: one file a method, by name in `METHODS`."""
+"""How old knowledge is kept while new splits are learned: one file for each method, by name in `METHODS`."""
 
-from mas_embed.methods.base import METHODS, Method
+from mas_embed.methods.base import METHODS, Loss, Method
 from mas_embed.methods.class_statistics import ClassStatistics
 from mas_embed.methods.combine import Combine
 from mas_embed.methods.elastic import Elastic
@@ -9,6 +9,7 @@ from mas_embed.methods.finetune import Finetune
 from mas_embed.methods.fisher import estimate_fisher
 from mas_embed.methods.frozen import Frozen
 from mas_embed.methods.imm import IMM
+from mas_embed.methods.joint import Joint
 from mas_embed.methods.local_mas import LocalMAS
 from mas_embed.methods.lwf import LwF
 from mas_embed.methods.mas import MAS
@@ -26,7 +27,9 @@ __all__ = [
     "Elastic",
     "Finetune",
     "Frozen",
+    "Joint",
     "LocalMAS",
+    "Loss",
     "LwF",
     "Method",
     "Replay",

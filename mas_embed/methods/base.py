@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mas_embed.errors import UserError
-from mas_embed.forward import device_of
 from mas_embed.importance import Importance
 from mas_embed.registry import Registry
+from mas_embed.runtime.forward import device_of
 
-METHODS: Registry = Registry("method")
+METHODS = Registry("method")
 
 Keeps = Literal["nothing", "statistics", "data"]
+Loss = Callable[..., Tensor]  # (embeddings [N, D], labels [N], mined) -> []
 
 
 class Method:
@@ -49,12 +50,17 @@ class Method:
     Attributes:
         keeps: what is stored of the data of earlier splits, which tables mark: "nothing", "statistics" of classes, or
             samples ("data"). A copy of the model, and what is known of its parameters, is no data.
+        joins_splits: whether an experiment trains the method on one split that holds the items of all, as joint training is
+            trained, instead of on one split after another.
+        name: by which callbacks, tables and folders call it; the class's name unless it is set.
     """
 
     keeps: Keeps = "nothing"
+    joins_splits: bool = False
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self.name = type(self).__name__
 
     @property
     def is_learning(self) -> bool:
@@ -111,7 +117,7 @@ class Method:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` gave, so that training goes on as if it had not stopped."""
 
-    def _refuse_other_state(self, state: Mapping[str, Any]) -> None:
+    def _check_state(self, state: Mapping[str, Any]) -> None:
         """Raises `UserError` for a state that lacks what this method's has."""
         missing = self.state_dict().keys() - state.keys()
         if missing:

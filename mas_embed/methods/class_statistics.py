@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from mas_embed.errors import UserError, unknown_name
-from mas_embed.forward import batch_to, device_of, differentiating, embed_batch, evaluating, map_tensors
 from mas_embed.methods.base import METHODS, Method
-from mas_embed.methods.refusals import labeled, refuse_bad_share
-from mas_embed.methods.state import adopt
-from mas_embed.seeding import mixed_seed
+from mas_embed.methods.checks import check_share, inputs_and_labels
+from mas_embed.methods.parameter_tensors import copy_to_parameters
+from mas_embed.methods.rehearsal import num_rehearsed, rehearsal_generator
+from mas_embed.runtime.forward import batch_to, device_of, embed_batch, map_tensors
+from mas_embed.runtime.modes import eval_mode, eval_mode_with_grad
 
 
 @METHODS.register("class_statistics")
@@ -69,7 +70,7 @@ class ClassStatistics(Method):
             raise unknown_name("layer of the model", layer, [name for name in layers if name])
         if rank is not None and rank < 0:
             raise UserError(f"rank must be at least 0, got {rank}")
-        refuse_bad_share(share)
+        check_share(share)
         self.layer, self.rank, self.share, self.seed = layer, rank, share, seed
         self.classes: dict[int, ClassGaussian] = {}
         self.held: dict[str, Tensor] = {}
@@ -111,7 +112,9 @@ class ClassStatistics(Method):
         features: list[Tensor] = []
         labels: list[Tensor] = []
         for batch in batches:
-            inputs, of_batch = labeled(batch_to(batch, device_of(self.model)), "the statistics are of classes")
+            inputs, of_batch = inputs_and_labels(
+                batch_to(batch, device_of(self.model)), "the statistics are of classes"
+            )
             if self.layer and self.num_splits == 0 and not features:
                 names = names_before(self.model, self.layer, inputs)
                 self.held = {name: self.model.get_parameter(name).detach().clone() for name in names}
@@ -132,23 +135,22 @@ class ClassStatistics(Method):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a state, see `Method.load_state_dict`."""
-        self._refuse_other_state(state)
+        self._check_state(state)
         device = device_of(self.model)
         self.classes = {
             int(label): ClassGaussian(**{name: _copied(value, device) for name, value in gaussian.items()})
             for label, gaussian in state["classes"].items()
         }
-        self.held = adopt(self.model, state["held"])
+        self.held = copy_to_parameters(self.model, state["held"])
         self.shape = tuple(state["shape"].tolist())
         self.num_splits, self._num_draws = int(state["num_splits"]), int(state["num_draws"])
 
     def _draw(self, labels: Tensor) -> tuple[Tensor, list[int]] | None:
         """Features for a batch with these labels and the class of each, every class as often as the others; or none."""
-        wanted = round(len(labels) * self.share / (1 - self.share))
+        wanted = num_rehearsed(len(labels), self.share)
         if wanted == 0 or not self.classes:
             return None
-        rank = distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
-        generator = torch.Generator().manual_seed(mixed_seed(self.seed, self.num_splits, self._num_draws, rank))
+        generator = rehearsal_generator(self.seed, self.num_splits, self._num_draws)
         self._num_draws += 1
         known = sorted(self.classes)
         turns = [known[index] for index in torch.randperm(len(known), generator=generator).tolist()]
@@ -164,7 +166,7 @@ class ClassStatistics(Method):
         """What comes out of the layer in eval mode, or the inputs: [N, ...]."""
         features = inputs
         if self.layer:
-            with torch.no_grad(), evaluating(self.model):
+            with torch.no_grad(), eval_mode(self.model):
                 features = output_of(self.model, self.layer, inputs)[0]
         if not isinstance(features, Tensor) or not features.is_floating_point():
             where = f"come out of '{self.layer}'" if self.layer else "go into the model; name a layer"
@@ -273,7 +275,7 @@ def names_before(model: nn.Module, layer: str, inputs: Any) -> list[str]:
     """
     own = dict(model.named_parameters())
     trained = {name: parameter for name, parameter in own.items() if parameter.requires_grad}
-    with differentiating(model):
+    with eval_mode_with_grad(model):
         output, _ = output_of(model, layer, inputs)
         before = _reached(output, trained)
         with replaced_output(model.get_submodule(layer), output.detach().requires_grad_()):

@@ -84,6 +84,6 @@ class Combine(Method):
         return {str(index): method.state_dict() for index, method in enumerate(self.methods)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._refuse_other_state(state)
+        self._check_state(state)
         for index, method in enumerate(self.methods):
             method.load_state_dict(state[str(index)])

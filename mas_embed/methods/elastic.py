@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from mas_embed.errors import UserError
 from mas_embed.importance import Importance
 from mas_embed.methods.base import Method
-from mas_embed.methods.blocks import in_blocks
-from mas_embed.methods.refusals import refuse_bad_strength, refuse_outside, refuse_unlisted
-from mas_embed.methods.state import adopt
+from mas_embed.methods.checks import check_choice, check_range, check_strength
+from mas_embed.methods.parameter_blocks import in_blocks
+from mas_embed.methods.parameter_tensors import copy_to_parameters
 
 Accumulation = Literal["sum", "mean", "decay", "max"]
 
@@ -53,9 +53,9 @@ class Elastic(Method, ABC):
         decoupled: bool = False,
     ) -> None:
         super().__init__(model)
-        refuse_bad_strength(strength)
-        refuse_unlisted("accumulation", accumulation, get_args(Accumulation))
-        refuse_outside("decay", decay, 0, 1)
+        check_strength(strength)
+        check_choice("accumulation", accumulation, get_args(Accumulation))
+        check_range("decay", decay, 0, 1)
         self.strength, self.accumulation, self.decay = strength, accumulation, decay
         self.normalize, self.decoupled = normalize, decoupled
         self.importance: dict[str, Tensor] = {}
@@ -147,8 +147,11 @@ class Elastic(Method, ABC):
             UserError: names the parameters that differ. Parameters of the model that the state lacks are not an error:
                 they are free.
         """
-        self._refuse_other_state(state)
-        self.importance, self.anchor = adopt(self.model, state["importance"]), adopt(self.model, state["anchor"])
+        self._check_state(state)
+        self.importance, self.anchor = (
+            copy_to_parameters(self.model, state["importance"]),
+            copy_to_parameters(self.model, state["anchor"]),
+        )
         self.num_splits = int(state["num_splits"])
         self._rescale()
 

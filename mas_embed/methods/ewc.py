@@ -7,13 +7,13 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from mas_embed.forward import Embed
 from mas_embed.importance import Importance
-from mas_embed.methods.base import METHODS
+from mas_embed.methods.base import METHODS, Loss
+from mas_embed.methods.checks import check_choice
 from mas_embed.methods.elastic import Elastic
-from mas_embed.methods.fisher import Fisher, Loss, estimate_fisher, refuse_trained_loss
-from mas_embed.methods.refusals import refuse_unlisted
-from mas_embed.methods.state import weighted_mean
+from mas_embed.methods.fisher import Fisher, check_loss, estimate_fisher
+from mas_embed.methods.parameter_tensors import weighted_mean
+from mas_embed.runtime.forward import Embed
 
 Mode = Literal["separate", "online"]
 
@@ -69,9 +69,9 @@ class EWC(Elastic):
             normalize=normalize,
             decoupled=decoupled,
         )
-        refuse_trained_loss(loss, "EWC")
-        refuse_unlisted("fisher", fisher, get_args(Fisher))
-        refuse_unlisted("mode", mode, get_args(Mode))
+        check_loss(loss, "EWC")
+        check_choice("fisher", fisher, get_args(Fisher))
+        check_choice("mode", mode, get_args(Mode))
         self.loss, self.fisher, self.mode, self.embed = loss, fisher, mode, embed
 
     def estimate(self, batches: Iterable[Any]) -> Importance:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from mas_embed.methods.base import METHODS, Method
 
 
-@METHODS.register("joint")
 @METHODS.register("finetune")
 class Finetune(Method):
-    """Trains on every split in turn and protects nothing; on one split that holds everything it is joint training."""
+    """Trains on every split in turn and protects nothing."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from mas_embed.errors import UserError
-from mas_embed.forward import Embed, batch_to, device_of, embed_batch, evaluating
 from mas_embed.importance import Importance, estimate_importance
-from mas_embed.methods.refusals import labeled, refuse_unlisted
+from mas_embed.methods.base import Loss
+from mas_embed.methods.checks import check_choice, inputs_and_labels
+from mas_embed.runtime.forward import Embed, batch_to, device_of, embed_batch
+from mas_embed.runtime.modes import eval_mode
 
-Loss = Callable[..., Tensor]
 Fisher = Literal["sample", "batch"]
 
 
@@ -52,7 +53,7 @@ def estimate_fisher(
     Source: Kirkpatrick et al., *Overcoming catastrophic forgetting in neural networks*, PNAS 2017. "batch" weights batches by
         their size, as FACIL does (Masana et al., 2022).
     """
-    refuse_unlisted("fisher", fisher, get_args(Fisher))
+    check_choice("fisher", fisher, get_args(Fisher))
     information = estimate_importance(
         model,
         _with_loss_gradients(model, batches, loss, fisher, embed),
@@ -75,7 +76,7 @@ def share_of_loss(embeddings: Tensor, batch: Any) -> Tensor:
     return (embeddings * batch[1]).sum(dim=1)
 
 
-def refuse_trained_loss(loss: Loss | None, method: str) -> None:
+def check_loss(loss: Loss | None, method: str) -> None:
     """Raises `UserError` for a loss that has no value of its own when a split ends: none, or one with parameters."""
     if not callable(loss):
         raise UserError(
@@ -96,10 +97,10 @@ def _with_loss_gradients(
     The loss is taken here, of the whole batch, because importance looks at samples one by one.
     """
     for batch in batches:
-        inputs, labels = labeled(
+        inputs, labels = inputs_and_labels(
             batch_to(batch, device_of(model)), "the method takes the gradient of the training loss"
         )
-        with torch.no_grad(), evaluating(model):
+        with torch.no_grad(), eval_mode(model):
             embeddings = embed_batch(model, (inputs, labels), embed)
         with torch.enable_grad():
             embeddings.requires_grad_(True)

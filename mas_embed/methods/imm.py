@@ -8,12 +8,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from mas_embed.forward import Embed
-from mas_embed.importance.sums import trainable_parameters
-from mas_embed.methods.base import METHODS, Method
-from mas_embed.methods.fisher import Loss, estimate_fisher, refuse_trained_loss
-from mas_embed.methods.refusals import refuse_unlisted
-from mas_embed.methods.state import adopt, weighted_mean
+from mas_embed.importance.parameters import trainable_parameters
+from mas_embed.methods.base import METHODS, Loss, Method
+from mas_embed.methods.checks import check_choice
+from mas_embed.methods.fisher import check_loss, estimate_fisher
+from mas_embed.methods.parameter_tensors import copy_to_parameters, weighted_mean
+from mas_embed.runtime.forward import Embed
 
 Mode = Literal["mean", "mode"]
 Start = Literal["last", "average"]
@@ -53,10 +53,10 @@ class IMM(Method):
         embed: Embed | str | None = None,
     ) -> None:
         super().__init__(model)
-        refuse_unlisted("mode", mode, get_args(Mode))
-        refuse_unlisted("start", start, get_args(Start))
+        check_choice("mode", mode, get_args(Mode))
+        check_choice("start", start, get_args(Start))
         if mode == "mode":
-            refuse_trained_loss(loss, "IMM with mode='mode'")
+            check_loss(loss, "IMM with mode='mode'")
         self.mode, self.start, self.loss, self.embed = mode, start, loss, embed
         self.average: dict[str, Tensor] = {}
         self.last: dict[str, Tensor] = {}
@@ -97,8 +97,11 @@ class IMM(Method):
         Raises:
             UserError: it is one of a model whose parameters have other names or shapes.
         """
-        self._refuse_other_state(state)
-        self.average, self.last = adopt(self.model, state["average"]), adopt(self.model, state["last"])
+        self._check_state(state)
+        self.average, self.last = (
+            copy_to_parameters(self.model, state["average"]),
+            copy_to_parameters(self.model, state["last"]),
+        )
         self._totals = {name: total.clone() for name, total in state["totals"].items()}
 
     def _weights(self, own: Mapping[str, Tensor], batches: Iterable[Any]) -> Mapping[str, Tensor]:

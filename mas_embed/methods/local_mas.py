@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from mas_embed.forward import Embed
 from mas_embed.importance import Importance, estimate_local_importance
 from mas_embed.methods.base import METHODS
 from mas_embed.methods.elastic import Accumulation, Elastic
+from mas_embed.runtime.forward import Embed
 
 
 @METHODS.register("local_mas")

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mas_embed.errors import UserError
-from mas_embed.forward import Embed, embed_batch
+from mas_embed.losses import embedding_distillation, similarity_distillation
 from mas_embed.methods.base import METHODS, Method
-from mas_embed.methods.refusals import refuse_bad_strength, refuse_unlisted
+from mas_embed.methods.checks import check_choice, check_strength
+from mas_embed.runtime.forward import Embed, embed_batch
 
 Distillation = Literal["embedding", "similarity"]
 
@@ -49,8 +49,8 @@ class LwF(Method):
         embed: Embed | str | None = None,
     ) -> None:
         super().__init__(model)
-        refuse_bad_strength(strength)
-        refuse_unlisted("distillation", distillation, get_args(Distillation))
+        check_strength(strength)
+        check_choice("distillation", distillation, get_args(Distillation))
         self.strength, self.distillation, self.embed = strength, distillation, embed
         self._old: nn.Module | None = None
 
@@ -60,9 +60,8 @@ class LwF(Method):
             return None
         with torch.no_grad():
             old = embed_batch(self._old, inputs, self.embed)
-        if self.distillation == "embedding":
-            return self.strength * (embeddings - old).square().sum(dim=1).mean()
-        return self.strength * (_cosines(embeddings) - _cosines(old)).square().mean()
+        distance = embedding_distillation if self.distillation == "embedding" else similarity_distillation
+        return self.strength * distance(embeddings, old)
 
     def consolidate(self, batches: Iterable[Any]) -> None:
         """Ends a split: the model as it is now becomes the old one; `batches` are not read."""
@@ -78,7 +77,7 @@ class LwF(Method):
         Raises:
             UserError: it is one of another model.
         """
-        self._refuse_other_state(state)
+        self._check_state(state)
         old = _frozen_copy(self.model) if state["old"] else None
         if old is not None:
             try:
@@ -86,11 +85,6 @@ class LwF(Method):
             except RuntimeError as error:
                 raise UserError(f"the state is of another model: {' '.join(str(error).split())}") from None
         self._old = old
-
-
-def _cosines(embeddings: Tensor) -> Tensor:
-    unit = F.normalize(embeddings)
-    return unit @ unit.T
 
 
 def _frozen_copy(model: nn.Module) -> nn.Module:

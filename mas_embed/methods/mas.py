@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mas_embed.forward import Embed
 from mas_embed.importance import Importance, estimate_importance
 from mas_embed.importance.outputs import Output, resolve_output
 from mas_embed.methods.base import METHODS
 from mas_embed.methods.elastic import Accumulation, Elastic
+from mas_embed.runtime.forward import Embed
 
 
 @METHODS.register("mas")

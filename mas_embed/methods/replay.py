@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from mas_embed.errors import UserError
 from mas_embed.methods.base import METHODS, Method
-from mas_embed.methods.refusals import labeled, refuse_bad_share, refuse_unlisted
-from mas_embed.seeding import mixed_seed
+from mas_embed.methods.checks import check_choice, check_share, inputs_and_labels
+from mas_embed.methods.rehearsal import num_rehearsed, rehearsal_generator
+from mas_embed.runtime.seeding import mixed_seed
 
 Policy = Literal["reservoir", "balanced"]
 
@@ -50,8 +51,8 @@ class Replay(Method):
         super().__init__(model)
         if buffer_size < 1:
             raise UserError(f"buffer_size must be at least 1, got {buffer_size}")
-        refuse_bad_share(share)
-        refuse_unlisted("policy", policy, get_args(Policy))
+        check_share(share)
+        check_choice("policy", policy, get_args(Policy))
         self.buffer_size, self.policy, self.share, self.seed = buffer_size, policy, share, seed
         self.inputs: dict[str, Tensor] = {}
         self.labels = torch.empty(0, dtype=torch.long)
@@ -61,11 +62,10 @@ class Replay(Method):
 
     def extend_batch(self, inputs: Any, labels: Tensor) -> tuple[Any, Tensor]:
         """The batch with stored samples behind it; `inputs` are a tensor or a mapping of tensors, samples first."""
-        wanted = round(len(labels) * self.share / (1 - self.share))
+        wanted = num_rehearsed(len(labels), self.share)
         if wanted == 0 or len(self.labels) == 0:
             return inputs, labels
-        rank = distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
-        generator = torch.Generator().manual_seed(mixed_seed(self.seed, self.num_splits, self._num_draws, rank))
+        generator = rehearsal_generator(self.seed, self.num_splits, self._num_draws)
         self._num_draws += 1
         chosen = torch.randperm(len(self.labels), generator=generator)[:wanted]
         both = {name: _joined(new, self.inputs[name][chosen]) for name, new in _columns(inputs, self.inputs).items()}
@@ -83,7 +83,7 @@ class Replay(Method):
         split_index, self.num_splits = self.num_splits, self.num_splits + 1
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, split_index))
         for batch in batches:
-            inputs, labels = labeled(batch, "replay stores samples with their labels")
+            inputs, labels = inputs_and_labels(batch, "replay stores samples with their labels")
             keys = torch.rand(len(labels), generator=generator, dtype=torch.float64)
             columns = _columns(inputs, self.inputs)
             self.inputs = {
@@ -108,7 +108,7 @@ class Replay(Method):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a state."""
-        self._refuse_other_state(state)
+        self._check_state(state)
         self.inputs = {name: column.cpu().clone() for name, column in state["inputs"].items()}
         self.labels, self.splits, self._keys = (state[name].cpu().clone() for name in ("labels", "splits", "keys"))
         self.num_splits, self._num_draws = int(state["num_splits"]), int(state["num_draws"])

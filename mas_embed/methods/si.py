@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from mas_embed.errors import UserError
-from mas_embed.fingerprint import fingerprint_of
 from mas_embed.importance import Importance
-from mas_embed.importance.sums import trainable_parameters, zero_sums
+from mas_embed.importance.parameters import trainable_parameters, zero_sums
 from mas_embed.methods.base import METHODS
 from mas_embed.methods.elastic import Accumulation, Elastic
-from mas_embed.methods.state import adopt
+from mas_embed.methods.parameter_tensors import copy_to_parameters
+from mas_embed.runtime.fingerprint import fingerprint_of
 
 
 @METHODS.register("si")
@@ -124,4 +124,7 @@ class SI(Elastic):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a state, see `Elastic.load_state_dict`."""
         super().load_state_dict(state)
-        self.path, self.start = adopt(self.model, state["path"]), adopt(self.model, state["start"])
+        self.path, self.start = (
+            copy_to_parameters(self.model, state["path"]),
+            copy_to_parameters(self.model, state["start"]),
+        )

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mas_embed.errors import UserError, unknown_name
-from mas_embed.forward import evaluating
+from mas_embed.runtime.modes import eval_mode
 
 PROBE_SIZE = 64
 
@@ -118,7 +118,7 @@ def _is_same(trunk: nn.Module, chain: nn.Module) -> bool:
     device = next(trunk.parameters()).device
     values = torch.linspace(-1, 1, 3 * PROBE_SIZE**2, device=device).square().reshape(1, 3, PROBE_SIZE, PROBE_SIZE)
     try:
-        with torch.no_grad(), evaluating(trunk), evaluating(chain):
+        with torch.no_grad(), eval_mode(trunk), eval_mode(chain):
             expected, found = trunk(values), chain(values)
     except (RuntimeError, TypeError, ValueError, AssertionError):
         return False

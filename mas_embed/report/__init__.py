@@ -1,28 +1,31 @@
-"""Figures, tables and one HTML page; reads a run directory, and nothing of training."""
+"""Tables, figures and one HTML page; reads the results in run directories, and nothing of training."""
 
-from mas_embed.report.figures import old_index_figure, scores_figure
-from mas_embed.report.page import join_results, read_results, write_report
+from mas_embed.report.figures import scores_figure, stale_gallery_figure
+from mas_embed.report.page import read_runs, write_report
 from mas_embed.report.tables import (
     Table,
     cost_table,
-    followed_tables,
-    old_index_table,
+    index_table,
+    metric_name,
+    pooled_table,
     selection_table,
     split_table,
     summary_table,
+    tracked_tables,
 )
 
 __all__ = [
     "Table",
     "cost_table",
-    "followed_tables",
-    "join_results",
-    "old_index_figure",
-    "old_index_table",
-    "read_results",
+    "index_table",
+    "metric_name",
+    "pooled_table",
+    "read_runs",
     "scores_figure",
     "selection_table",
     "split_table",
+    "stale_gallery_figure",
     "summary_table",
+    "tracked_tables",
     "write_report",
 ]

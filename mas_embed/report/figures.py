@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from mas_embed.report.tables import methods_of, metric_name, score_matrices
+from mas_embed.experiment import Results
+from mas_embed.report.tables import metric_name, so_far
 
 # Okabe and Ito's colours, which people who see colours differently can tell apart
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -20,68 +21,60 @@ LINES = ("-", "--", ":")  # where methods are more than colours
 MOST_PANELS = 5  # in a row
 
 
-def scores_figure(results: Mapping[str, Any]) -> Figure:
-    """One heat map of R[i, j] per method above one panel per split, its score over time; means over the seeds.
+def scores_figure(results: Results) -> Figure:
+    """One heat map of R[i, j] for each method above one panel for each split, its score over time; means over the seeds.
 
     A shade around a line is one standard deviation over the seeds. A method with a single row (joint training) is a
-    dashed line.
+    dashed line. Scores that were not measured are left out.
     """
-    methods, metric = methods_of(results), results["primary_metric"]
-    num_splits = len(results["splits"])
+    methods, metric = results.methods, metric_name(results.primary_metric)
+    num_splits = len(results.splits)
     num_columns = min(len(methods), MOST_PANELS)
     num_rows = math.ceil(len(methods) / num_columns)
     size = (max(3.1 * num_columns, 2.4 * num_splits, 6), 3.55 * num_rows + 2.65)
     figure = Figure(figsize=size, layout="constrained")
     rows: Any = figure.subfigures(2, 1, height_ratios=[1.35 * num_rows, 1])
     upper, lower = rows
-    upper.suptitle(f"{metric_name(metric)} on split j after training through split i", fontsize=11)
-    lower.suptitle(f"{metric_name(metric)} of each split over time", fontsize=11)
+    upper.suptitle(f"{metric} on split j after training through split i", fontsize=11)
+    lower.suptitle(f"{metric} of each split over time", fontsize=11)
     axes = list(upper.subplots(num_rows, num_columns, squeeze=False).flat)
     for axis in axes[len(methods) :]:
         axis.set_visible(False)
+    matrices = {method: results.matrices(method) for method in methods}
     for axis, method in zip(axes, methods, strict=False):
-        image = _draw_matrix(axis, score_matrices(results, method, metric).mean(0), results["splits"], method)
+        image = _draw_matrix(axis, matrices[method].mean(0), results.splits, method)
     upper.colorbar(image, ax=axes, shrink=0.8, pad=0.01)
     panels = lower.subplots(1, num_splits, squeeze=False, sharey=True)[0]
     for split_index, axis in enumerate(panels):
-        _draw_split(
-            axis,
-            split_index,
-            {method: score_matrices(results, method, metric) for method in methods},
-            results["splits"],
-        )
-    panels[0].set_ylabel(metric_name(metric))
+        _draw_split(axis, split_index, matrices, results.splits)
+    panels[0].set_ylabel(metric)
     handles = panels[0].get_legend_handles_labels()
     lower.legend(*handles, loc="outside lower center", ncols=2 * MOST_PANELS, frameon=False, fontsize=8)
     return figure
 
 
-def old_index_figure(results: Mapping[str, Any]) -> Figure:
-    """One panel per method that was trained in splits: the mean score over all splits learned so far, after each of them.
+def stale_gallery_figure(results: Results) -> Figure:
+    """One panel for each method that was trained in splits: the mean score over all splits learned so far, after each of them.
 
     A solid line with the gallery embedded again after every split, a dashed one with a gallery that never is; means over the
     seeds.
     """
-    metric, splits = results["primary_metric"], results["splits"]
-    watched = {
-        method: [run for run in results["runs"] if run["method"] == method and run["kept_gallery"]["scores"]]
-        for method in methods_of(results)
+    metric, splits = results.primary_metric, results.splits
+    followed = {
+        method: [run for run in results.runs_of(method) if run.stale_gallery_matrix(metric) is not None]
+        for method in results.methods
     }
-    watched = {method: runs for method, runs in watched.items() if runs}
-    num_columns = min(len(watched), MOST_PANELS)
-    num_rows = math.ceil(len(watched) / num_columns)
+    followed = {method: runs for method, runs in followed.items() if runs}
+    num_columns = min(len(followed), MOST_PANELS)
+    num_rows = math.ceil(len(followed) / num_columns)
     figure = Figure(figsize=(max(2.6 * num_columns, 6), 2.3 * num_rows + 0.6), layout="constrained")
     panels = list(figure.subplots(num_rows, num_columns, squeeze=False, sharey=True).flat)
-    for axis in panels[len(watched) :]:
+    for axis in panels[len(followed) :]:
         axis.set_visible(False)
-    for color, axis, (method, runs) in zip(cycle(COLORS), panels, watched.items(), strict=False):
-        for style, label, matrices in (
-            ("-", "embedded again", [run["scores"][metric] for run in runs]),
-            ("--", "never embedded again", [run["kept_gallery"]["scores"][metric] for run in runs]),
-        ):
-            mean = np.mean(matrices, axis=0)
-            so_far = [mean[row, : row + 1].mean() for row in range(len(splits))]
-            axis.plot(range(len(splits)), so_far, style, color=color, marker="o", markersize=3, label=label)
+    for color, axis, (method, runs) in zip(cycle(COLORS), panels, followed.items(), strict=False):
+        for style, label, stale in (("-", "embedded again", False), ("--", "never embedded again", True)):
+            mean = np.mean([so_far(run, metric, stale=stale) for run in runs], axis=0)
+            _plot_measured(axis, mean, style, color=color, label=label)
         axis.set_title(method, fontsize=10, fontweight="bold")
         axis.set_xticks(range(len(splits)), splits, fontsize=8)
         axis.set_xlabel("after training", fontsize=8)
@@ -98,9 +91,9 @@ def old_index_figure(results: Mapping[str, Any]) -> Figure:
 def _draw_matrix(axis: Axes, scores: NDArray[np.float64], splits: list[str], method: str) -> Any:
     image = axis.imshow(scores, vmin=0, vmax=1, cmap="viridis")
     for (row, column), value in np.ndenumerate(scores):
-        axis.text(
-            column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="black" if value > 0.6 else "white"
-        )
+        if not np.isnan(value):
+            color = "black" if value > 0.6 else "white"
+            axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=color)
     is_sequence = len(scores) == len(splits)
     row_names = splits if is_sequence else ["all at once"]
     axis.set_xticks(range(len(splits)), splits, fontsize=8)
@@ -119,7 +112,7 @@ def _draw_split(axis: Axes, split_index: int, matrices: Mapping[str, NDArray[np.
         column = scores[:, :, split_index]
         mean, deviation = column.mean(0), column.std(0, ddof=1) if len(column) > 1 else np.zeros(column.shape[1])
         if len(mean) == len(splits):
-            axis.plot(positions, mean, line, color=color, marker="o", markersize=3, linewidth=1.6, label=method)
+            _plot_measured(axis, mean, line, color=color, label=method, linewidth=1.6)
             axis.fill_between(positions, mean - deviation, mean + deviation, color=color, alpha=0.18, linewidth=0)
         else:
             axis.axhline(mean[0], color=color, linestyle="--", linewidth=1.4, label=method)
@@ -130,3 +123,9 @@ def _draw_split(axis: Axes, split_index: int, matrices: Mapping[str, NDArray[np.
     axis.set_ylim(0, 1.02)
     axis.tick_params(axis="y", labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def _plot_measured(axis: Axes, values: NDArray[np.float64], style: str, **options: Any) -> None:
+    """A line through the values that are not NaN."""
+    positions = np.flatnonzero(~np.isnan(values))
+    axis.plot(positions, values[positions], style, marker="o", markersize=3, **options)

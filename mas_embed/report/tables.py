@@ -1,34 +1,18 @@
-"""A run's results as a table: mean and standard deviation over the seeds, a row a method."""
+"""Tables of a run: mean and standard deviation over the seeds, a row for each method."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-COLUMNS = {
-    "final_average": "final average",
-    "forgetting": "forgetting",
-    "backward_transfer": "backward transfer",
-    "learning": "learning",
-}
+from mas_embed.evaluation import MEASURES
+from mas_embed.experiment import Results, RunRecord
 
-METRIC_NAMES = {
-    "mean_average_precision": "mAP",
-    "mean_average_precision_at_r": "mAP@R",
-    "r_precision": "R-precision",
-    "mean_reciprocal_rank": "MRR",
-    "precision_at_1": "precision@1",
-    "mean_average_precision_found_at_100": "mAP found@100",
-    "mean_average_precision_extending": "mAP extending",
-    **{f"mean_average_precision_order_{order}": f"mAP order {order}" for order in (1, 2, 3)},
-    **{f"image_to_fact_k{k}": f"K{k}" for k in (1, 5, 10)},
-    "image_to_fact_mrr": "image to fact MRR",
-}
+METRIC_NAMES = {"r_precision": "R-precision", "mean_reciprocal_rank": "MRR"}
 
 
 @dataclass(frozen=True)
@@ -49,140 +33,159 @@ class Table:
 
 
 def metric_name(metric: str) -> str:
-    """A metric as people write it: "mAP", "recall@4"."""
-    return METRIC_NAMES.get(metric, metric.replace("recall_at_", "recall@"))
+    """A metric as people write it.
+
+    >>> metric_name("mean_average_precision_at_r"), metric_name("recall_at_4")
+    ('mAP@R', 'recall@4')
+    """
+    if metric in METRIC_NAMES:
+        return METRIC_NAMES[metric]
+    name = metric.replace("mean_average_precision", "mAP").replace("_at_", "@").replace("_", " ")
+    return re.sub(r"@r\b|\bk(?=\d+\b)|\bmrr\b", lambda found: found[0].upper(), name)
 
 
-def methods_of(results: Mapping[str, Any]) -> list[str]:
-    """The methods of a run, in the order in which they were trained first."""
-    return list(dict.fromkeys(run["method"] for run in results["runs"]))
-
-
-def score_matrices(results: Mapping[str, Any], method: str, metric: str) -> NDArray[np.float64]:
-    """The score matrices [seeds, rows, S] of a method."""
-    return np.array([run["scores"][metric] for run in results["runs"] if run["method"] == method])
-
-
-def summary_table(results: Mapping[str, Any]) -> Table:
+def summary_table(results: Results) -> Table:
     """Final average, forgetting, backward transfer and learning of the primary metric, and seconds, by method.
 
     Values are mean ± sample standard deviation over the seeds, "-" where a measure is not defined for the method.
     """
-    metric = results["primary_metric"]
-    rows = []
-    for method in methods_of(results):
-        runs = [run for run in results["runs"] if run["method"] == method]
-        cells = [_mean_and_deviation([run["measures"][metric][measure] for run in runs]) for measure in COLUMNS]
-        seconds = [run["seconds"]["training"] + run["seconds"]["importance"] for run in runs]
-        kept = _kept(runs)
-        name = f"{method} (keeps {kept})" if kept != "nothing" else method
+    metric, rows = results.primary_metric, []
+    for method in results.methods:
+        runs = results.runs_of(method)
+        cells = [_mean_and_deviation(run.measures[metric][measure] for run in runs) for measure in MEASURES]
+        seconds = [run.seconds["training"] + run.seconds["importance"] for run in runs]
+        name = method if runs[0].keeps == "nothing" else f"{method} (keeps {runs[0].keeps})"
         rows.append([name, *cells, _mean_and_deviation(seconds, digits=1)])
-    num_seeds = len({run["seed"] for run in results["runs"]})
-    title = f"{results['name']}: {metric_name(metric)} over {len(results['splits'])} splits, mean ± deviation of {num_seeds} seed"
-    return Table(title + "s" * (num_seeds != 1), ["method", *COLUMNS.values(), "seconds"], rows)
+    num_seeds = len({run.seed for run in results.runs})
+    title = (
+        f"{results.name}: {metric_name(metric)} over {len(results.splits)} splits, "
+        f"mean ± deviation of {num_seeds} seed{'s' * (num_seeds != 1)}"
+    )
+    return Table(title, ["method", *(measure.replace("_", " ") for measure in MEASURES), "seconds"], rows)
 
 
-def selection_table(results: Mapping[str, Any]) -> Table | None:
+def split_table(results: Results) -> Table:
+    """The primary metric of every split after the last one, and over the items of all splits together, by method."""
+    metric, rows = results.primary_metric, []
+    for method in results.methods:
+        final = results.matrices(method)[:, -1]
+        pooled = [run.pooled[metric] for run in results.runs_of(method)]
+        rows.append([method, *(_mean_and_deviation(column) for column in (*final.T.tolist(), pooled))])
+    title = f"{results.name}: {metric_name(metric)} of every split in the end, and of all together"
+    return Table(title, ["method", *results.splits, "pooled"], rows)
+
+
+def pooled_table(results: Results) -> Table:
+    """Every metric over the items of all splits together after the last split, by method, mean over the seeds."""
+    metrics = [name for name in results.runs[0].pooled if all(name in run.pooled for run in results.runs)]
+    rows = [
+        [method, *(_mean(run.pooled[metric] for run in results.runs_of(method)) for metric in metrics)]
+        for method in results.methods
+    ]
+    return Table("Every metric in the end, over all splits together", ["method", *map(metric_name, metrics)], rows)
+
+
+def tracked_tables(results: Results) -> list[Table]:
+    """The score of every tracked subset after every split, by method: a table for each subset.
+
+    Training on everything at once (joint) has a value in the end only; a run that did not track the subset has no row.
+    """
+    tables = []
+    names = dict.fromkeys(name for run in results.runs for found in run.details for name in found.tracked)
+    for name in names:
+        rows = []
+        for method in results.methods:
+            runs = [run for run in results.runs_of(method) if any(name in found.tracked for found in run.details)]
+            values = [[found.tracked.get(name) for found in run.details] for run in runs]
+            cells = [_mean_and_deviation(column) for column in zip(*values, strict=True)]
+            if runs:
+                rows.append([method, *["-"] * (len(results.splits) - len(cells)), *cells])
+        header = ["method", *(f"after {split}" for split in results.splits)]
+        tables.append(Table(f"{results.name}: mAP of '{name}' after every split", header, rows))
+    return tables
+
+
+def index_table(results: Results) -> Table | None:
+    """What updates of the model did to the index that was made before them, by method; None if no run followed one.
+
+    The final average with the gallery embedded again after every split (fresh), and never (stale). Then, over all splits
+    but the first and all seeds, the primary metric of the queries of the splits before: old queries on the old gallery, new on
+    new, new on old, and new on the old gallery moved by each compensation; mean drift and churn of the old gallery; and how
+    often each verdict fell.
+    """
+    metric, rows = results.primary_metric, []
+    updates_of = {
+        method: [update for run in results.runs_of(method) for update in run.index_updates]
+        for method in results.methods
+    }
+    compensations = sorted({name for updates in updates_of.values() for one in updates for name in one.compensated})
+    for method, updates in updates_of.items():
+        if not updates:
+            continue
+        runs = results.runs_of(method)
+        stale = [matrix.final_average for run in runs if (matrix := run.stale_gallery_matrix(metric)) is not None]
+        scores = [[one.old_on_old[metric], one.new_on_new[metric], one.new_on_old[metric]] for one in updates]
+        compensated = [[one.compensated[name][metric] for one in updates] for name in compensations]
+        verdicts = Counter(one.verdict for one in updates)
+        rows.append(
+            [
+                method,
+                _mean_and_deviation(run.measures[metric]["final_average"] for run in runs),
+                _mean_and_deviation(stale),
+                *map(_mean, zip(*scores, strict=True)),
+                *map(_mean, compensated),
+                _mean(one.drift.mean for one in updates),
+                _mean(one.churn for one in updates),
+                ", ".join(f"{verdict} {count}" for verdict, count in verdicts.most_common()),
+            ]
+        )
+    header = ["method", "fresh gallery", "stale gallery", "old on old", "new on new", "new on old"]
+    header += [*(f"with {name}" for name in compensations), "drift", "churn", "verdicts"]
+    return Table(f"What updates did to the index, {metric_name(metric)}", header, rows) if rows else None
+
+
+def cost_table(results: Results) -> Table:
+    """What a method costs: memory for the splits so far (in the end), and training time per optimizer step."""
+    rows = []
+    for method in results.methods:
+        runs = results.runs_of(method)
+        steps = [1000 * run.seconds["training"] / run.num_steps for run in runs if run.num_steps]
+        ends = [run.seconds["importance"] / len(results.splits) for run in runs]
+        memory = f"{max(run.num_bytes for run in runs) / 1024:,.0f}"
+        rows.append([method, runs[0].keeps, memory, _mean_and_deviation(steps, 1), _mean_and_deviation(ends, 2)])
+    header = ["method", "keeps of the data", "KiB in all", "ms per step", "seconds at a split's end"]
+    return Table("What it costs", header, rows)
+
+
+def selection_table(results: Results) -> Table | None:
     """Every candidate of every method whose options were chosen, its mean on the validation part and seconds; None if none."""
     rows = []
-    for method, selection in results.get("selections", {}).items():
-        for candidate in selection["candidates"]:
-            options = ", ".join(f"{name}={value}" for name, value in candidate["options"].items())
-            mean = candidate["error"] if candidate["mean"] is None else _number(candidate["mean"], 3)
-            is_chosen = candidate["options"] == selection.get("chosen")
-            rows.append([method, options, mean, f"{candidate['seconds']:.0f}", "chosen" if is_chosen else ""])
+    for method, selection in results.selections.items():
+        for one in selection.candidates:
+            options = ", ".join(f"{name}={value}" for name, value in one.options.items())
+            mean = str(one.error) if one.mean is None else _number(one.mean, 3)
+            rows.append([method, options, mean, f"{one.seconds:.0f}", "chosen" * (one.options == selection.chosen)])
     header = ["method", "options", "on validation", "seconds", ""]
     return Table("Options chosen on the validation part, with seeds of their own", header, rows) if rows else None
 
 
-def cost_table(results: Mapping[str, Any]) -> Table:
-    """What a method costs: memory kept for the splits so far (at the end), and training time per optimizer step."""
-    rows = []
-    for method in methods_of(results):
-        runs = [run for run in results["runs"] if run["method"] == method]
-        kept = max(run.get("kept_bytes", 0) for run in runs) / 1024
-        steps = [1000 * run["seconds"]["training"] / run["num_steps"] for run in runs if run.get("num_steps")]
-        ends = [run["seconds"]["importance"] / len(results["splits"]) for run in runs]
-        rows.append([method, _kept(runs), f"{kept:,.0f}", _mean_and_deviation(steps, 1), _mean_and_deviation(ends, 2)])
-    header = ["method", "keeps of the data", "KiB kept in all", "ms per step", "seconds at a split's end"]
-    return Table("What it costs", header, rows)
+def so_far(run: RunRecord, metric: str, *, stale: bool) -> list[float]:
+    """After every split the mean score of the splits learned so far, with the fresh or the stale gallery."""
+    matrix = run.stale_gallery_matrix(metric) if stale else run.matrix(metric)
+    assert matrix is not None
+    return [float(np.mean(row[: index + 1])) for index, row in enumerate(matrix.scores)]
 
 
-def split_table(results: Mapping[str, Any]) -> Table:
-    """The primary metric of every split after the last one, and over all splits together, by method."""
-    metric, rows = results["primary_metric"], []
-    for method in methods_of(results):
-        final = score_matrices(results, method, metric)[:, -1]
-        over_all = [run["all"][metric] for run in results["runs"] if run["method"] == method]
-        rows.append([method, *(_mean_and_deviation(column) for column in (*final.T.tolist(), over_all))])
-    title = f"{results['name']}: {metric_name(metric)} of every split in the end, and of all together"
-    return Table(title, ["method", *results["splits"], "all"], rows)
+def _mean(values: Iterable[float | None]) -> str:
+    return _number(float(np.mean([value for value in values if value is not None])), 3)
 
 
-def followed_tables(results: Mapping[str, Any]) -> list[Table]:
-    """Mean average precision of what was followed beside the splits, after every split, by method: a table each.
-
-    Training on everything at once (joint) has a value in the end only; a run that did not follow it has no row.
-    """
-    tables = []
-    for name in dict.fromkeys(name for run in results["runs"] for name in run.get("followed", {})):
-        rows, runs = [], [run for run in results["runs"] if name in run.get("followed", {})]
-        for method in methods_of({"runs": runs}):
-            values = np.array([run["followed"][name] for run in runs if run["method"] == method])
-            cells = [_mean_and_deviation(column) for column in values.T.tolist()]
-            rows.append([method, *["-"] * (len(results["splits"]) - len(cells)), *cells])
-        header = ["method", *(f"after {split}" for split in results["splits"])]
-        tables.append(Table(f"{results['name']}: mAP of '{name}' after every split", header, rows))
-    return tables
-
-
-def old_index_table(results: Mapping[str, Any]) -> Table | None:
-    """What training did to indexes that were made before it, by method; None if no run watched one.
-
-    The final average with the gallery embedded again after every split, and with one that never is. Then, over all splits
-    but the first and all seeds, the primary metric of the queries of the splits before: with the gallery that the model before
-    the split had embedded (old), with the one the new model embeds (new), of new queries on the old gallery (mixed), and on
-    that gallery moved by each compensation; mean drift and churn of the old gallery; and how often each verdict fell.
-    """
-    metric, rows = results["primary_metric"], []
-    steps_of = {
-        method: [step for run in results["runs"] if run["method"] == method for step in run.get("indexes", [])]
-        for method in methods_of(results)
-    }
-    names = sorted({name for steps in steps_of.values() for step in steps for name in step["compensated"]})
-    for method, steps in steps_of.items():
-        if not steps:
-            continue
-        runs = [run for run in results["runs"] if run["method"] == method]
-        again = [run["measures"][metric]["final_average"] for run in runs]
-        never = [run["kept_gallery"]["measures"][metric]["final_average"] for run in runs]
-        places = ("old_on_old", "new_on_new", "new_on_old")
-        scores = [_mean([step[place][metric] for step in steps]) for place in places]
-        scores += [_mean([step["compensated"][name][metric] for step in steps]) for name in names]
-        moved = [_mean([step["drift"]["mean"] for step in steps]), _mean([step["churn"] for step in steps])]
-        counts = Counter(step["verdict"] for step in steps)
-        verdicts = ", ".join(f"{verdict} {count}" for verdict, count in counts.most_common())
-        rows.append([method, *map(_mean_and_deviation, (again, never)), *scores, *moved, verdicts])
-    header = ["method", "embedded again", "never again", "old", "new", "mixed"]
-    header += [*(f"mixed, {name}" for name in names), "drift", "churn", "verdicts"]
-    return Table(f"The old index, {metric_name(metric)}", header, rows) if rows else None
-
-
-def _kept(runs: Sequence[Mapping[str, Any]]) -> str:
-    """What a method remembers of the data itself: "nothing", "statistics" or "data"."""
-    return str(runs[0].get("keeps", "nothing"))
-
-
-def _mean(values: Sequence[float]) -> str:
-    return _number(float(np.mean(values)), 3)
-
-
-def _mean_and_deviation(values: Sequence[float | None], digits: int = 3) -> str:
-    numbers = [value for value in values if value is not None]
-    if not numbers:
+def _mean_and_deviation(values: Iterable[float | None], digits: int = 3) -> str:
+    measured = [value for value in values if value is not None and not np.isnan(value)]
+    if not measured:
         return "-"
-    mean = _number(float(np.mean(numbers)), digits)
-    return f"{mean} ± {_number(float(np.std(numbers, ddof=1)), digits)}" if len(numbers) > 1 else mean
+    mean = _number(float(np.mean(measured)), digits)
+    return f"{mean} ± {_number(float(np.std(measured, ddof=1)), digits)}" if len(measured) > 1 else mean
 
 
 def _number(value: float, digits: int) -> str:

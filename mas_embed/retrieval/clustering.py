@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from mas_embed.errors import UserError
-from mas_embed.retrieval.arrays import embeddings_of, integers_of, unit_rows
+from mas_embed.retrieval.inputs import as_embeddings, as_integers, unit_rows
 
 
 def clustering_scores(
@@ -51,8 +51,8 @@ def clustering_scores(
     """
     if distance not in ("cosine", "euclidean"):
         raise UserError(f"distance must be one of cosine, euclidean for clustering, got '{distance}'")
-    rows = embeddings_of(embeddings, "embeddings")
-    classes = integers_of(labels, "labels", len(rows)).cpu().numpy()
+    rows = as_embeddings(embeddings, "embeddings")
+    classes = as_integers(labels, "labels", len(rows)).cpu().numpy()
     rows = unit_rows(rows, "embeddings") if distance == "cosine" else rows.double()
     num_clusters = len(set(classes.tolist())) if num_clusters is None else num_clusters
     if not 1 <= num_clusters <= len(rows):

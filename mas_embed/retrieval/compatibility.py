@@ -6,7 +6,7 @@ Q queries, G gallery items, K neighbours, M items to fit on, D embedding size.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,14 +14,60 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from mas_embed.errors import UserError
-from mas_embed.retrieval.arrays import embeddings_of, integers_of, share_in_common, unit_rows
 from mas_embed.retrieval.compensation import COMPENSATIONS, Compensation
+from mas_embed.retrieval.inputs import as_embeddings, as_integers, share_in_common, unit_rows
 from mas_embed.retrieval.metrics import RetrievalScores, evaluate_retrieval
-from mas_embed.retrieval.scores import Distance
 from mas_embed.retrieval.search import find_nearest
+from mas_embed.retrieval.similarity import Distance
 
 Verdict = Literal["keep", "compensate", "re-embed"]
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far the items of a gallery moved.
+
+    Attributes:
+        mean: over the items.
+        quantiles: by share of the gallery ("0.05" to "0.95"), the drift that so many items do not exceed.
+    """
+
+    mean: float
+    quantiles: dict[str, float]
+
+
+@dataclass(frozen=True)
+class IndexUpdate:
+    """An `IndexCompatibility` in numbers and texts alone: what one update of the model did to an index made before it.
+
+    Attributes:
+        after: a name for the update.
+        old_on_old: by metric the scores of old queries on the old gallery.
+        new_on_new: of new queries on the new gallery.
+        new_on_old: of new queries on the old gallery.
+        compensated: by compensation, of new queries on the old gallery that it moved.
+        drift: of the old gallery's items.
+        k: of the churn.
+        churn: mean share of a query's k nearest (old on old) that new queries no longer find on the old gallery.
+        churn_re_embedded: the same for new queries on the new gallery.
+        verdict: "keep", "compensate" or "re-embed".
+        compensation: the name of the best compensation; None if none was tried.
+        reason: of the verdict, one sentence.
+    """
+
+    after: str
+    old_on_old: dict[str, float]
+    new_on_new: dict[str, float]
+    new_on_old: dict[str, float]
+    compensated: dict[str, dict[str, float]]
+    drift: Drift
+    k: int
+    churn: float
+    churn_re_embedded: float
+    verdict: Verdict
+    compensation: str | None
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -65,21 +111,30 @@ class IndexCompatibility:
         """By share of the gallery (5, 25, 50, 75 and 95 %), the drift that so many items do not exceed."""
         return {share: float(np.quantile(self.drift, share)) for share in QUANTILES}
 
+    def summary(self, *, after: str) -> IndexUpdate:
+        """Everything but the drift of single items, in numbers and texts alone.
+
+        Args:
+            after: a name for the update, such as that of the split that was learned.
+        """
+        return IndexUpdate(
+            after=after,
+            old_on_old=self.old.as_dict(),
+            new_on_new=self.new.as_dict(),
+            new_on_old=self.mixed.as_dict(),
+            compensated={name: scores.as_dict() for name, scores in self.compensated.items()},
+            drift=Drift(self.mean_drift, {f"{share:g}": value for share, value in self.drift_quantiles.items()}),
+            k=self.k,
+            churn=self.churn,
+            churn_re_embedded=self.churn_re_embedded,
+            verdict=self.verdict,
+            compensation=self.compensation,
+            reason=self.reason,
+        )
+
     def as_dict(self) -> dict[str, Any]:
-        """Everything but the drift of single items, as JSON has it: retrieval scores by measure."""
-        return {
-            "old_on_old": self.old.as_dict(),
-            "new_on_new": self.new.as_dict(),
-            "new_on_old": self.mixed.as_dict(),
-            "compensated": {name: scores.as_dict() for name, scores in self.compensated.items()},
-            "drift": {"mean": self.mean_drift, "quantiles": {f"{q:g}": v for q, v in self.drift_quantiles.items()}},
-            "k": self.k,
-            "churn": self.churn,
-            "churn_re_embedded": self.churn_re_embedded,
-            "verdict": self.verdict,
-            "compensation": self.compensation,
-            "reason": self.reason,
-        }
+        """The `summary` as JSON, without a name for the update."""
+        return {name: value for name, value in asdict(self.summary(after="")).items() if name != "after"}
 
     def __str__(self) -> str:
         rows = {"old on old": self.old, "new on new": self.new, "new on old": self.mixed}
@@ -167,7 +222,7 @@ def compare_indexes(
     mixed = task.scores(queries.new, gallery.old)
     moved = _compensated(gallery.old, fit_on, compensate, distance)
     compensated = {name: task.scores(queries.new, rows) for name, rows in moved.items()}
-    verdict, compensation, reason = _judge(old, new, mixed, compensated, tolerance)
+    verdict, compensation, reason = _decide(old, new, mixed, compensated, tolerance)
     before = task.nearest(queries.old, gallery.old, k)
     return IndexCompatibility(
         old=old,
@@ -193,7 +248,7 @@ class _Pair(NamedTuple):
 
     @classmethod
     def of(cls, name: str, old: ArrayLike | Tensor, new: ArrayLike | Tensor) -> _Pair:
-        pair = cls(embeddings_of(old, f"old {name}"), embeddings_of(new, f"new {name}"))
+        pair = cls(as_embeddings(old, f"old {name}"), as_embeddings(new, f"new {name}"))
         if pair.old.shape != pair.new.shape:
             shapes = f"got {list(pair.old.shape)} and {list(pair.new.shape)}"
             raise UserError(f"old and new {name} must be the same items embedded in one size, {shapes}")
@@ -232,8 +287,8 @@ class _Task:
         if self.query_ids is None or self.gallery_ids is None:
             asked, items = np.zeros(len(queries)), np.ones(len(gallery))
         else:
-            asked = integers_of(self.query_ids, "query_ids", len(queries)).cpu().numpy()
-            items = integers_of(self.gallery_ids, "gallery_ids", len(gallery)).cpu().numpy()
+            asked = as_integers(self.query_ids, "query_ids", len(queries)).cpu().numpy()
+            items = as_integers(self.gallery_ids, "gallery_ids", len(gallery)).cpu().numpy()
         of_queries = items[np.isin(items, asked)]
         most_own = int(np.unique(of_queries, return_counts=True)[1].max(initial=0))
         if not 1 <= k <= len(gallery) - most_own:
@@ -260,7 +315,7 @@ def _compensated(
     return {name: estimator.fit(*fitted_on).transform(rows) for name, estimator in by_name.items()}
 
 
-def _judge(
+def _decide(
     old: RetrievalScores,
     new: RetrievalScores,
     mixed: RetrievalScores,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mas_embed.errors import UserError
 from mas_embed.registry import Registry
-from mas_embed.retrieval.arrays import embeddings_of
+from mas_embed.retrieval.inputs import as_embeddings
 
 COMPENSATIONS = Registry("compensation")
 BLOCK_ELEMENTS = 2**22
@@ -177,7 +177,7 @@ def _block_size(old: Tensor) -> int:
 
 def _pair(old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
     """Both in float64."""
-    before, after = embeddings_of(old, "old"), embeddings_of(new, "new")
+    before, after = as_embeddings(old, "old"), as_embeddings(new, "new")
     if before.shape != after.shape:
         raise UserError(
             f"old and new must embed the same items in one size, got {list(before.shape)} and {list(after.shape)}"
@@ -190,7 +190,7 @@ def _to_transform(gallery: Tensor, *fitted: Tensor | None) -> tuple[Tensor, ...]
     found = [tensor.to(gallery.device) for tensor in fitted if tensor is not None]
     if len(found) < len(fitted):
         raise UserError("a compensation must be fitted before it transforms: call fit(old, new)")
-    rows = embeddings_of(gallery, "gallery").double()
+    rows = as_embeddings(gallery, "gallery").double()
     if rows.shape[1] != found[0].shape[-1]:
         raise UserError(
             f"the gallery has {rows.shape[1]} dimensions, but the compensation was fitted on {found[0].shape[-1]}"

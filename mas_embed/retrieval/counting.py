@@ -16,7 +16,7 @@ from dataclasses import KW_ONLY, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mas_embed.retrieval.scores import PairScores
+from mas_embed.retrieval.similarity import PairScores
 
 BINS = 8192
 CROWDED_SHARE = 1 / 4  # of the gallery that is in doubt: from here on sorting is faster

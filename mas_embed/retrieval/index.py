@@ -17,13 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from mas_embed.errors import UserError
-from mas_embed.files import read_tensors, write_tensors
-from mas_embed.fingerprint import fingerprint_of
-from mas_embed.forward import uncompiled
-from mas_embed.retrieval.arrays import ROWS_AT_ONCE, embeddings_of, integers_of, share_in_common, unit_rows
-from mas_embed.retrieval.scores import Distance
-from mas_embed.retrieval.search import import_faiss
-from mas_embed.retrieval.vectors import (
+from mas_embed.retrieval.faiss_index import (
     empty_vectors,
     faiss_errors,
     moved_vectors,
@@ -31,6 +25,12 @@ from mas_embed.retrieval.vectors import (
     training_size_needed,
     write_vectors,
 )
+from mas_embed.retrieval.inputs import ROWS_AT_ONCE, as_embeddings, as_integers, share_in_common, unit_rows
+from mas_embed.retrieval.search import import_faiss
+from mas_embed.retrieval.similarity import Distance
+from mas_embed.runtime.atomic_files import read_tensors, write_tensors
+from mas_embed.runtime.fingerprint import fingerprint_of
+from mas_embed.runtime.forward import unwrap_compiled
 
 ITEMS_FILE = "items.safetensors"
 LARGEST_K_ON_GPU = 2048  # of FAISS's kernels
@@ -124,7 +124,7 @@ class RetrievalIndex:
             UserError: shapes that do not fit, embeddings that are not finite (zero under "cosine", too large for float32
                 under others), a factory that FAISS cannot make, or too few rows to train it.
         """
-        rows = embeddings_of(embeddings, "embeddings")
+        rows = as_embeddings(embeddings, "embeddings")
         vectors = empty_vectors(rows.shape[1], factory, distance)
         needed = training_size_needed(vectors)
         sample = _sample(rows, training_size, seed)
@@ -166,8 +166,8 @@ class RetrievalIndex:
             raise UserError("an index that is mapped from a file cannot grow; load it with memory_map=False")
         rows = self._rows(embeddings, "embeddings")
         positions = torch.arange(len(self), len(self) + len(rows))
-        new_ids = positions if ids is None else integers_of(ids, "ids", len(rows)).cpu()
-        new_labels = integers_of(labels, "labels", len(rows)).cpu()
+        new_ids = positions if ids is None else as_integers(ids, "ids", len(rows)).cpu()
+        new_labels = as_integers(labels, "labels", len(rows)).cpu()
         for _ in _prepared_blocks(rows, self.distance, "embeddings"):
             pass  # refuses bad rows before the first is added
         for block in _prepared_blocks(rows, self.distance, "embeddings"):
@@ -202,7 +202,7 @@ class RetrievalIndex:
                 queries of another size, not finite, or zero under "cosine".
         """
         if not allow_other_model:
-            self._refuse_other_model(_fingerprint(fingerprint))
+            self._check_model(_fingerprint(fingerprint))
         scores, positions = self._nearest(self._rows(queries, "queries"), k)
         is_found = positions >= 0
         ids, labels = (np.where(is_found, tensor.numpy()[positions], -1) for tensor in (self.ids, self.labels))
@@ -321,7 +321,7 @@ class RetrievalIndex:
         return cls(vectors, tensors["ids"], tensors["labels"], **settings, is_mapped=memory_map).to(device)
 
     def _rows(self, values: ArrayLike | Tensor, name: str) -> Tensor:
-        rows = embeddings_of(values, name)
+        rows = as_embeddings(values, name)
         if rows.shape[1] != self._vectors.d:
             raise UserError(
                 f"{name} have {rows.shape[1]} dimensions and the index {self._vectors.d}; embed both with one model"
@@ -339,7 +339,7 @@ class RetrievalIndex:
             scores = -scores
         return np.where(positions < 0, np.float32(-np.inf), scores), positions
 
-    def _refuse_other_model(self, fingerprint: str | None) -> None:
+    def _check_model(self, fingerprint: str | None) -> None:
         remedy = "or allow_other_model=True if that is intended"
         if self.fingerprint is None:
             raise UserError(f"it is not known which model the index is from; build it with its fingerprint, {remedy}")
@@ -363,7 +363,7 @@ class RetrievalIndex:
 
 
 def _fingerprint(model: nn.Module | str | None) -> str | None:
-    return fingerprint_of(uncompiled(model)[0]) if isinstance(model, nn.Module) else model
+    return fingerprint_of(unwrap_compiled(model)[0]) if isinstance(model, nn.Module) else model
 
 
 def _sample(rows: Tensor, size: int | None, seed: int) -> Tensor:

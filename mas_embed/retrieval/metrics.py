@@ -15,11 +15,19 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from mas_embed.errors import UserError
-from mas_embed.retrieval.arrays import embeddings_of, integers_of
-from mas_embed.retrieval.ranking import Lists, Ranking, Ranks
-from mas_embed.retrieval.scores import Distance, comparable
+from mas_embed.retrieval.inputs import as_embeddings, as_integers
+from mas_embed.retrieval.ranking import PositionLists, Ranking, Ranks
+from mas_embed.retrieval.similarity import Distance, prepare_rows
 
 MEBIBYTE = 2**20
+
+METRICS = (  # beside those that are cut at a K
+    "mean_average_precision",
+    "mean_average_precision_at_r",
+    "r_precision",
+    "mean_reciprocal_rank",
+    "precision_at_1",
+)
 
 _MEANS = {
     "average_precision": "mean_average_precision",
@@ -61,6 +69,23 @@ class RetrievalScores:
     def as_dict(self) -> dict[str, float]:
         """Every mean by name, recall at K as `recall_at_<K>`."""
         return dict(self.means)
+
+    def means_by_group(self, sizes: Sequence[int]) -> list[dict[str, float]]:
+        """The means over consecutive groups of queries, by name; NaN for a group without a query that has a relevant item.
+
+        Args:
+            sizes: how many queries each group has; they add up to Q.
+
+        Raises:
+            UserError: the sizes do not add up to the number of queries.
+        """
+        if sum(sizes) != self.num_queries:
+            raise UserError(f"the groups must hold all {self.num_queries} queries, got {sum(sizes)}")
+        ends = np.cumsum(sizes)
+        return [
+            _means({name: values[end - size : end] for name, values in self.per_query.items()})
+            for size, end in zip(sizes, ends, strict=True)
+        ]
 
 
 def evaluate_retrieval(
@@ -122,10 +147,10 @@ def evaluate_retrieval(
         >>> round(scores.mean_average_precision, 3), scores.precision_at_1
         (0.833, 0.75)
     """
-    _refuse_half_given(query_labels, gallery, gallery_labels, relevant, query_ids, gallery_ids)
+    _check_given_together(query_labels, gallery, gallery_labels, relevant, query_ids, gallery_ids)
     asked = _items("query", queries, query_labels, query_ids)
     searched = asked if gallery is None else _items("gallery", gallery, gallery_labels, gallery_ids)
-    _refuse_other_size(asked, searched)
+    _check_same_size(asked, searched)
     cuts = _cuts(
         recall_at=recall_at, precision_at=precision_at, ndcg_at=ndcg_at, average_precision_at=average_precision_at
     )
@@ -135,10 +160,10 @@ def evaluate_retrieval(
         raise UserError(f"memory_mib must be at least 1, got {memory_mib}")
     has_own = gallery is None or query_ids is not None
     ranking = Ranking(
-        *comparable(asked.rows, searched.rows, distance),
+        *prepare_rows(asked.rows, searched.rows, distance),
         distance,
         relevant=_relevant(relevant, asked, searched, by_id=gallery_ids is not None),
-        own=Lists.of_equals(asked.ids, searched.ids if has_own else searched.ids[:0]),
+        own=PositionLists.of_equal_keys(asked.ids, searched.ids if has_own else searched.ids[:0]),
         memory=memory_mib * MEBIBYTE,
     )
     return _summarise(ranking, len(asked.rows), cuts)
@@ -157,19 +182,19 @@ def _items(
     name: str, rows: ArrayLike | Tensor, labels: ArrayLike | Tensor | None, ids: ArrayLike | Tensor | None
 ) -> _Items:
     """What was given as tensors; without ids every item is its position."""
-    embeddings = embeddings_of(rows, "queries" if name == "query" else name)
+    embeddings = as_embeddings(rows, "queries" if name == "query" else name)
     count = len(embeddings)
-    numbers = torch.arange(count) if ids is None else integers_of(ids, f"{name}_ids", count)
-    kinds = None if labels is None else integers_of(labels, f"{name}_labels", count).to(embeddings.device)
+    numbers = torch.arange(count) if ids is None else as_integers(ids, f"{name}_ids", count)
+    kinds = None if labels is None else as_integers(labels, f"{name}_labels", count).to(embeddings.device)
     return _Items(name, embeddings, kinds, numbers.to(embeddings.device))
 
 
-def _relevant(given: Any, queries: _Items, gallery: _Items, *, by_id: bool) -> Lists:
+def _relevant(given: Any, queries: _Items, gallery: _Items, *, by_id: bool) -> PositionLists:
     """The relevant gallery items of every query, the query itself still among them."""
     if given is None:
         assert queries.labels is not None
         assert gallery.labels is not None
-        return Lists.of_equals(queries.labels, gallery.labels)
+        return PositionLists.of_equal_keys(queries.labels, gallery.labels)
     num_queries, num_gallery = len(queries.rows), len(gallery.rows)
     if len(given) != num_queries:
         raise UserError(f"relevant is for {len(given)} queries, but there are {num_queries}")
@@ -184,12 +209,12 @@ def _relevant(given: Any, queries: _Items, gallery: _Items, *, by_id: bool) -> L
             raise UserError(
                 "relevant holds a 0 or 1 for every gallery item: give it as booleans, or the relevant items' numbers"
             )
-        lists = [integers_of(row, "relevant items", len(row)).unique() for row in given]
+        lists = [as_integers(row, "relevant items", len(row)).unique() for row in given]
         sizes, items = torch.tensor([len(row) for row in lists]), torch.cat(lists)
         positions = _positions_of(items, gallery.ids if by_id else torch.arange(num_gallery)).to(queries.rows.device)
         sizes = sizes.to(queries.rows.device)
     ends = sizes.cumsum(0)
-    return Lists(positions, ends - sizes, ends)
+    return PositionLists(positions, ends - sizes, ends)
 
 
 def _positions_of(items: Tensor, ids: Tensor) -> Tensor:
@@ -222,7 +247,7 @@ def _summarise(ranking: Ranking, num_queries: int, cuts: Mapping[str, tuple[int,
             own[ranks.queries.cpu().numpy()] = values.cpu().numpy()
     if not per_query:
         raise UserError("no query has a relevant item in the gallery: no gallery item, itself aside, is relevant to it")
-    means = {_MEANS.get(name, name): float(np.nanmean(values)) for name, values in per_query.items()}
+    means = _means(per_query)
     return RetrievalScores(
         mean_average_precision=means["mean_average_precision"],
         mean_average_precision_at_r=means["mean_average_precision_at_r"],
@@ -235,6 +260,14 @@ def _summarise(ranking: Ranking, num_queries: int, cuts: Mapping[str, tuple[int,
         num_queries=num_queries,
         num_skipped=int(np.isnan(per_query["average_precision"]).sum()),
     )
+
+
+def _means(per_query: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
+    """The means over the queries with a relevant item, by the names of means; NaN where there is none."""
+    return {
+        _MEANS.get(name, name): float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
+        for name, values in per_query.items()
+    }
 
 
 def _measures(ranks: Ranks, cuts: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -279,7 +312,7 @@ def _last_of_equals(sorted_scores: Tensor) -> Tensor:
     return positions.masked_fill(~is_last, size).flip(1).cummin(1).values.flip(1)
 
 
-def _refuse_half_given(
+def _check_given_together(
     query_labels: Any, gallery: Any, gallery_labels: Any, relevant: Any, query_ids: Any, gallery_ids: Any
 ) -> None:
     if relevant is not None and (query_labels is not None or gallery_labels is not None):
@@ -296,7 +329,7 @@ def _refuse_half_given(
         raise UserError("query_ids and gallery_ids go together, beside a gallery")
 
 
-def _refuse_other_size(queries: _Items, gallery: _Items) -> None:
+def _check_same_size(queries: _Items, gallery: _Items) -> None:
     if queries.rows.shape[1] != gallery.rows.shape[1]:
         sizes = f"queries have {queries.rows.shape[1]} dimensions and the gallery {gallery.rows.shape[1]}"
         raise UserError(f"{sizes}; embed both with one model")

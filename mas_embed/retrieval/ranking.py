@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from mas_embed.retrieval.counting import Counting
-from mas_embed.retrieval.scores import Distance, PairScores, QuickScores, Rows, exact_scores
+from mas_embed.retrieval.similarity import Distance, PairScores, QuickScores, Rows, exact_scores
 
 NUMBERS_AT_ONCE = 2**19  # of float64
 DENSE_SHARE = 1 / 20  # of the gallery that is relevant: from here on sorting is faster than counting
 
 
-class Lists(NamedTuple):
+class PositionLists(NamedTuple):
     """For every query a list of gallery positions: `positions[starts[q] : ends[q]]`."""
 
     positions: Tensor
@@ -43,7 +43,7 @@ class Lists(NamedTuple):
         return self.positions[(starts.unsqueeze(1) + places).masked_fill(~is_meant, 0)], is_meant
 
     @classmethod
-    def of_equals(cls, keys: Tensor, gallery_keys: Tensor) -> Lists:
+    def of_equal_keys(cls, keys: Tensor, gallery_keys: Tensor) -> PositionLists:
         """For keys [Q] the gallery items of the same key."""
         in_order, positions = gallery_keys.sort(stable=True)
         return cls(positions, torch.searchsorted(in_order, keys), torch.searchsorted(in_order, keys, right=True))
@@ -78,7 +78,14 @@ class Ranking:
     """
 
     def __init__(
-        self, queries: Rows, gallery: Rows, distance: Distance, *, relevant: Lists, own: Lists, memory: int
+        self,
+        queries: Rows,
+        gallery: Rows,
+        distance: Distance,
+        *,
+        relevant: PositionLists,
+        own: PositionLists,
+        memory: int,
     ) -> None:
         self._queries, self._gallery, self._distance = queries, gallery, distance
         self._relevant, self._own, self._memory = relevant, own, memory

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mas_embed.errors import UserError
-from mas_embed.retrieval.arrays import embeddings_of
-from mas_embed.retrieval.scores import Distance, comparable
+from mas_embed.retrieval.inputs import as_embeddings
+from mas_embed.retrieval.similarity import Distance, prepare_rows
 
 
 def find_nearest(
@@ -32,11 +32,11 @@ def find_nearest(
     Raises:
         UserError: k is out of range, a value is not finite, or a row is zero under "cosine".
     """
-    queries, gallery = embeddings_of(queries, "queries"), embeddings_of(gallery, "gallery")
+    queries, gallery = as_embeddings(queries, "queries"), as_embeddings(gallery, "gallery")
     if not 1 <= k <= len(gallery):
         raise UserError(f"k must lie between 1 and the gallery's size, {len(gallery)}, got {k}")
     faiss = import_faiss()
-    asked, searched = (rows.values / rows.divisor.unsqueeze(1) for rows in comparable(queries, gallery, distance))
+    asked, searched = (rows.values / rows.divisor.unsqueeze(1) for rows in prepare_rows(queries, gallery, distance))
     if distance == "euclidean":
         # The same distances, and float32 keeps more of their digits
         centre = searched.mean(0)

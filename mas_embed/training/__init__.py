@@ -1,16 +1,48 @@
-"""The loop over splits."""
+"""Training over a sequence of splits: the recipe, the loop, one step, callbacks, checkpoints."""
 
-from mas_embed.training.evaluation import LabelJudge, check_splits
-from mas_embed.training.fact_evaluation import FACT_METRICS, FactJudge
-from mas_embed.training.loading import per_class_sampler
-from mas_embed.training.sequence import SequenceResult, train_sequence
+from mas_embed.training.callbacks import (
+    CALLBACKS,
+    Callback,
+    Callbacks,
+    EpochEnd,
+    EpochLog,
+    Event,
+    ProgressBar,
+    RunEnd,
+    SplitEnd,
+    StepEnd,
+    StepLog,
+)
+from mas_embed.training.loading import SAMPLERS, per_class_sampler, training_batches
+from mas_embed.training.optimizers import OPTIMIZERS, SCHEDULERS, make_optimizer
+from mas_embed.training.recipe import Recipe
+from mas_embed.training.result import SequenceResult
+from mas_embed.training.sequence import train_sequence
+from mas_embed.training.step import Learner, Stopwatch, learn_split, training_step
 
 __all__ = [
-    "FACT_METRICS",
-    "FactJudge",
-    "LabelJudge",
+    "CALLBACKS",
+    "OPTIMIZERS",
+    "SAMPLERS",
+    "SCHEDULERS",
+    "Callback",
+    "Callbacks",
+    "EpochEnd",
+    "EpochLog",
+    "Event",
+    "Learner",
+    "ProgressBar",
+    "Recipe",
+    "RunEnd",
     "SequenceResult",
-    "check_splits",
+    "SplitEnd",
+    "StepEnd",
+    "StepLog",
+    "Stopwatch",
+    "learn_split",
+    "make_optimizer",
     "per_class_sampler",
     "train_sequence",
+    "training_batches",
+    "training_step",
 ]

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from mas_embed.errors import UserError
-from mas_embed.files import read_tensors, write_tensors
+from mas_embed.evaluation import Evaluator
 from mas_embed.methods import Method
+from mas_embed.runtime.atomic_files import read_tensors, write_tensors
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, method: Method, progress: Mapping[str, Any], kept: Sequence[Tensor] = ()
+    path: Path, model: nn.Module, method: Method, evaluator: Evaluator, progress: Mapping[str, Any]
 ) -> None:
-    """Writes the model, the method's state, `progress` (JSON) and `kept` as one safetensors file, atomically."""
-    kept_by_place = {str(place): tensor for place, tensor in enumerate(kept)}
-    tensors, numbers = _flatten({"model": model.state_dict(), "method": method.state_dict(), "kept": kept_by_place})
+    """Writes the states of model, method and evaluator, and `progress` (JSON), as one safetensors file, atomically."""
+    states = {"model": model.state_dict(), "method": method.state_dict(), "evaluator": evaluator.state_dict()}
+    tensors, numbers = _flatten(states)
     write_tensors(path, tensors, {"kind": "checkpoint", "numbers": numbers, "progress": progress})
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, method: Method, plan: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[Tensor]]:
-    """Takes model and method back to where they were; returns `progress`, whose "plan" must be the given one, and `kept`.
+    path: Path, model: nn.Module, method: Method, evaluator: Evaluator, plan: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Takes model, method and evaluator back to where they were; returns `progress`, whose "plan" must be the given one.
 
     Raises:
-        UserError: the file is not a checkpoint, or one of another model or plan.
+        UserError: the file is not a checkpoint, or one of another model, plan or evaluator.
     """
     tensors, description = read_tensors(path)
     if description.get("kind") != "checkpoint":
@@ -45,8 +46,8 @@ def load_checkpoint(
     except RuntimeError as error:
         raise UserError(f"the checkpoint {path} is of another model: {' '.join(str(error).split())}") from None
     method.load_state_dict(state.get("method", {}))
-    kept = state.get("kept", {})
-    return dict(description["progress"]), [kept[place] for place in sorted(kept, key=int)]
+    evaluator.load_state_dict(state.get("evaluator", {}))
+    return dict(description["progress"])
 
 
 def _flatten(state: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -69,8 +70,8 @@ def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for path, value in flat.items():
         *parents, key = path.split("/")
-        place = nested
+        inner = nested
         for parent in parents:
-            place = place.setdefault(parent, {})
-        place[key] = value
+            inner = inner.setdefault(parent, {})
+        inner[key] = value
     return nested

@@ -1,41 +1,34 @@
-"""Batches of a split: for learning, with a sampler that is checked first, and for looking at once."""
+"""Training batches, and the samplers that decide what is in them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, Sampler
 
 from mas_embed.data import Part
 from mas_embed.errors import UserError
+from mas_embed.registry import Registry
+from mas_embed.training.recipe import MakeSampler
 
-MakeSampler = Callable[[Tensor], Sampler[int]]
+SAMPLERS = Registry("sampler")
 
 
-def training_batches(part: Part, *, batch_size: int, sampler: MakeSampler | None) -> DataLoader[Any]:
-    """Batches of (inputs, labels) whose one pass is one epoch; every item once in random order where there is no sampler."""
+def training_batches(
+    part: Part, *, batch_size: int, sampler: MakeSampler | None = None, num_workers: int = 0
+) -> DataLoader[Any]:
+    """Batches of (inputs, labels) whose one pass is one epoch; without a sampler every item once in random order."""
     order = sampler(part.labels) if sampler is not None else RandomSampler(part)
-    return DataLoader(part, batch_size=batch_size, sampler=order)
+    return DataLoader(part, batch_size=batch_size, sampler=order, num_workers=num_workers)
 
 
-def ordered_batches(part: Part, *, batch_size: int) -> DataLoader[Any]:
-    """Batches of (inputs, labels), every item once, in order; without randomness."""
-    return DataLoader(part, batch_size=batch_size, generator=torch.Generator())
-
-
-def unlabeled_batches(inputs: Any, *, batch_size: int) -> DataLoader[Any]:
-    """Batches of inputs alone, every item once, in order; without randomness."""
-    return DataLoader(inputs, batch_size=batch_size, generator=torch.Generator())
-
-
+@SAMPLERS.register("MPerClassSampler")
 def per_class_sampler(labels: Tensor, *, m: int) -> Sampler[int]:
     """pytorch-metric-learning's `MPerClassSampler` with an epoch of one pass over the labels, rounded up.
 
-    Deals m images of every class in turn, the classes in random order: a batch of B images holds B / m classes, or all
+    Takes m images of every class in turn, the classes in random order: a batch of B images holds B / m classes, or all
     of them several times over where they are fewer. (The library's own default epoch is 100,000 images, whatever the
     data.)
 

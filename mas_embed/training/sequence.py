@@ -1,89 +1,54 @@
-"""The loop over splits, as the paper's algorithm has it."""
+"""The loop over splits."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
-from mas_embed.data import Split
+from mas_embed.data import Split, check_splits, ordered_batches
 from mas_embed.errors import UserError
-from mas_embed.forgetting import ScoreMatrix
-from mas_embed.methods import Method
-from mas_embed.retrieval import Distance
-from mas_embed.seeding import seeded
+from mas_embed.evaluation import BEFORE_FIRST, Evaluation, Evaluator, RetrievalEvaluator, ScoreMatrix
+from mas_embed.methods import Loss, Method
+from mas_embed.runtime.seeding import seeded
+from mas_embed.training.callbacks import Callback, Callbacks, Event, RunEnd, SplitEnd
 from mas_embed.training.checkpoint import load_checkpoint, save_checkpoint
-from mas_embed.training.evaluation import Judgement, LabelJudge, MakeJudge, Row, check_splits
-from mas_embed.training.loading import MakeSampler, training_batches, unlabeled_batches
-from mas_embed.training.step import Loss, MakeOptimizer, MakeScheduler, Miner, OnEvent, Recipe, train_split
+from mas_embed.training.loading import training_batches
+from mas_embed.training.recipe import Recipe
+from mas_embed.training.result import SequenceResult
+from mas_embed.training.step import Learner, Stopwatch, learn_split
+
+Miner = Callable[..., Any]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_MOVED = {
+    **{name: f"recipe=Recipe({name}=...)" for name in ("epochs", "batch_size", "optimizer", "scheduler", "sampler")},
+    **{name: f"evaluator=RetrievalEvaluator({name}=...)" for name in ("distance", "recall_at")},
+    "watch_index": "evaluator=RetrievalEvaluator(follow_index=...)",
+    "judge": "evaluator=..., an object that measures, such as RetrievalEvaluator()",
+    "on_event": "callbacks=[...], objects of a subclass of Callback",
+}
 
 
-@dataclass
-class SequenceResult:
-    """What a model knew after every split.
+def _refuses_moved_arguments(function: Function) -> Function:
+    """Refuses arguments that the function once had, with a sentence that names their new place."""
 
-    Attributes:
-        scores: `ScoreMatrix` by metric: R[i, j] on split j after training through split i.
-        initial: by metric the scores [S] of the untrained model.
-        all: by metric the mean over the queries of all splits, after the last.
-        scores_on_kept: `ScoreMatrix` by metric with a gallery that is never embedded again: an item keeps the vector that it
-            had when its split was learned. Empty where no index is watched.
-        indexes: after every split but the first, what training it did to the index of the splits before, see
-            `IndexCompatibility.as_dict`.
-        followed: by name the score after every split of what was followed beside the splits.
-        num_steps: batches that were trained on.
-        seconds: wall time of "training", "importance" (what the method does when a split ends) and "evaluation".
-    """
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        for name in kwargs:
+            if name in _MOVED:
+                raise UserError(f"{function.__name__} has no argument '{name}' any more: pass {_MOVED[name]}")
+        return function(*args, **kwargs)
 
-    scores: dict[str, ScoreMatrix]
-    initial: dict[str, list[float]]
-    all: dict[str, float]
-    scores_on_kept: dict[str, ScoreMatrix]
-    indexes: list[dict[str, Any]]
-    followed: dict[str, list[float]]
-    num_steps: int
-    seconds: dict[str, float]
+    return checked  # type: ignore[return-value]
 
 
-@dataclass
-class _Progress:
-    """What has been recorded so far; goes into the checkpoint as it is."""
-
-    rows: list[Row] = field(default_factory=list)
-    kept_rows: list[Row] = field(default_factory=list)
-    indexes: list[dict[str, Any]] = field(default_factory=list)
-    followed: dict[str, list[float]] = field(default_factory=dict)
-    initial: Row = field(default_factory=dict)
-    all: dict[str, float] = field(default_factory=dict)
-    num_steps: int = 0
-    seconds: dict[str, float] = field(default_factory=lambda: {"training": 0.0, "importance": 0.0, "evaluation": 0.0})
-
-    def add(self, judgement: Judgement) -> None:
-        """Takes over what was found after a split."""
-        self.rows.append(judgement.row)
-        self.all = judgement.over_all
-        if judgement.kept_row is not None:
-            self.kept_rows.append(judgement.kept_row)
-        if judgement.old_index is not None:
-            self.indexes.append(judgement.old_index)
-        for name, value in judgement.followed.items():
-            self.followed.setdefault(name, []).append(value)
-
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] += time.perf_counter() - start
-
-
+@_refuses_moved_arguments
 def train_sequence(
     model: nn.Module,
     splits: Sequence[Split],
@@ -91,32 +56,21 @@ def train_sequence(
     method: Method,
     loss: Loss,
     miner: Miner | None = None,
-    sampler: MakeSampler | None = None,
-    optimizer: MakeOptimizer = torch.optim.Adam,
-    scheduler: MakeScheduler | None = None,
-    epochs: int = 20,
-    batch_size: int = 64,
+    recipe: Recipe = Recipe(),
+    evaluator: Evaluator | None = None,
     evaluate_on: Sequence[Split] | None = None,
-    distance: Distance = "cosine",
-    recall_at: Sequence[int] = (1, 2, 4, 8),
-    watch_index: bool = True,
-    judge: MakeJudge | None = None,
     importance_data: Any = None,
-    seed: int = 0,
+    callbacks: Sequence[Callback] = (),
     checkpoint: str | Path | None = None,
     resume: bool = False,
     accelerator: Accelerator | None = None,
-    on_event: OnEvent = lambda event: None,
+    seed: int = 0,
 ) -> SequenceResult:
     """Trains a model on one split after another and measures after each what it knows of all.
 
-    Beside the gallery that is embedded again after every split the result tells of one that is not, and after each split what
-    became of the index of the splits before (`compare_indexes`), with compensations fitted on the new split's training inputs.
-
     Every split starts with a fresh optimizer and a fresh copy of the loss and the miner, so that no momentum, proxy or
     memory of the last split lives on. After a split the method consolidates on the split's training items, then the
-    queries of every split are ranked against one gallery of all splits' held-out items. The same seed on the same
-    machine gives the same scores.
+    evaluator measures the model. The same seed on the same machine gives the same scores.
 
     Args:
         model: embeds a batch of inputs as [N, D]; trained in place.
@@ -124,115 +78,132 @@ def train_sequence(
         method: how old knowledge is kept; made with `model`.
         loss: `(embeddings [N, D], labels [N], mined) -> Tensor []`, such as a pytorch-metric-learning loss.
         miner: `(embeddings, labels) -> mined`, such as a pytorch-metric-learning miner.
-        sampler: `labels [N] -> Sampler` of one epoch; None for every item once, shuffled.
-        optimizer: `parameters -> Optimizer`; a model that has `parameter_groups(lr)` says how fast each of its parts learns.
-        scheduler: `optimizer -> LRScheduler`, that steps after every epoch; None for one learning rate.
-        epochs: passes over each split.
-        batch_size: of training; evaluation takes four times as many, without gradients.
-        evaluate_on: the splits that are judged, where they are not those that are trained (joint training).
-        distance: by which held-out items are ranked.
-        recall_at: the K of recall at K.
-        watch_index: whether to follow the old index; not with `evaluate_on`, where splits are judged that are not trained.
-        judge: `(model, splits, batch_size=...) -> Judge`, such as `partial(FactJudge, facts=...)`; None ranks held-out items
-            by their labels, as the three options before say.
+        recipe: how every split is trained.
+        evaluator: measures the model before the first split and after each; None for `RetrievalEvaluator()`.
+        evaluate_on: the splits that are evaluated, where they are not those that are trained, as in joint training. After
+            every split that is trained, all of them count as learned.
         importance_data: unlabeled inputs, anything with a length and items by position, that the method consolidates on after
             every split; None for the split's training items, with labels.
-        seed: of batches, miners and whatever the model draws; mixed with the split's index.
+        callbacks: are told when a batch, an epoch, a split and the sequence end.
         checkpoint: a file that is written after every split.
         resume: go on from `checkpoint` if it exists; the split in which training stopped starts again.
         accelerator: for devices, precision and several processes; by default what `accelerate` finds.
-        on_event: is told `{"event": "epoch", ...}` and `{"event": "split", ...}` as they end.
+        seed: of batches, miners and whatever the model draws; mixed with the split's index.
 
     Raises:
-        UserError: a split is empty or asks for a class that no gallery has; there is a checkpoint and `resume` is False, or
-            it is one of another sequence; its folder does not exist.
+        UserError: a split is empty or the evaluator refuses it; there is a checkpoint and `resume` is False, or it is one of
+            another sequence; its folder does not exist; both the accelerator and the recipe accumulate gradients.
         RunError: training diverged.
     """
+    evaluated_splits = splits if evaluate_on is None else evaluate_on
     check_splits(splits)
-    check_splits(evaluate_on or splits)
-    accelerator = accelerator or Accelerator()
-    recipe = Recipe(loss, miner, sampler, optimizer, scheduler, epochs, batch_size)
-    if judge is None:
-        watches_index = watch_index and evaluate_on is None
-        judge = partial(LabelJudge, distance=distance, recall_at=recall_at, watches_index=watches_index)
-    judging = judge(model, evaluate_on or splits, batch_size=4 * batch_size)
-    plan = {
+    check_splits(evaluated_splits)
+    evaluator = RetrievalEvaluator() if evaluator is None else evaluator
+    accelerator = _accelerator(accelerator, recipe)
+    plan = _plan(splits, evaluated_splits, method, recipe, seed)
+    learner = Learner(accelerator.prepare_model(model), method, loss, miner, recipe, accelerator)
+    progress = _restore(checkpoint, resume, plan, model, method, evaluator)
+    notified, stopwatch = Callbacks(tuple(callbacks)), Stopwatch(progress.seconds)
+    if not progress.initial:
+        with stopwatch.timed("evaluation"):
+            progress.initial = evaluator.evaluate(model, evaluated_splits, BEFORE_FIRST).scores
+    for split_index in range(len(progress.scores), len(splits)):
+        split = splits[split_index]
+        event = Event(method.name, seed, split.name, split_index, len(splits))
+        last_learned = split_index if evaluate_on is None else len(evaluated_splits) - 1
+        if evaluate_on is None:
+            with stopwatch.timed("evaluation"):
+                evaluator.begin_split(model, splits, split_index)
+        if method.is_learning:
+            consolidate_on = _consolidation_batches(split, importance_data, recipe)
+            with seeded(seed, split_index):
+                progress.num_steps += learn_split(
+                    learner, split, consolidate_on=consolidate_on, callbacks=notified, event=event, stopwatch=stopwatch
+                )
+        with stopwatch.timed("evaluation"):
+            evaluation = evaluator.evaluate(model, evaluated_splits, last_learned)
+        progress.record(evaluation)
+        if checkpoint is not None:
+            save_checkpoint(Path(checkpoint), model, method, evaluator, {"plan": plan, **asdict(progress)})
+        notified.on_split_end(SplitEnd(**vars(event), evaluation=evaluation))
+    result = progress.as_result([split.name for split in evaluated_splits])
+    notified.on_run_end(RunEnd(method.name, seed, splits[-1].name, len(splits) - 1, len(splits), result))
+    return result
+
+
+@dataclass
+class _Progress:
+    """What has been recorded so far; goes into the checkpoint as JSON."""
+
+    initial: dict[str, list[float]] = field(default_factory=dict)
+    scores: list[dict[str, list[float]]] = field(default_factory=list)
+    pooled: dict[str, float] = field(default_factory=dict)
+    details: list[dict[str, Any]] = field(default_factory=list)
+    num_steps: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: Stopwatch().seconds)
+
+    def record(self, evaluation: Evaluation) -> None:
+        """Adds what was measured after a split."""
+        self.scores.append(evaluation.scores)
+        self.details.append(evaluation.details_as_dict)
+        self.pooled = evaluation.pooled
+
+    def as_result(self, splits: list[str]) -> SequenceResult:
+        """Everything as one result."""
+        metrics = [name for name in self.scores[0] if all(name in row for row in self.scores)]
+        matrices = {name: ScoreMatrix([row[name] for row in self.scores]) for name in metrics}
+        return SequenceResult(splits, matrices, self.initial, self.pooled, self.details, self.num_steps, self.seconds)
+
+
+def _accelerator(given: Accelerator | None, recipe: Recipe) -> Accelerator:
+    if given is None:
+        return Accelerator(gradient_accumulation_steps=recipe.accumulate)
+    if recipe.accumulate != 1:
+        raise UserError(
+            f"the recipe accumulates the gradients of {recipe.accumulate} batches, but an accelerator is given, which has a "
+            "number of its own; pass Accelerator(gradient_accumulation_steps=...) or the recipe's number, not both"
+        )
+    return given
+
+
+def _plan(
+    splits: Sequence[Split], evaluated_splits: Sequence[Split], method: Method, recipe: Recipe, seed: int
+) -> dict[str, Any]:
+    """What a checkpoint must be of to go on from it."""
+    return {
         "splits": [split.name for split in splits],
-        "judged": [split.name for split in evaluate_on or splits],
+        "evaluated_splits": [split.name for split in evaluated_splits],
         "method": type(method).__name__,
         "seed": seed,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        **judging.plan(),
+        "epochs": recipe.epochs,
+        "batch_size": recipe.batch_size,
     }
-    prepared = accelerator.prepare_model(model)
-    progress, judging.kept = _restore(checkpoint, resume, plan, model, method)
-    if not progress.initial:
-        with progress.timed("evaluation"):
-            progress.initial, _ = judging.scores()
-    for split_index in range(len(progress.rows), len(splits)):
-        split, tell = splits[split_index], partial(_tell, on_event, progress, splits, split_index)
-        with progress.timed("evaluation"):
-            judging.begin_split(split)
-        if method.is_learning:
-            with seeded(seed, split_index):
-                with progress.timed("training"):
-                    train_split(prepared, split, recipe, method=method, accelerator=accelerator, on_event=tell)
-                with progress.timed("importance"):
-                    method.consolidate(_importance_batches(split, importance_data, batch_size))
-        with progress.timed("evaluation"):
-            judgement = judging.end_split(split)
-        progress.add(judgement)
-        if checkpoint is not None:
-            save_checkpoint(Path(checkpoint), model, method, {"plan": plan, **vars(progress)}, judging.kept)
-        tell({"event": "split", "scores": judgement.row})
-    return _result(progress)
-
-
-def _importance_batches(split: Split, unlabeled: Any, batch_size: int) -> Iterable[Any]:
-    """What a method consolidates on: unlabeled inputs if there are any, else the split's training items with their labels."""
-    if unlabeled is not None:
-        return unlabeled_batches(unlabeled, batch_size=batch_size)
-    # In random order: a loss over pairs says nothing about a batch of one class
-    return training_batches(split.train, batch_size=batch_size, sampler=None)
-
-
-def _tell(
-    on_event: OnEvent, progress: _Progress, splits: Sequence[Split], split_index: int, event: Mapping[str, Any]
-) -> None:
-    progress.num_steps += event.get("num_batches", 0)
-    place = {"split": splits[split_index].name, "split_index": split_index, "num_splits": len(splits)}
-    on_event({**event, **place})
 
 
 def _restore(
-    checkpoint: str | Path | None, resume: bool, plan: Mapping[str, Any], model: nn.Module, method: Method
-) -> tuple[_Progress, list[Tensor]]:
+    checkpoint: str | Path | None,
+    resume: bool,
+    plan: dict[str, Any],
+    model: nn.Module,
+    method: Method,
+    evaluator: Evaluator,
+) -> _Progress:
     if checkpoint is None:
-        return _Progress(), []
+        return _Progress()
     path = Path(checkpoint)
     if not path.parent.is_dir():
         raise UserError(f"the folder of the checkpoint, {path.parent}, does not exist")
     if not path.exists():
-        return _Progress(), []
+        return _Progress()
     if not resume:
         raise UserError(f"there is a checkpoint already at {path}; pass resume=True to go on from it, or another path")
-    restored, kept = load_checkpoint(path, model, method, plan)
-    return _Progress(**{name: value for name, value in restored.items() if name != "plan"}), kept
+    restored = load_checkpoint(path, model, method, evaluator, plan)
+    return _Progress(**{name: value for name, value in restored.items() if name != "plan"})
 
 
-def _result(progress: _Progress) -> SequenceResult:
-    return SequenceResult(
-        _matrices(progress.rows),
-        progress.initial,
-        progress.all,
-        _matrices(progress.kept_rows),
-        progress.indexes,
-        progress.followed,
-        progress.num_steps,
-        progress.seconds,
-    )
-
-
-def _matrices(rows: list[Row]) -> dict[str, ScoreMatrix]:
-    return {name: ScoreMatrix([row[name] for row in rows]) for name in (rows[0] if rows else ())}
+def _consolidation_batches(split: Split, unlabeled: Any, recipe: Recipe) -> Iterable[Any]:
+    """What a method consolidates on: unlabeled inputs if there are any, else the split's training items with their labels."""
+    if unlabeled is not None:
+        return ordered_batches(unlabeled, batch_size=recipe.batch_size)
+    # In random order: a loss over pairs says nothing about a batch of one class
+    return training_batches(split.train, batch_size=recipe.batch_size, num_workers=recipe.num_workers)

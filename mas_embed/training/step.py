@@ -1,11 +1,13 @@
-"""One split, one epoch, one optimizer step."""
+"""What a split teaches: one batch, one epoch, one split. The only place that calls the hooks of a method."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,105 +16,182 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from mas_embed.data import Split
-from mas_embed.errors import RunError
-from mas_embed.methods import Method
-from mas_embed.training.loading import MakeSampler, training_batches
-
-Loss = Callable[..., Tensor]
-Miner = Callable[[Tensor, Tensor], Any]
-MakeOptimizer = Callable[[Iterable[Any]], torch.optim.Optimizer]
-MakeScheduler = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
-OnEvent = Callable[[Mapping[str, Any]], None]
+from mas_embed.errors import RunError, raised_by
+from mas_embed.methods import Loss, Method
+from mas_embed.training.callbacks import Callbacks, EpochEnd, Event, StepEnd
+from mas_embed.training.loading import training_batches
+from mas_embed.training.optimizers import make_optimizer
+from mas_embed.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a split is trained; see `train_sequence` for what each is."""
+class Learner:
+    """Everything that takes part in learning a split, whichever it is.
 
+    Attributes:
+        model: as `Accelerator.prepare_model` gave it.
+        method: how old knowledge is kept.
+        loss: `(embeddings [N, D], labels [N], mined) -> Tensor []`.
+        miner: `(embeddings, labels) -> mined`, or None.
+        recipe: how a split is trained.
+        accelerator: for devices, precision and several processes.
+    """
+
+    model: nn.Module
+    method: Method
     loss: Loss
-    miner: Miner | None
-    sampler: MakeSampler | None
-    optimizer: MakeOptimizer
-    scheduler: MakeScheduler | None
-    epochs: int
-    batch_size: int
+    miner: Any
+    recipe: Recipe
+    accelerator: Accelerator
 
 
-def train_split(
-    model: nn.Module, split: Split, recipe: Recipe, *, method: Method, accelerator: Accelerator, on_event: OnEvent
-) -> None:
-    """Trains the model on one split, with a fresh optimizer and fresh copies of the loss and the miner.
+@dataclass
+class Stopwatch:
+    """Wall time by what it was spent on, in seconds."""
 
-    A loss with parameters of its own (proxies) is trained with the model.
+    seconds: dict[str, float] = field(default_factory=lambda: {"training": 0.0, "importance": 0.0, "evaluation": 0.0})
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds the time of its body."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] += time.perf_counter() - start
+
+
+def learn_split(
+    learner: Learner,
+    split: Split,
+    *,
+    consolidate_on: Iterable[Any],
+    callbacks: Callbacks,
+    event: Event,
+    stopwatch: Stopwatch,
+) -> int:
+    """Trains on one split, with a fresh optimizer and fresh copies of the loss and the miner, then lets the method consolidate.
+
+    A loss with parameters (proxies) is trained with the model.
+
+    Args:
+        learner: the model and everything that trains it.
+        split: that is learned.
+        consolidate_on: the batches that the method consolidates on; read once training has ended.
+        callbacks: are told of every batch and epoch.
+        event: where the training stands.
+        stopwatch: of training and of consolidating.
+
+    Returns:
+        The number of batches that were trained on.
 
     Raises:
         RunError: the loss is not finite.
     """
-    loss, miner = copy.deepcopy(recipe.loss), copy.deepcopy(recipe.miner)
-    own = list(loss.to(accelerator.device).parameters()) if isinstance(loss, nn.Module) else []
-    plain_optimizer = make_optimizer(accelerator.unwrap_model(model), own, recipe.optimizer)
-    scheduler = recipe.scheduler(plain_optimizer) if recipe.scheduler is not None else None
+    with stopwatch.timed("training"):
+        num_steps = _train_epochs(learner, split, callbacks, event)
+    with stopwatch.timed("importance"), raised_by("method"):
+        learner.method.consolidate(consolidate_on)
+    return num_steps
+
+
+def _train_epochs(learner: Learner, split: Split, callbacks: Callbacks, event: Event) -> int:
+    recipe, accelerator, method = learner.recipe, learner.accelerator, learner.method
+    learner = replace(learner, loss=copy.deepcopy(learner.loss), miner=copy.deepcopy(learner.miner))
+    loss_parameters = []
+    if isinstance(learner.loss, nn.Module):
+        loss_parameters = list(learner.loss.to(accelerator.device).parameters())
+    with raised_by("optimizer"):
+        plain_optimizer = make_optimizer(accelerator.unwrap_model(learner.model), loss_parameters, recipe.optimizer)
+    with raised_by("scheduler"):
+        scheduler = recipe.scheduler(plain_optimizer) if recipe.scheduler is not None else None
     batches, optimizer = accelerator.prepare(
-        training_batches(split.train, batch_size=recipe.batch_size, sampler=recipe.sampler), plain_optimizer
+        training_batches(
+            split.train, batch_size=recipe.batch_size, sampler=recipe.sampler, num_workers=recipe.num_workers
+        ),
+        plain_optimizer,
     )
-    optimizer.zero_grad()  # what a caller's own backward pass may have left
-    method.begin_split()
+    optimizer.zero_grad()  # the gradients that a backward pass of the caller may have left
+    with raised_by("method"):
+        method.begin_split()
+    num_steps = 0
     for epoch in range(recipe.epochs):
-        model.train()
-        losses = [
-            training_step(
-                model, batch, loss=loss, miner=miner, method=method, optimizer=optimizer, accelerator=accelerator
-            )
-            for batch in batches
-        ]
+        learner.model.train()
+        losses = []
+        for batch in batches:
+            losses.append(training_step(learner, batch, optimizer))
+            num_steps += 1
+            if callbacks.wants_steps:
+                rate = plain_optimizer.param_groups[0]["lr"]
+                callbacks.on_step_end(
+                    StepEnd(
+                        **vars(event),
+                        epoch=epoch,
+                        step=num_steps,
+                        loss=losses[-1],
+                        penalty=_penalty(method),
+                        learning_rate=rate,
+                    )
+                )
         mean_loss = float(torch.stack(losses).mean())
         if not math.isfinite(mean_loss):
             raise RunError(f"training diverged, the loss is {mean_loss}: lower the learning rate, or the strength")
+        learning_rate = float(plain_optimizer.param_groups[0]["lr"])
         if scheduler is not None:
-            scheduler.step()
-        on_event({"event": "epoch", "epoch": epoch, "loss": mean_loss, "num_batches": len(batches)})
+            with raised_by("scheduler"):
+                scheduler.step()
+        callbacks.on_epoch_end(
+            EpochEnd(
+                **vars(event),
+                epoch=epoch,
+                num_epochs=recipe.epochs,
+                loss=mean_loss,
+                penalty=float(_penalty(method)),
+                learning_rate=learning_rate,
+                num_batches=len(losses),
+            )
+        )
+    return num_steps
 
 
-def make_optimizer(model: nn.Module, others: list[nn.Parameter], make: MakeOptimizer) -> torch.optim.Optimizer:
-    """An optimizer of everything in a model that learns, and of other parameters.
-
-    Where a model has `parameter_groups(lr)`, that says how fast each of its parts learns at the optimizer's learning rate.
-    """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = make([*parameters, *others])
-    grouped = getattr(model, "parameter_groups", None)
-    if not callable(grouped):
-        return optimizer
-    groups = grouped(optimizer.defaults["lr"])
-    return make([*groups, {"params": others}] if others else groups)
-
-
-def training_step(
-    model: nn.Module,
-    batch: tuple[Any, Tensor],
-    *,
-    loss: Loss,
-    miner: Miner | None,
-    method: Method,
-    optimizer: AcceleratedOptimizer,
-    accelerator: Accelerator,
-) -> Tensor:
+def training_step(learner: Learner, batch: tuple[Any, Tensor], optimizer: AcceleratedOptimizer) -> Tensor:
     """Learns one batch under the method's penalties; returns the batch's loss without them, detached.
 
-    Where the accelerator accumulates gradients, the penalty on the parameters is added once for every optimizer step.
+    Where gradients are accumulated, the penalty on the parameters is added, and the optimizer steps, once for several batches.
     """
+    model, method, accelerator = learner.model, learner.method, learner.accelerator
     with accelerator.accumulate(model):
-        inputs, labels = method.extend_batch(*batch)
-        embeddings = model(inputs)
-        extra = method.batch_penalty(inputs, embeddings)
-        embeddings, labels = method.extend_embeddings(embeddings, labels)
-        value = loss(embeddings, labels, miner(embeddings, labels) if miner is not None else None)
-        accelerator.backward(value if extra is None else value + extra)
+        with raised_by("method"):
+            inputs, labels = method.extend_batch(*batch)
+        with raised_by("model"):
+            embeddings = model(inputs)
+        with raised_by("method"):
+            penalty = method.batch_penalty(inputs, embeddings)
+            embeddings, labels = method.extend_embeddings(embeddings, labels)
+        with raised_by("miner"):
+            mined = learner.miner(embeddings, labels) if learner.miner is not None else None
+        with raised_by("loss"):
+            loss = learner.loss(embeddings, labels, mined)
+            accelerator.backward(loss if penalty is None else loss + penalty)
         if accelerator.sync_gradients:
-            accelerator.unscale_gradients(optimizer)
-            method.add_penalty_grad()
-            optimizer.step()
-            if not optimizer.step_was_skipped:  # by a gradient scaler, which met infinite gradients
-                method.after_step(optimizer)
-            optimizer.zero_grad()
-    return value.detach()
+            _optimizer_step(learner, optimizer)
+    return loss.detach()
+
+
+def _optimizer_step(learner: Learner, optimizer: AcceleratedOptimizer) -> None:
+    """One step of the optimizer on the gradients of the loss and of the penalty, clipped."""
+    learner.accelerator.unscale_gradients(optimizer)
+    with raised_by("method"):
+        learner.method.add_penalty_grad()
+    if learner.recipe.clip_norm is not None:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, learner.recipe.clip_norm)
+    with raised_by("optimizer"):
+        optimizer.step()
+    if not optimizer.step_was_skipped:  # by a gradient scaler, because gradients were infinite
+        with raised_by("method"):
+            learner.method.after_step(optimizer)
+    optimizer.zero_grad()
+
+
+@torch.no_grad()
+def _penalty(method: Method) -> Tensor:
+    return method.penalty()

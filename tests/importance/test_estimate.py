@@ -489,7 +489,7 @@ def test_an_output_that_is_none():
 def test_blocks_of_samples_do_not_change_the_sum(monkeypatch):
     model, inputs = make("linear over positions")
     expected = dict(estimate_importance(model, [inputs]))
-    monkeypatch.setattr("mas_embed.importance.rules.blocks.BLOCK_BYTES", 1)
+    monkeypatch.setattr("mas_embed.importance.rules.memory.BLOCK_BYTES", 1)
     monkeypatch.setattr("mas_embed.importance.fallback.CHUNK_BYTES", 1)
     assert_equal(estimate_importance(model, [inputs]), expected)
     model, inputs = make("class token")

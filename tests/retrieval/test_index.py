@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from mas_embed import UserError
-from mas_embed.files import write_tensors
-from mas_embed.fingerprint import fingerprint_of
+from mas_embed.runtime.atomic_files import write_tensors
+from mas_embed.runtime.fingerprint import fingerprint_of
 from mas_embed.retrieval.index import RetrievalIndex
 from mas_embed.retrieval.search import import_faiss
 

@@ -10,7 +10,7 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from sklearn.metrics import average_precision_score
 
 from mas_embed import UserError, evaluate_retrieval
-from mas_embed.retrieval.scores import QuickScores
+from mas_embed.retrieval.similarity import QuickScores
 
 KS = (1, 2, 4, 8)
 

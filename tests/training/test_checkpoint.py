@@ -6,7 +6,7 @@ import torch
 from small import small_model
 
 from mas_embed import MAS, Importance, UserError
-from mas_embed.files import write_file
+from mas_embed.runtime.atomic_files import write_file
 from mas_embed.training.checkpoint import load_checkpoint, save_checkpoint
 
 PLAN = {"seed": 0}

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mas_embed.importance.rules.blocks import absolute_power, accumulation_dtype, sample_blocks, scratch
-from mas_embed.importance.rules.products import can_compute, sum_absolute_products
+from mas_embed.importance.rules.absolute_products import can_compute, sum_absolute_products
+from mas_embed.importance.rules.memory import absolute_power, accumulation_dtype, sample_blocks, scratch
 from mas_embed.importance.rules.registry import rule
 
 # All measured. By compiled code:

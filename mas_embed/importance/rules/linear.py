@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear  # plain; the last layer of attention
 
-from mas_embed.importance.rules.blocks import absolute_power, accumulation_dtype, sample_blocks
-from mas_embed.importance.rules.products import can_compute, sum_absolute_products
+from mas_embed.importance.rules.absolute_products import can_compute, sum_absolute_products
+from mas_embed.importance.rules.memory import absolute_power, accumulation_dtype, sample_blocks
 from mas_embed.importance.rules.registry import rule
 
 MAX_POSITIONS = 64  # for compiled code; beyond it a library's matrix products are as fast (measured)

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from mas_embed.importance.rules.blocks import absolute_power, accumulation_dtype
+from mas_embed.importance.rules.memory import absolute_power, accumulation_dtype
 from mas_embed.importance.rules.registry import rule
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mas_embed.importance.rules.blocks import absolute_power, accumulation_dtype
+from mas_embed.importance.rules.memory import absolute_power, accumulation_dtype
 from mas_embed.importance.rules.registry import rule
 
 

@@ -1,0 +1,116 @@
+"""The options of a component, checked against its constructor: a default lives in one place."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from pydantic_core import SchemaError
+
+from mas_embed.errors import UserError, unknown_name
+
+_PLAIN = (bool, int, float, str)
+
+
+def resolve_options(
+    where: str,
+    constructor: Callable[..., Any],
+    options: Mapping[str, Any],
+    *,
+    given: Collection[str] = (),
+    provided: Collection[str] = (),
+    other_keys: Collection[str] = (),
+) -> dict[str, Any]:
+    """The options with every default of the constructor filled in that can be written in a config.
+
+    Args:
+        where: the component's key in the config, for messages: "model", "training.optimizer".
+        constructor: the class or function that will be called with the options.
+        options: as the user wrote them.
+        given: parameters that the program always passes itself, which are no options.
+        provided: parameters that the run fills in where the options leave them out; they stay out of the result then.
+        other_keys: that may stand beside the options, for messages.
+
+    Raises:
+        UserError: an option that the constructor does not take, one of a wrong type, or a required one that is missing.
+    """
+    parameters = {name: p for name, p in constructor_parameters(constructor).items() if name not in given}
+    for name in options:
+        if name not in parameters:
+            raise unknown_name(f"option of {where}", name, [*parameters, *other_keys])
+    # A required parameter of a base class may be passed on by the subclass: the constructor will say if it is not
+    inherited = parameters.keys() - inspect.signature(constructor).parameters.keys()
+    resolved = {}
+    for name, parameter in parameters.items():
+        if name in options:
+            resolved[name] = _checked(f"{where}.{name}", parameter, options[name])
+        elif name in provided:
+            continue
+        elif parameter.default is parameter.empty and name not in inherited:
+            raise UserError(f"{where} needs the option '{name}'; add {where}.{name} to the config")
+        elif _is_plain(parameter.default):
+            resolved[name] = parameter.default
+    return resolved
+
+
+def constructor_parameters(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The named parameters of a constructor, with types resolved; behind `**kwargs`, those of the base classes too."""
+    functions = [constructor]
+    if inspect.isclass(constructor):
+        functions = [
+            vars(base)["__init__"] for base in constructor.__mro__ if "__init__" in vars(base) and base is not object
+        ]
+    found: dict[str, inspect.Parameter] = {}
+    for function in functions:
+        parameters = inspect.signature(function).parameters.values()
+        types = _types(function)
+        for parameter in parameters:
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) and parameter.name != "self":
+                found.setdefault(
+                    parameter.name, parameter.replace(annotation=types.get(parameter.name, parameter.empty))
+                )
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return found
+
+
+def component_lists(constructor: Callable[..., Any], kind: type) -> list[str]:
+    """The parameters of a constructor that take several components of one kind, annotated `Sequence[kind]`."""
+    parameters = constructor_parameters(constructor).items()
+    return [name for name, parameter in parameters if typing.get_args(parameter.annotation) == (kind,)]
+
+
+def _types(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function)
+    except (NameError, TypeError):
+        return {}
+
+
+def _checked(where: str, parameter: inspect.Parameter, value: Any) -> Any:
+    expected = parameter.annotation
+    if expected is parameter.empty:
+        if type(parameter.default) not in (bool, int, float):
+            return value  # nothing is known of its type; the constructor will tell
+        expected = bool if isinstance(parameter.default, bool) else float
+    if isinstance(value, bool) and expected in (int, float):
+        raise UserError(f"{where}={value} is not accepted: it must be a number")
+    try:
+        checked = TypeAdapter(
+            expected, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+        ).validate_python(value)
+    except ValidationError as error:
+        raise UserError(f"{where}={value!r} is not accepted: {error.errors()[0]['msg'].lower()}") from None
+    except (PydanticSchemaGenerationError, SchemaError, TypeError):  # a type that pydantic cannot check
+        return value
+    # An integer stays one where a float is accepted, so that the resolved config reads as it was written
+    return value if isinstance(value, int) and isinstance(checked, float) else checked
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, _PLAIN)

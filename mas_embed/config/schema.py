@@ -1,0 +1,247 @@
+"""The sections of a config file, as pydantic models: what may be written, and every default."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StrictInt,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from mas_embed.data import PartName
+from mas_embed.errors import UserError, unknown_name
+from mas_embed.training import Recipe
+
+PositiveCount = Annotated[StrictInt, Field(gt=0, le=2**31)]
+
+
+class Section(BaseModel):
+    """A part of a config; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class SectionWithOptions(Section):
+    """A section whose keys are fields of its own and, all others, options of a constructor.
+
+    `{name: mas, strength: 3}` and `{name: mas, options: {strength: 3}}` are the same. The second form is for an option that is
+    called as a field is.
+    """
+
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _collect_options(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not isinstance(value.get("options", {}), dict):
+            return value
+        inline = {key: inner for key, inner in value.items() if key not in cls.model_fields}
+        fields = {key: inner for key, inner in value.items() if key in cls.model_fields}
+        return {**fields, "options": {**fields.get("options", {}), **inline}}
+
+    @model_serializer(mode="wrap")
+    def _inline_options(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        options = fields.pop("options")
+        nested = {key: value for key, value in options.items() if key in type(self).model_fields}
+        inline = {key: value for key, value in options.items() if key not in nested}
+        fields = {key: value for key, value in fields.items() if value not in (None, "")}
+        return {**fields, **inline, **({"options": nested} if nested else {})}
+
+
+class Component(SectionWithOptions):
+    """A component by name: `mas`, or `{name: mas, strength: 100}`; its options are those of its constructor."""
+
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    def with_options(self, options: dict[str, Any]) -> Self:
+        """The same component with other options."""
+        return self.model_copy(update={"options": dict(options)})
+
+
+class SelectSection(SectionWithOptions):
+    """How options of a method are chosen: `select: {strength: [1, 10, 100]}`; each option has a list of candidates.
+
+    Every candidate is trained on the same data and evaluated on its validation part, with seeds that the run does not use.
+    """
+
+    by: Literal["final_average", "backward_transfer", "learning"] = "final_average"
+    on: Literal["validation"] = "validation"
+    seeds: tuple[StrictInt, ...] = Field(default=(1000, 1001, 1002), min_length=1)
+    num_splits: PositiveCount | None = None  # of the sequence's first; None: all
+
+    @model_validator(mode="after")
+    def _has_candidates(self) -> SelectSection:
+        if not self.options or not all(isinstance(values, list) and values for values in self.options.values()):
+            raise UserError(
+                f"select must give a list of values for at least one option, as in {{strength: [1, 10]}}, got {self.options}"
+            )
+        return self
+
+
+class SubsetSection(Section):
+    """Items of the data that are used under a name; see `select_subset`."""
+
+    split: str | None = None
+    part: PartName = "train"
+    labels: tuple[StrictInt | str, ...] | None = Field(default=None, min_length=1)
+
+    @field_validator("split", mode="before")
+    @classmethod
+    def _is_a_name(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) else value
+
+
+class ImportanceSection(Section):
+    """What methods consolidate on after a split: "train", the items it was trained on; or a subset, without its labels."""
+
+    data: str = "train"
+
+
+class MethodSection(Component):
+    """A method. `label` tells two of one name apart, in tables and folders; `select` chooses options.
+
+    `importance` is the config's where it is left out.
+    """
+
+    label: str = Field(default="", pattern=r"^(\w[\w .()=,+-]*)?$", max_length=100)
+    select: SelectSection | None = None
+    importance: ImportanceSection | None = None
+
+    @property
+    def title(self) -> str:
+        """The label, or the name where there is none."""
+        return self.label or self.name
+
+
+class EvaluationSection(Component):
+    """An evaluator, the metric that tables show first, and after which splits it evaluates which; see `SparseEvaluator`."""
+
+    name: str = "retrieval"
+    primary_metric: str = "mean_average_precision"
+    every: PositiveCount = 1
+    only_learned: bool = False
+
+
+class TrainingSection(Section):
+    """How a split is trained, see `Recipe`."""
+
+    epochs: PositiveCount = Recipe.epochs
+    batch_size: PositiveCount = Recipe.batch_size
+    optimizer: Component = Component(name="Adam")
+    scheduler: Component | None = None
+    miner: Component | None = None
+    sampler: Component | None = None
+    num_workers: Annotated[StrictInt, Field(ge=0, le=1024)] = Recipe.num_workers
+    clip_norm: Annotated[float, Field(gt=0)] | None = Recipe.clip_norm
+    accumulate: PositiveCount = Recipe.accumulate
+
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _is_adam_unless_named(cls, value: Any) -> Any:
+        return {"name": "Adam", **value} if isinstance(value, dict) else value
+
+
+class Config(Section):
+    """A whole run: what `load_config` returns, with every default filled in."""
+
+    name: str = Field(pattern=r"^[\w-]+$", max_length=100)
+    seeds: tuple[StrictInt, ...] = Field(default=(0,), min_length=1)
+    data: Component
+    model: Component
+    loss: Component
+    methods: tuple[MethodSection, ...] = Field(min_length=1)
+    subsets: dict[str, SubsetSection] = {}
+    importance: ImportanceSection = ImportanceSection()
+    training: TrainingSection = TrainingSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    callbacks: tuple[Component, ...] = ()
+
+    @field_validator("seeds")
+    @classmethod
+    def _are_distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise UserError(f"seeds must be different numbers >= 0, got {list(seeds)}")
+        return seeds
+
+    @model_validator(mode="after")
+    def _titles_are_distinct(self) -> Config:
+        titles = [method.title for method in self.methods]
+        for title in titles:
+            if titles.count(title) > 1:
+                raise UserError(f"there are two methods '{title}'; give each a label: {{name: {title}, label: ...}}")
+        return self
+
+    @model_validator(mode="after")
+    def _subsets_exist(self) -> Config:
+        if "train" in self.subsets:
+            raise UserError("a subset cannot be called 'train', which is what a split trains on; name it otherwise")
+        for method in self.methods:
+            if self.importance_of(method) not in ("train", *self.subsets):
+                raise unknown_name("subset in importance.data", self.importance_of(method), ("train", *self.subsets))
+        return self
+
+    def importance_of(self, method: MethodSection) -> str:
+        """What a method consolidates on: "train", or the name of a subset."""
+        return (method.importance or self.importance).data
+
+    def to_yaml(self) -> str:
+        """The config as a file that `load_config` reads, every default filled in."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120)
+
+
+def validate_config(raw: Any) -> Config:
+    """A config from the content of a file.
+
+    Raises:
+        UserError: the first mistake as one sentence.
+    """
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise _first_mistake(error) from None
+
+
+def _first_mistake(error: ValidationError) -> UserError:
+    first = error.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, UserError):
+        return cause
+    path = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        *parents, _ = first["loc"]
+        prefix = "".join(f"{parent}." for parent in parents)
+        return unknown_name("key", path, [f"{prefix}{name}" for name in _section_at(parents).model_fields])
+    if first["type"] == "missing":
+        return UserError(f"the config needs '{path}'")
+    return UserError(f"{path}={first['input']!r} is not accepted: {first['msg'][0].lower()}{first['msg'][1:]}")
+
+
+def _section_at(path: Sequence[str | int]) -> type[BaseModel]:
+    """The section at a path of keys and list positions."""
+    section: Any = Config
+    for key in path:
+        expected = section.model_fields[key].annotation if isinstance(key, str) and _is_section(section) else section
+        inner = [kind for kind in (expected, *get_args(expected)) if _is_section(kind)]
+        section = inner[0] if inner else expected
+    assert _is_section(section)
+    return section  # type: ignore[no-any-return]
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Section)

@@ -1,0 +1,27 @@
+"""Batches of a part or of plain inputs, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mas_embed.data.split import Part
+
+
+def ordered_batches(items: Part | Any, *, batch_size: int) -> Iterable[Any]:
+    """Batches with every item once, in order, without randomness. Those of a tensor are views of it.
+
+    Args:
+        items: a part, for batches of (inputs, labels); or inputs, anything with a length and items by position, for batches
+            of inputs alone.
+        batch_size: of all batches but the last, which may be smaller.
+    """
+    if isinstance(items, Tensor):
+        return items.split(batch_size)
+    if isinstance(items, Part) and isinstance(items.inputs, Tensor):
+        return list(zip(items.inputs.split(batch_size), items.labels.split(batch_size), strict=True))
+    return DataLoader(items, batch_size=batch_size, generator=torch.Generator())

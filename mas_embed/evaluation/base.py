@@ -1,0 +1,118 @@
+"""The contract of an evaluator, and what one evaluation gives."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+
+from mas_embed.data import Split
+from mas_embed.registry import Registry
+
+EVALUATORS = Registry("evaluator")
+
+BEFORE_FIRST = -1  # the split index of the evaluation before anything is learned
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a model knows each split, at one point of a sequence.
+
+    Attributes:
+        scores: by metric the scores [S] of the splits, higher is better; NaN for a split that was not evaluated.
+        pooled: by metric one score over the items of all splits together.
+        details: a dataclass of the evaluator's own with further findings, made of numbers, texts, None, lists and dicts, so
+            that it can be written as JSON. The report shows the fields `stale_gallery`, `index_update` and `tracked`, see
+            `RetrievalDetails` and `TrackedDetails`.
+    """
+
+    scores: dict[str, list[float]]
+    pooled: dict[str, float]
+    details: Any = None
+
+    @property
+    def details_as_dict(self) -> dict[str, Any]:
+        """The details as JSON; empty without any."""
+        return {} if self.details is None else asdict(self.details)
+
+
+@dataclass(frozen=True)
+class TrackedDetails:
+    """Details of an evaluator that tracks subsets of the data.
+
+    Attributes:
+        tracked: by name of the subset its score.
+    """
+
+    tracked: dict[str, float]
+
+
+class Evaluator(Protocol):
+    """Measures how well a model knows the splits of a sequence: before the first is learned, and after each.
+
+    An evaluator may also have a method `check`, see `CheckSplits`, and a method `without_details`, see `HasDetails`.
+    """
+
+    def begin_split(self, model: nn.Module, splits: Sequence[Split], split_index: int) -> None:
+        """Called before a split is learned, with the model as it was last evaluated.
+
+        Args:
+            model: that is trained.
+            splits: that are evaluated.
+            split_index: of the split that is learned next.
+        """
+        ...
+
+    def evaluate(self, model: nn.Module, splits: Sequence[Split], split_index: int) -> Evaluation:
+        """Measures the model as it is.
+
+        Args:
+            model: that is trained.
+            splits: that are evaluated.
+            split_index: of the split that was learned last; `BEFORE_FIRST`, -1, before the first, where a new sequence
+                begins and nothing of an earlier one may be remembered. Where `train_sequence` evaluates other splits than it
+                trains (`evaluate_on`), all of them count as learned after each split, and it is the index of the last.
+        """
+        ...
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """What the evaluator remembers from split to split, for checkpoints: tensors, numbers, texts and dicts of them."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores the result of `state_dict`; refuses that of an evaluator with other settings."""
+        ...
+
+
+@runtime_checkable
+class CheckSplits(Protocol):
+    """An evaluator that can tell before training whether it can evaluate some splits."""
+
+    def check(self, splits: Sequence[Split]) -> Collection[str] | None:
+        """The names of the metrics that it will give, None if it cannot tell; refuses splits that it cannot evaluate."""
+        ...
+
+
+def check_evaluable(evaluator: Evaluator, splits: Sequence[Split]) -> Collection[str] | None:
+    """The names of the metrics of an evaluator; None if only an evaluation can tell.
+
+    Raises:
+        UserError: the evaluator has a `check` and refuses the splits.
+    """
+    return evaluator.check(splits) if isinstance(evaluator, CheckSplits) else None
+
+
+@runtime_checkable
+class HasDetails(Protocol):
+    """An evaluator that can do without its details, which cost time."""
+
+    def without_details(self) -> Evaluator:
+        """An evaluator that gives the same scores, and no details."""
+        ...
+
+
+def without_details(evaluator: Evaluator) -> Evaluator:
+    """The evaluator without its details, where it can do without, for trainings of which only the scores count."""
+    return evaluator.without_details() if isinstance(evaluator, HasDetails) else evaluator

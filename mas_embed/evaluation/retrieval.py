@@ -1,0 +1,273 @@
+"""Evaluation by retrieval: the queries of every split against one gallery of all splits' held-out items.
+
+S splits, Q queries of a split, G gallery items of a split, D embedding size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mas_embed.data import Part, Split, ordered_batches
+from mas_embed.errors import UserError
+from mas_embed.evaluation.base import BEFORE_FIRST, EVALUATORS, Evaluation
+from mas_embed.retrieval import (
+    METRICS,
+    Distance,
+    IndexUpdate,
+    check_distance,
+    compare_indexes,
+    embed,
+    evaluate_retrieval,
+)
+from mas_embed.runtime.fingerprint import fingerprint_of
+
+NUM_NEIGHBOURS = 10  # whose churn is measured
+
+
+@dataclass(frozen=True)
+class RetrievalDetails:
+    """What became of the vectors that were stored before the model was updated.
+
+    Attributes:
+        stale_gallery: by metric the scores [S] where the gallery is never embedded again: an item keeps the vector that it
+            got at the first evaluation after its split was learned. None while no stored vector is older than the model.
+        index_update: what the last update did to the index of the splits before it; None after the first split.
+    """
+
+    stale_gallery: dict[str, list[float]] | None = None
+    index_update: IndexUpdate | None = None
+
+
+@EVALUATORS.register("retrieval")
+class RetrievalEvaluator:
+    """Ranks one gallery of all splits' held-out items for the queries of every split.
+
+    An item is relevant to a query if both have the same label; a query's own item is left out. Every held-out item is
+    embedded once by the same weights, and all queries are ranked in one call. See `evaluate_retrieval` for the metrics.
+
+    Args:
+        distance: by which items are ranked: "cosine", "euclidean" or "inner_product".
+        recall_at: the K of recall at K.
+        follow_index: also score a gallery that is never embedded again, and compare the index of the splits so far before
+            and after every update (`compare_indexes`, with compensations that are fitted on the training inputs of the new
+            split). Costs one pass over these inputs before and one after the split.
+        batch_size: of embedding, without gradients.
+
+    Raises:
+        UserError: an unknown distance, or a K or batch size below 1.
+
+    Example:
+        >>> from mas_embed import digits, small_conv
+        >>> evaluation = RetrievalEvaluator().evaluate(small_conv(), digits(), -1)
+        >>> len(evaluation.scores["mean_average_precision"])
+        5
+    """
+
+    def __init__(
+        self,
+        *,
+        distance: Distance = "cosine",
+        recall_at: Sequence[int] = (1, 2, 4, 8),
+        follow_index: bool = True,
+        batch_size: int = 256,
+    ) -> None:
+        check_distance(distance)
+        if not recall_at or min(recall_at) < 1:
+            raise UserError(f"recall_at must hold whole numbers >= 1, got {list(recall_at)}")
+        if batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, got {batch_size}")
+        self.distance, self.recall_at = distance, tuple(recall_at)
+        self.follow_index, self.batch_size = follow_index, batch_size
+        self._forget()
+
+    def check(self, splits: Sequence[Split]) -> list[str]:
+        """The names of the metrics; raises `UserError` for a query whose class the gallery of all splits lacks."""
+        check_queries_are_answerable(splits)
+        return [*METRICS, *(f"recall_at_{k}" for k in self.recall_at)]
+
+    def without_details(self) -> RetrievalEvaluator:
+        """An evaluator with the same scores that follows no index."""
+        return RetrievalEvaluator(
+            distance=self.distance, recall_at=self.recall_at, follow_index=False, batch_size=self.batch_size
+        )
+
+    def begin_split(self, model: nn.Module, splits: Sequence[Split], split_index: int) -> None:
+        """Embeds the new split's training inputs with the weights before it, to fit compensations on."""
+        if self.follow_index and self._stale_galleries:
+            held_out = self._embed_held_out(model, splits)
+            self._before = _Before(held_out, split_index, self._embed(model, splits[split_index].train))
+
+    def evaluate(self, model: nn.Module, splits: Sequence[Split], split_index: int) -> Evaluation:
+        """The scores of every split, and what became of the vectors that were stored before."""
+        if split_index == BEFORE_FIRST:
+            self.check(splits)
+            self._forget()
+        held_out = self._embed_held_out(model, splits)
+        scores, pooled = self._rank(splits, held_out.queries, held_out.galleries)
+        if not self.follow_index or split_index == BEFORE_FIRST:
+            return Evaluation(scores, pooled)
+        num_before = len(self._stale_galleries)
+        self._stale_galleries += held_out.galleries[num_before : split_index + 1]
+        if num_before == 0:
+            return Evaluation(scores, pooled, RetrievalDetails())
+        # Where no vector has changed, as after a split that a method does not learn, the ranking is the same
+        is_fresh = all(map(torch.equal, self._stale_galleries, held_out.galleries))
+        stale_scores = scores if is_fresh else self._rank_stale_gallery(splits, held_out)
+        details = RetrievalDetails(stale_scores, self._compare(model, splits, held_out, num_before))
+        self._before = None
+        return Evaluation(scores, pooled, details)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The settings, the gallery vectors of the splits so far as they were first stored, and what `begin_split` embedded."""
+        before = {} if self._before is None else self._before.as_state()
+        return {**self._settings(), "stale_galleries": _numbered(self._stale_galleries), "before": before}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores a state.
+
+        Raises:
+            UserError: it is of an evaluator with other settings.
+        """
+        for name, value in self._settings().items():
+            if state.get(name) != value:
+                raise UserError(f"the state is of an evaluator with {name} {state.get(name)}, but this one has {value}")
+        self._forget()
+        self._stale_galleries = _in_order(state["stale_galleries"])
+        self._before = _Before.of_state(state["before"]) if state["before"] else None
+
+    def _settings(self) -> dict[str, Any]:
+        return {"distance": self.distance, "recall_at": list(self.recall_at), "follow_index": self.follow_index}
+
+    def _forget(self) -> None:
+        self._held_out: _HeldOut | None = None
+        self._stale_galleries: list[Tensor] = []  # of the splits learned so far
+        self._before: _Before | None = None
+
+    def _embed_held_out(self, model: nn.Module, splits: Sequence[Split]) -> _HeldOut:
+        """The held-out items of every split; embedded again only if the weights have changed since the last time."""
+        fingerprint = fingerprint_of(model)
+        if self._held_out is None or self._held_out.fingerprint != fingerprint:
+            galleries = [self._embed(model, split.gallery) for split in splits]
+            queries = [
+                gallery if split.query is split.gallery else self._embed(model, split.query)
+                for split, gallery in zip(splits, galleries, strict=True)
+            ]
+            self._held_out = _HeldOut(fingerprint, queries, galleries)
+        return self._held_out
+
+    def _embed(self, model: nn.Module, part: Part) -> Tensor:
+        return embed(model, ordered_batches(part, batch_size=self.batch_size), num_items=len(part))
+
+    def _rank(
+        self, splits: Sequence[Split], queries: Sequence[Tensor], galleries: Sequence[Tensor]
+    ) -> tuple[dict[str, list[float]], dict[str, float]]:
+        """By metric the scores of the splits, and those of all queries together; the gallery is prepared once for all."""
+        ranked = evaluate_retrieval(
+            torch.cat(list(queries)),
+            _joined(splits, "query", "labels"),
+            torch.cat(list(galleries)),
+            _joined(splits, "gallery", "labels"),
+            query_ids=_joined(splits, "query", "ids"),
+            gallery_ids=_joined(splits, "gallery", "ids"),
+            distance=self.distance,
+            recall_at=self.recall_at,
+        )
+        by_split = ranked.means_by_group([len(split.query) for split in splits])
+        return {name: [means[name] for means in by_split] for name in ranked.as_dict()}, ranked.as_dict()
+
+    def _rank_stale_gallery(self, splits: Sequence[Split], held_out: _HeldOut) -> dict[str, list[float]]:
+        """The scores where items of the splits learned so far keep their first vectors."""
+        galleries = [*self._stale_galleries, *held_out.galleries[len(self._stale_galleries) :]]
+        return self._rank(splits, held_out.queries, galleries)[0]
+
+    def _compare(
+        self, model: nn.Module, splits: Sequence[Split], held_out: _HeldOut, num_before: int
+    ) -> IndexUpdate | None:
+        """The queries and the index of the splits learned before, across the update."""
+        if self._before is None:
+            return None
+        earlier, split = splits[:num_before], splits[self._before.split_index]
+        parts = (
+            self._before.held_out.queries,
+            held_out.queries,
+            self._before.held_out.galleries,
+            held_out.galleries,
+        )
+        old_queries, new_queries, old_gallery, new_gallery = (torch.cat(part[:num_before]) for part in parts)
+        compared = compare_indexes(
+            old_queries,
+            new_queries,
+            old_gallery,
+            new_gallery,
+            _joined(earlier, "query", "labels"),
+            _joined(earlier, "gallery", "labels"),
+            query_ids=_joined(earlier, "query", "ids"),
+            gallery_ids=_joined(earlier, "gallery", "ids"),
+            distance=self.distance,
+            k=min(NUM_NEIGHBOURS, len(old_gallery) - 1),
+            fit_on=(self._before.train, self._embed(model, split.train)),
+        )
+        return compared.summary(after=split.name)
+
+
+class _HeldOut(NamedTuple):
+    """The held-out items of every split, [Q, D] and [G, D], as the weights with this fingerprint embed them."""
+
+    fingerprint: str
+    queries: list[Tensor]
+    galleries: list[Tensor]
+
+
+class _Before(NamedTuple):
+    """Embeddings by the weights before a split: all held-out items, and the training inputs of that split."""
+
+    held_out: _HeldOut
+    split_index: int
+    train: Tensor
+
+    def as_state(self) -> dict[str, Any]:
+        fingerprint, queries, galleries = self.held_out
+        return {
+            "fingerprint": fingerprint,
+            "queries": _numbered(queries),
+            "galleries": _numbered(galleries),
+            "split_index": self.split_index,
+            "train": self.train,
+        }
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> _Before:
+        held_out = _HeldOut(state["fingerprint"], _in_order(state["queries"]), _in_order(state["galleries"]))
+        return cls(held_out, int(state["split_index"]), state["train"])
+
+
+def _numbered(tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    return {str(index): tensor for index, tensor in enumerate(tensors)}
+
+
+def _in_order(numbered: Mapping[str, Tensor]) -> list[Tensor]:
+    return [numbered[index] for index in sorted(numbered, key=int)]
+
+
+def check_queries_are_answerable(splits: Sequence[Split]) -> None:
+    """Raises `UserError` for a query whose class the gallery of all splits lacks."""
+    labels, ids = _joined(splits, "gallery", "labels"), _joined(splits, "gallery", "ids")
+    for split in splits:
+        for label in split.query.labels.unique():
+            query_ids = split.query.ids[split.query.labels == label]
+            in_gallery = ids[labels == label]
+            # A query is unanswerable if the gallery has no item of its class, or only the query itself
+            if len(in_gallery) == 0 or (len(in_gallery) == 1 and bool((query_ids == in_gallery).any())):
+                raise UserError(
+                    f"split '{split.name}' has queries of class {int(label)}, but no gallery has another image of that class"
+                )
+
+
+def _joined(splits: Sequence[Split], part: str, name: str) -> Tensor:
+    """The labels or ids of one part of all splits."""
+    return torch.cat([getattr(getattr(split, part), name) for split in splits])

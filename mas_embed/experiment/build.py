@@ -1,0 +1,215 @@
+"""The components of a config, built: everything that one training needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mas_embed.config import Component, Config, MethodSection, component_lists, constructor_parameters
+from mas_embed.data import DATASETS, Split, SplitSequence, Subset, check_splits, join_splits, select_subset
+from mas_embed.errors import UserError, explained
+from mas_embed.evaluation import EVALUATORS, Evaluator, SparseEvaluator
+from mas_embed.losses import LOSSES, MINERS, with_nested_components
+from mas_embed.methods import METHODS, Loss, Method
+from mas_embed.models import MODELS
+from mas_embed.runtime.forward import device_of, embed_batch
+from mas_embed.runtime.modes import eval_mode
+from mas_embed.runtime.seeding import seeded
+from mas_embed.training import CALLBACKS, OPTIMIZERS, SAMPLERS, SCHEDULERS, Callback, Recipe
+
+Provided = Mapping[str, Callable[[], Any]]  # by the name of an option what returns its value
+
+
+@dataclass(frozen=True)
+class Training:
+    """Everything that the training of one method with one seed needs.
+
+    Attributes:
+        model: with the initial weights of the seed.
+        splits: that are trained.
+        evaluate_on: the splits that are evaluated, where they are others.
+        method: made with the model.
+        loss: that is trained.
+        miner: or None.
+        recipe: how a split is trained.
+        evaluator: with the config's options.
+        importance_data: unlabeled inputs that the method consolidates on; None for the split's training items.
+    """
+
+    model: nn.Module
+    splits: Sequence[Split]
+    evaluate_on: Sequence[Split] | None
+    method: Method
+    loss: Loss
+    miner: Any
+    recipe: Recipe
+    evaluator: Evaluator
+    importance_data: Any
+
+
+def build_splits(config: Config, **options: Any) -> Sequence[Split]:
+    """The splits of a config, under its options for the data and those that are given here instead.
+
+    Raises:
+        UserError: the data cannot be read, or cannot be trained and evaluated.
+    """
+    with explained("data"), seeded(0):
+        splits: Sequence[Split] = DATASETS[config.data.name](**{**config.data.options, **options})
+        check_splits(splits)
+    return splits
+
+
+def build_training(config: Config, method: MethodSection, splits: Sequence[Split], *, seed: int) -> Training:
+    """The components of one training.
+
+    Args:
+        config: that names them.
+        method: one of its methods, or one with other options.
+        splits: from `build_splits`.
+        seed: of the initial weights.
+
+    Raises:
+        UserError: names the key of the component that cannot be built.
+    """
+    model = build_model(config, splits, seed=seed)
+    loss = _build_loss(config.loss, "loss", model, splits)
+    built = _build_method(method, f"methods.{method.title}", model, loss, splits)
+    built.name = method.title
+    importance_data = config.importance_of(method)
+    return Training(
+        model=model,
+        splits=[join_splits(splits)] if built.joins_splits else splits,
+        evaluate_on=splits if built.joins_splits else None,
+        method=built,
+        loss=loss,
+        miner=_build_miner(config),
+        recipe=_build_recipe(config),
+        evaluator=_build_evaluator(config, splits),
+        importance_data=None if importance_data == "train" else _subset(config, importance_data, splits).part.inputs,
+    )
+
+
+def build_model(config: Config, splits: Sequence[Split], *, seed: int) -> nn.Module:
+    """The model of a config, its initial weights drawn from the seed."""
+    with seeded(seed):
+        model: nn.Module = _construct("model", MODELS[config.model.name], config.model.options, _provided(splits))
+    return model
+
+
+def build_callbacks(config: Config, folder: Path) -> list[Callback]:
+    """The callbacks of a config for the run in a folder."""
+    return [
+        _construct(f"callbacks.{one.name}", CALLBACKS[one.name], one.options, {"folder": lambda: folder})
+        for one in config.callbacks
+    ]
+
+
+def _provided(splits: Sequence[Split], **others: Callable[[], Any]) -> dict[str, Callable[[], Any]]:
+    """What the data set provides by itself, the splits, and others."""
+    of_data = splits.provides if isinstance(splits, SplitSequence) else {}
+    return {**{name: partial(_value, value) for name, value in of_data.items()}, "splits": lambda: splits, **others}
+
+
+def _value(value: Any) -> Any:
+    return value
+
+
+def _construct(
+    config_key: str, constructor: Callable[..., Any], options: Mapping[str, Any], provided: Provided, *args: Any
+) -> Any:
+    """A component with its options, and with what the run provides for the parameters that these leave out.
+
+    Raises:
+        UserError: names the key; an option that is also provided has another value.
+    """
+    with explained(config_key):
+        arguments = dict(options)
+        for name in constructor_parameters(constructor).keys() & provided.keys():
+            value = provided[name]()
+            if name in options and options[name] != value:
+                raise UserError(
+                    f"{name} is {options[name]!r} in the config, but {value!r} in this run; leave it out to have it filled in"
+                )
+            arguments[name] = value
+        return constructor(*args, **arguments)
+
+
+def _build_loss(component: Component, config_key: str, model: nn.Module, splits: Sequence[Split]) -> Loss:
+    constructor = LOSSES[component.name]
+    with explained(config_key):
+        options = with_nested_components(constructor, component.options)
+    provided = _provided(
+        splits,
+        num_classes=lambda: 1 + max(int(split.train.labels.max()) for split in splits),
+        embedding_size=cache(lambda: _embedding_size(model, splits)),
+    )
+    loss: Loss = _construct(config_key, constructor, options, provided)
+    return loss
+
+
+def _embedding_size(model: nn.Module, splits: Sequence[Split]) -> int:
+    """D, by embedding one training item."""
+    inputs = torch.utils.data.default_collate([splits[0].train[0]])[0]
+    with torch.no_grad(), eval_mode(model):
+        return embed_batch(model, inputs.to(device_of(model)) if isinstance(inputs, torch.Tensor) else inputs).shape[1]
+
+
+def _build_method(
+    component: Component, config_key: str, model: nn.Module, loss: Loss, splits: Sequence[Split]
+) -> Method:
+    """A method; one that takes the training loss is given it, unless it names another."""
+    constructor, options = METHODS[component.name], dict(component.options)
+    for name in component_lists(constructor, Method):
+        parts = [Component.model_validate(part) for part in options[name]]
+        options[name] = [_build_method(part, config_key, model, loss, splits) for part in parts]
+    provided = _provided(splits, loss=lambda: loss)
+    if options.get("loss") is not None:
+        options["loss"] = _build_loss(Component.model_validate(options["loss"]), f"{config_key}.loss", model, splits)
+        del provided["loss"]
+    method: Method = _construct(config_key, constructor, options, provided, model)
+    return method
+
+
+def _build_miner(config: Config) -> Any:
+    miner = config.training.miner
+    if miner is None:
+        return None
+    with explained("training.miner"):
+        constructor = MINERS[miner.name]
+        return constructor(**with_nested_components(constructor, miner.options))
+
+
+def _build_recipe(config: Config) -> Recipe:
+    training = config.training
+    sampler, scheduler = training.sampler, training.scheduler
+    return Recipe(
+        epochs=training.epochs,
+        batch_size=training.batch_size,
+        optimizer=partial(OPTIMIZERS[training.optimizer.name], **training.optimizer.options),
+        scheduler=partial(SCHEDULERS[scheduler.name], **scheduler.options) if scheduler else None,
+        sampler=partial(SAMPLERS[sampler.name], **sampler.options) if sampler else None,
+        num_workers=training.num_workers,
+        clip_norm=training.clip_norm,
+        accumulate=training.accumulate,
+    )
+
+
+def _build_evaluator(config: Config, splits: Sequence[Split]) -> Evaluator:
+    section = config.evaluation
+    provided = _provided(splits, subsets=lambda: {name: _subset(config, name, splits) for name in config.subsets})
+    evaluator: Evaluator = _construct("evaluation", EVALUATORS[section.name], section.options, provided)
+    if section.every == 1 and not section.only_learned:
+        return evaluator
+    return SparseEvaluator(evaluator, every=section.every, only_learned=section.only_learned)
+
+
+def _subset(config: Config, name: str, splits: Sequence[Split]) -> Subset:
+    section = config.subsets[name]
+    with explained(f"subsets.{name}"):
+        return select_subset(splits, split=section.split, part=section.part, labels=section.labels)

@@ -1,0 +1,118 @@
+"""A whole run tried out on one batch of a split, before anything is written."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from mas_embed.config import Config, MethodSection
+from mas_embed.data import Split, ordered_batches
+from mas_embed.errors import UserError, component_at_fault, explained, unknown_name
+from mas_embed.evaluation import BEFORE_FIRST, check_evaluable
+from mas_embed.experiment.build import Training, build_training
+from mas_embed.runtime.seeding import seeded
+from mas_embed.training import (
+    Callback,
+    Callbacks,
+    EpochEnd,
+    Event,
+    Learner,
+    Recipe,
+    Stopwatch,
+    learn_split,
+    training_batches,
+)
+
+
+def dry_run(config: Config, splits: Sequence[Split]) -> None:
+    """Builds everything that a config names and learns one batch of two splits with every method; writes nothing.
+
+    Goes through the same code as a run, on models that are thrown away.
+
+    Args:
+        config: that is tried.
+        splits: from `build_splits`.
+
+    Raises:
+        UserError: names the key of the config whose component does not work.
+    """
+    with seeded(0):
+        for index, method in enumerate(config.methods):
+            training = build_training(config, method, splits, seed=0)
+            if index == 0:
+                _check_evaluation(config, training, splits)
+            _check_sampler(training)
+            _try_method(method, training)
+
+
+def _check_evaluation(config: Config, training: Training, splits: Sequence[Split]) -> None:
+    with explained("evaluation"):
+        metrics = check_evaluable(training.evaluator, splits)
+        if metrics is None:
+            metrics = training.evaluator.evaluate(training.model, splits, BEFORE_FIRST).scores
+    if config.evaluation.primary_metric not in metrics:
+        raise unknown_name("evaluation.primary_metric", config.evaluation.primary_metric, metrics)
+
+
+def _check_sampler(training: Training) -> None:
+    if training.recipe.sampler is not None:
+        for split in training.splits:
+            with explained(f"training.sampler on split '{split.name}'"):
+                training.recipe.sampler(split.train.labels)
+
+
+def _try_method(method: MethodSection, training: Training) -> None:
+    """Learns one batch of the first split and one of a later one."""
+    recipe = _one_batch(training.recipe)
+    accelerator = Accelerator()
+    model = accelerator.prepare_model(training.model)
+    learner = Learner(model, training.method, training.loss, training.miner, recipe, accelerator)
+    callbacks = Callbacks((_RestoreWeights(training.model),))
+    keys = {"method": f"methods.{method.title}", "model": "model", "loss": "loss"}
+    for split_index, split in enumerate((training.splits[0], training.splits[-1])):
+        event = Event(training.method.name, 0, split.name, split_index, 2)
+        batches = training_batches(split.train, batch_size=recipe.batch_size, sampler=recipe.sampler)
+        if training.importance_data is not None:
+            batches = ordered_batches(training.importance_data, batch_size=recipe.batch_size)
+        try:
+            learn_split(
+                learner,
+                split,
+                consolidate_on=islice(batches, 1),
+                callbacks=callbacks,
+                event=event,
+                stopwatch=Stopwatch(),
+            )
+        except Exception as error:
+            component = component_at_fault(error)
+            if component is None and not isinstance(error, UserError):
+                raise
+            with explained(keys.get(str(component), f"training.{component}" if component else "training")):
+                raise
+
+
+class _RestoreWeights(Callback):
+    """Puts the weights back after an epoch: a step on one batch may have spoilt what the method looks at next."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._weights = model, copy.deepcopy(model.state_dict())
+
+    def on_epoch_end(self, event: EpochEnd) -> None:
+        self._model.load_state_dict(self._weights)
+
+
+def _one_batch(recipe: Recipe) -> Recipe:
+    """A recipe whose only epoch is one batch, drawn as the first batch of an epoch is."""
+    return replace(recipe, epochs=1, num_workers=0, accumulate=1, sampler=partial(_first_batch, recipe))
+
+
+def _first_batch(recipe: Recipe, labels: Tensor) -> Any:
+    order = recipe.sampler(labels) if recipe.sampler is not None else range(len(labels))
+    return list(islice(order, recipe.batch_size))

@@ -1,0 +1,281 @@
+"""What `results.json` holds: written by the runner, read by the report. S splits."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mas_embed.errors import UserError
+from mas_embed.evaluation import MEASURES, ScoreMatrix
+from mas_embed.retrieval import IndexUpdate
+from mas_embed.runtime.atomic_files import write_file
+from mas_embed.runtime.json_text import json_text
+from mas_embed.training import SequenceResult
+
+SCHEMA = 2
+FILE_NAME = "results.json"
+
+Matrix = list[list[float | None]]  # None for a score that was not measured
+
+
+class Details(BaseModel):
+    """What an evaluator found after one split, beside the scores; see `RetrievalDetails` and `TrackedDetails`.
+
+    An evaluator may have others, which are kept as they are.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    stale_gallery: dict[str, list[float | None]] | None = None
+    index_update: IndexUpdate | None = None
+    tracked: dict[str, float] = {}
+
+
+class RunRecord(BaseModel):
+    """One method with one seed.
+
+    Attributes:
+        method: its title in the config.
+        seed: of the training.
+        options: of the method.
+        importance_data: what the method consolidated on: "train", or the name of a subset.
+        keeps: what the method stores of the data, see `Method.keeps`.
+        num_bytes: the memory of everything that the method remembered in the end.
+        num_steps: batches that were trained on.
+        scores: by metric the score matrix [S, S], or [1, S] for a method that joins the splits.
+        initial: by metric the scores [S] before the first split.
+        pooled: by metric one score over the items of all splits together, after the last.
+        measures: by metric the measures of the score matrix, see `ScoreMatrix`; None where one is not defined.
+        num_averaged: by measure over how many splits its mean was taken.
+        details: the evaluator's further findings, after every split.
+        seconds: wall time of "training", "importance" and "evaluation".
+    """
+
+    method: str
+    seed: int
+    options: dict[str, Any] = {}
+    importance_data: str = "train"
+    keeps: str = "nothing"
+    num_bytes: int = 0
+    num_steps: int = 0
+    scores: dict[str, Matrix]
+    initial: dict[str, list[float | None]] = {}
+    pooled: dict[str, float | None]
+    measures: dict[str, dict[str, float | None]]
+    num_averaged: dict[str, int] = {}
+    details: list[Details] = []
+    seconds: dict[str, float]
+
+    @classmethod
+    def of_result(cls, result: SequenceResult, **about: Any) -> Self:
+        """The record of a training.
+
+        Args:
+            result: what `train_sequence` returned.
+            about: the other attributes: method, seed, options, importance_data, keeps, num_bytes.
+        """
+        content = {
+            "scores": {name: matrix.scores.tolist() for name, matrix in result.scores.items()},
+            "initial": result.initial,
+            "pooled": result.pooled,
+            "measures": {name: _measures(matrix, result.initial[name]) for name, matrix in result.scores.items()},
+            "num_averaged": next(iter(result.scores.values())).num_averaged,
+            "details": result.details,
+            "num_steps": result.num_steps,
+            "seconds": {name: round(value, 3) for name, value in result.seconds.items()},
+        }
+        return cls.model_validate(json.loads(json_text({**about, **content})))
+
+    def matrix(self, metric: str) -> ScoreMatrix:
+        """The score matrix of a metric."""
+        return ScoreMatrix(np.array(self.scores[metric], dtype=np.float64))
+
+    def stale_gallery_matrix(self, metric: str) -> ScoreMatrix | None:
+        """The score matrix of a metric with a gallery that is never embedded again; None where that was not measured.
+
+        Until a vector is older than the model, as after the first split, its scores are those of the fresh gallery.
+        """
+        rows = [found.stale_gallery[metric] if found.stale_gallery else None for found in self.details]
+        if not any(rows):
+            return None
+        fresh = self.scores[metric]
+        return ScoreMatrix(np.array([row or fresh[index] for index, row in enumerate(rows)], dtype=np.float64))
+
+    @property
+    def index_updates(self) -> list[IndexUpdate]:
+        """What every update did to the index that was made before it."""
+        return [found.index_update for found in self.details if found.index_update is not None]
+
+
+class Candidate(BaseModel):
+    """Options of a method that were tried.
+
+    Attributes:
+        options: the values that were tried.
+        seeds: of the trainings.
+        values: the measure of every training that ended.
+        mean: of the values; None if a training failed.
+        error: what the failed training said; None if none failed.
+        seconds: wall time of all trainings.
+    """
+
+    options: dict[str, Any]
+    seeds: list[int]
+    values: list[float]
+    mean: float | None
+    error: str | None = None
+    seconds: float
+
+
+class Selection(BaseModel):
+    """How the options of a method were chosen.
+
+    Attributes:
+        candidates: that were tried so far.
+        by: the measure that decided.
+        on: the part of the data that decided.
+        chosen: the options of the best candidate; None until all were tried.
+    """
+
+    candidates: list[Candidate] = []
+    by: str | None = None
+    on: str | None = None
+    chosen: dict[str, Any] | None = None
+
+
+class Results(BaseModel):
+    """What a run directory's `results.json` holds.
+
+    Attributes:
+        schema_number: of the file's layout.
+        name: of the config.
+        splits: their names, [S].
+        primary_metric: the metric that tables show first.
+        runs: a record for every method and seed that has ended.
+        selections: by method how its options were chosen.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    schema_number: int = Field(default=SCHEMA, alias="schema")
+    name: str
+    splits: list[str]
+    primary_metric: str
+    runs: list[RunRecord] = []
+    selections: dict[str, Selection] = {}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        for run in self.runs:
+            if self.primary_metric not in run.scores:
+                raise ValueError(f"the run {run.method} with seed {run.seed} lacks the scores of {self.primary_metric}")
+            for metric, matrix in run.scores.items():
+                shape = [len(matrix), *{len(row) for row in matrix}]
+                if shape not in ([1, len(self.splits)], [len(self.splits)] * 2):
+                    raise ValueError(f"the scores {metric} of {run.method} are no matrix of {len(self.splits)} splits")
+        return self
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods in the order in which they were trained first."""
+        return list(dict.fromkeys(run.method for run in self.runs))
+
+    def runs_of(self, method: str) -> list[RunRecord]:
+        """The records of a method, one for each seed."""
+        return [run for run in self.runs if run.method == method]
+
+    def matrices(self, method: str, metric: str | None = None) -> NDArray[np.float64]:
+        """The score matrices [seeds, rows, S] of a method, of the primary metric unless another is named."""
+        return np.array([run.matrix(metric or self.primary_metric).scores for run in self.runs_of(method)])
+
+    def write(self, folder: Path) -> None:
+        """Writes the file into a folder, atomically."""
+        write_file(folder / FILE_NAME, json_text(self.model_dump(mode="json", by_alias=True), indent=1) + "\n")
+
+
+def read_results(folder: str | Path) -> Results:
+    """Reads the results in a run directory, also those that earlier versions wrote.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or a newer version wrote it.
+    """
+    path = Path(folder) / FILE_NAME
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; name the directory of a run") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+    schema = raw.get("schema") if isinstance(raw, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise UserError(
+            f"{path} was written by a newer version of mas-embed (schema {schema}); update mas-embed to read it"
+        )
+    try:
+        return Results.model_validate(_as_schema_2(raw) if schema == 1 else raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        reason = f"{where}: {first['msg']}" if where else first["msg"]
+        raise UserError(f"{path} does not hold the results of a run ({reason})") from None
+    except (AttributeError, KeyError, TypeError, IndexError):
+        raise UserError(f"{path} does not hold the results of a run") from None
+
+
+def join_results(results: Mapping[str, Results]) -> Results:
+    """The results of several runs, by name, as those of one; a method that two of them have is named with its run.
+
+    Raises:
+        UserError: the runs do not have the same splits, or not the same primary metric.
+    """
+    (first_name, first), *_ = results.items()
+    for name, one in results.items():
+        for key in ("splits", "primary_metric"):
+            if getattr(one, key) != getattr(first, key):
+                raise UserError(
+                    f"{name} has {key} {getattr(one, key)}, but {first_name} has {getattr(first, key)}; they do not compare"
+                )
+    counts = Counter(method for one in results.values() for method in one.methods)
+    runs, selections = [], {}
+    for name, one in results.items():
+        titles = {method: method if counts[method] == 1 else f"{method} ({Path(name).name})" for method in one.methods}
+        runs += [run.model_copy(update={"method": titles[run.method]}) for run in one.runs]
+        selections |= {titles[method]: found for method, found in one.selections.items() if method in titles}
+    joined_name = " and ".join(dict.fromkeys(one.name for one in results.values()))
+    return first.model_copy(update={"name": joined_name, "runs": runs, "selections": selections})
+
+
+def _measures(matrix: ScoreMatrix, initial: list[float]) -> dict[str, float]:
+    measures = {name: getattr(matrix, name) for name in MEASURES}
+    return {**measures, "forward_transfer": matrix.forward_transfer(initial)}
+
+
+def _as_schema_2(raw: dict[str, Any]) -> dict[str, Any]:
+    """The content of a file of schema 1 in the layout of schema 2."""
+    return {**raw, "schema": SCHEMA, "runs": [_run_as_schema_2(run) for run in raw["runs"]]}
+
+
+def _run_as_schema_2(run: dict[str, Any]) -> dict[str, Any]:
+    stale = run.get("kept_gallery", {}).get("scores", {})
+    updates = dict(enumerate(run.get("indexes", []), start=1))  # there is none after the first split
+    tracked = run.get("followed", {})
+    num_rows = len(next(iter(run["scores"].values())))
+    details = [
+        {
+            "stale_gallery": {metric: matrix[row] for metric, matrix in stale.items()} or None,
+            "index_update": updates.get(row),
+            "tracked": {name: values[row] for name, values in tracked.items()},
+        }
+        for row in range(num_rows)
+    ]
+    renamed = {"all": "pooled", "kept_bytes": "num_bytes"}
+    dropped = {"kept_gallery", "indexes", "followed"}
+    content = {renamed.get(key, key): value for key, value in run.items() if key not in dropped}
+    return {**content, "details": details}

@@ -1,0 +1,1 @@
+"""What touches the machine: forward passes, eval mode, seeds, processes, files, fingerprints; knows no other room."""

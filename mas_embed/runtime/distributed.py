@@ -1,0 +1,26 @@
+"""The processes of a `torch.distributed` group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, distributed
+
+
+def sum_over_processes(sums: Mapping[str, Tensor], num_samples: int) -> int:
+    """Adds up `sums`, in place, and counts over all processes of the default group, if there is one; returns the count.
+
+    Every process must call it; one without samples adds zeros.
+    """
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return num_samples
+    count = torch.tensor(num_samples, device=next(iter(sums.values())).device)
+    for tensor in (count, *sums.values()):
+        distributed.all_reduce(tensor)
+    return int(count)
+
+
+def process_rank() -> int:
+    """The rank of this process in the default group; 0 where there is none."""
+    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0

@@ -1,0 +1,103 @@
+"""How a batch goes through an embedding model."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mas_embed.errors import UserError
+
+Embed = Callable[[nn.Module, Any], Tensor]
+LABEL_KEYS = frozenset({"label", "labels", "target", "targets"})
+
+
+def embed_batch(model: nn.Module, batch: Any, embed: Embed | str | None = None) -> Tensor:
+    """The embeddings [N, D] of one batch.
+
+    Args:
+        model: any module that maps a batch of inputs to embeddings.
+        batch: a tensor; a tuple or list whose first element is the input (the rest is ignored); or a mapping, handed
+            to `model.forward` by keyword where it names the keys, and as one argument where it does not.
+        embed: how to embed instead: a callable `(model, batch) -> Tensor [N, D]`, or the name of a method of the
+            model that takes the input.
+
+    Raises:
+        UserError: the result is not a tensor of shape [N, D].
+    """
+    if callable(embed):
+        embeddings = embed(model, batch)
+    elif embed and not callable(getattr(model, embed, None)):
+        raise UserError(f"the model, a {type(model).__name__}, has no method '{embed}' to embed with")
+    else:
+        embeddings = _call(getattr(model, embed) if embed else model, input_of(batch))
+    if not isinstance(embeddings, Tensor):
+        kind = type(embeddings).__name__
+        raise UserError(
+            f"the model must return a tensor [N, D], got {kind}; pass embed=(model, batch) -> tensor to pick one"
+        )
+    if embeddings.ndim != 2:
+        raise UserError(f"embeddings must have shape [N, D], got {list(embeddings.shape)}; pool or flatten them first")
+    return embeddings
+
+
+def unwrap_compiled(model: nn.Module) -> tuple[nn.Module, str]:
+    """The module inside a `torch.compile` wrapper and the prefix of its parameter names; else the model itself and ""."""
+    inner = getattr(model, "_orig_mod", None)
+    return (inner, "_orig_mod.") if isinstance(inner, nn.Module) else (model, "")
+
+
+def input_of(batch: Any) -> Any:
+    """The model's input in a batch: its first element if it is a tuple or list, else the batch itself."""
+    return batch[0] if isinstance(batch, tuple | list) else batch
+
+
+def _call(function: Callable[..., Any], inputs: Any) -> Any:
+    if not isinstance(inputs, Mapping):
+        return function(inputs)
+    forward = function.forward if isinstance(function, nn.Module) else function
+    parameters = inspect.signature(forward).parameters.values()
+    keys = [key for key in inputs if key not in LABEL_KEYS]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return function(**{key: inputs[key] for key in keys})
+    named = {p.name for p in parameters} & set(keys)
+    return function(**{key: inputs[key] for key in keys if key in named}) if named else function(inputs)
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
+    """The same nest of tuples, lists and mappings with `function` applied to every tensor in it."""
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, Mapping):
+        mapped = {key: map_tensors(function, value) for key, value in batch.items()}
+        if isinstance(batch, dict) or not isinstance(batch, MutableMapping):
+            return mapped
+        copied = copy.copy(batch)  # a class of its own, such as a tokenizer's
+        copied.update(mapped)
+        return copied
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(map_tensors(function, value) for value in batch))
+    if isinstance(batch, tuple | list):
+        return type(batch)(map_tensors(function, value) for value in batch)
+    return batch
+
+
+def batch_to(batch: Any, device: torch.device) -> Any:
+    """The batch with every tensor on `device`; tensors of inference mode are copied, so that autograd can save them."""
+
+    def move(tensor: Tensor) -> Tensor:
+        moved = tensor.to(device, non_blocking=True)
+        return moved.clone() if moved.is_inference() and not torch.is_inference_mode_enabled() else moved
+
+    return map_tensors(move, batch)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter or buffer; the CPU for a model without any."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")

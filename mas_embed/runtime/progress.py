@@ -1,0 +1,15 @@
+"""Progress bars around loops over batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+
+def with_progress(batches: Iterable[Any], description: str | None) -> Iterable[Any]:
+    """The batches, under a progress bar if it has a description."""
+    if description is None:
+        return batches
+    from rich.progress import track
+
+    return track(batches, description=description, transient=True)

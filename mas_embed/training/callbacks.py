@@ -1,0 +1,263 @@
+"""Callbacks: what is told of a training while it runs, and to whom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from torch import Tensor
+
+from mas_embed.evaluation import Evaluation
+from mas_embed.registry import Registry
+from mas_embed.runtime.json_text import json_text
+
+if TYPE_CHECKING:
+    from mas_embed.training.result import SequenceResult
+
+CALLBACKS = Registry("callback")
+
+
+@dataclass(frozen=True)
+class Event:
+    """Where a training stands.
+
+    Attributes:
+        method: the name of the method, `Method.name`.
+        seed: of the training.
+        split: the name of the split that is being learned.
+        split_index: its position in the sequence, from 0.
+        num_splits: the length of the sequence.
+    """
+
+    method: str
+    seed: int
+    split: str
+    split_index: int
+    num_splits: int
+
+
+@dataclass(frozen=True)
+class StepEnd(Event):
+    """One batch was learned.
+
+    Attributes:
+        epoch: from 0, within the split.
+        step: batches so far within the split, from 1.
+        loss: of the batch, without penalties; a scalar on the model's device.
+        penalty: the method's penalty on the parameters as they are after the step; a scalar on the model's device.
+        learning_rate: of the first parameter group.
+    """
+
+    epoch: int
+    step: int
+    loss: Tensor
+    penalty: Tensor
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class EpochEnd(Event):
+    """One pass over a split has ended.
+
+    Attributes:
+        epoch: from 0, within the split.
+        num_epochs: of the split.
+        loss: the mean over the batches of the epoch, without penalties.
+        penalty: the method's penalty on the parameters as they are now.
+        learning_rate: that the epoch was trained with, of the first parameter group.
+        num_batches: of the epoch.
+    """
+
+    epoch: int
+    num_epochs: int
+    loss: float
+    penalty: float
+    learning_rate: float
+    num_batches: int
+
+
+@dataclass(frozen=True)
+class SplitEnd(Event):
+    """A split was learned and the model evaluated.
+
+    Attributes:
+        evaluation: of the model after the split.
+    """
+
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True)
+class RunEnd(Event):
+    """The last split of a sequence was learned.
+
+    Attributes:
+        record: what `train_sequence` returns.
+    """
+
+    record: SequenceResult
+
+
+class Callback:
+    """Is told when a batch, an epoch, a split or a run ends. This base does nothing; override what is needed."""
+
+    def on_step_end(self, event: StepEnd) -> None:
+        """Called after every batch, if it is overridden."""
+
+    def on_epoch_end(self, event: EpochEnd) -> None:
+        """Called after every pass over a split, before the method consolidates."""
+
+    def on_split_end(self, event: SplitEnd) -> None:
+        """Called after every split, once the model is evaluated and the checkpoint written."""
+
+    def on_run_end(self, event: RunEnd) -> None:
+        """Called when the last split was learned."""
+
+
+class Callbacks(Callback):
+    """Tells several callbacks, in their order."""
+
+    def __init__(self, callbacks: tuple[Callback, ...]) -> None:
+        self._callbacks = callbacks
+        self._listening_to_steps = [one for one in callbacks if type(one).on_step_end is not Callback.on_step_end]
+
+    @property
+    def wants_steps(self) -> bool:
+        """Whether any of them overrides `on_step_end`, whose event costs a look at the penalty."""
+        return bool(self._listening_to_steps)
+
+    def on_step_end(self, event: StepEnd) -> None:
+        for callback in self._listening_to_steps:
+            callback.on_step_end(event)
+
+    def on_epoch_end(self, event: EpochEnd) -> None:
+        for callback in self._callbacks:
+            callback.on_epoch_end(event)
+
+    def on_split_end(self, event: SplitEnd) -> None:
+        for callback in self._callbacks:
+            callback.on_split_end(event)
+
+    def on_run_end(self, event: RunEnd) -> None:
+        for callback in self._callbacks:
+            callback.on_run_end(event)
+
+
+class EpochLog(Callback):
+    """Appends a JSON line to a file for every epoch and every split.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+
+    def on_epoch_end(self, event: EpochEnd) -> None:
+        values = {name: getattr(event, name) for name in ("epoch", "loss", "penalty", "learning_rate", "num_batches")}
+        _append(self._path, {"event": "epoch", **_position(event), **values})
+
+    def on_split_end(self, event: SplitEnd) -> None:
+        _append(self._path, {"event": "split", **_position(event), "scores": event.evaluation.scores})
+
+
+@CALLBACKS.register("step_log")
+class StepLog(Callback):
+    """Appends a JSON line with loss, penalty and learning rate to `<folder>/steps.jsonl` for every n-th batch of a split.
+
+    Args:
+        folder: of the file; in a config, the folder of the run.
+        every: n >= 1.
+    """
+
+    def __init__(self, folder: str | Path, *, every: int = 1) -> None:
+        self._path, self._every = Path(folder) / "steps.jsonl", every
+
+    def on_step_end(self, event: StepEnd) -> None:
+        if event.step % self._every == 0:
+            values = {"loss": float(event.loss), "penalty": float(event.penalty), "learning_rate": event.learning_rate}
+            _append(self._path, {**_position(event), "epoch": event.epoch, "step": event.step, **values})
+
+
+class ProgressBar(Callback):
+    """Shows a bar in the terminal with method, split, epoch, loss and the time that is left. A context manager.
+
+    Args:
+        num_runs: how many trainings will be shown.
+        console: of `rich`; None for one on the standard output.
+
+    Example:
+        >>> with ProgressBar() as progress:  # doctest: +SKIP
+        ...     train_sequence(model, splits, method=method, loss=loss, callbacks=[progress])
+    """
+
+    def __init__(self, *, num_runs: int = 1, console: Any = None) -> None:
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TaskProgressColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            speed_estimate_period=300,  # longer than a run, so that short methods do not mislead it
+        )
+        self._task = self._progress.add_task("preparing", total=num_runs)
+        self._num_done = 0
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def advance(self, num_runs: int = 1) -> None:
+        """Counts trainings as done."""
+        self._num_done += num_runs
+
+    def print(self, line: str) -> None:
+        """Prints a line above the bar."""
+        from rich.markup import escape
+
+        self._progress.console.print(escape(line), highlight=False)
+
+    def on_epoch_end(self, event: EpochEnd) -> None:
+        epoch = event.epoch + 1
+        share = (event.split_index + epoch / event.num_epochs) / event.num_splits
+        self._show(event, share, f"epoch {epoch}/{event.num_epochs}  loss {event.loss:.4f}")
+
+    def on_split_end(self, event: SplitEnd) -> None:
+        self._show(event, (event.split_index + 1) / event.num_splits, "evaluated")
+
+    def on_run_end(self, event: RunEnd) -> None:
+        self.advance()
+
+    def _show(self, event: Event, share: float, text: str) -> None:
+        from rich.markup import escape
+
+        description = escape(f"{event.method}  seed {event.seed}  split {event.split}  {text}")
+        self._progress.update(self._task, description=description, completed=self._num_done + share)
+
+
+def _position(event: Event) -> dict[str, Any]:
+    return {name: getattr(event, name) for name in ("split", "split_index", "num_splits")}
+
+
+def _append(path: Path, values: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json_text(values) + "\n")

@@ -1,0 +1,56 @@
+"""How a split is trained: everything beside data, model, method and loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from mas_embed.errors import UserError
+
+MakeOptimizer = Callable[[Iterable[Any]], torch.optim.Optimizer]
+MakeScheduler = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+MakeSampler = Callable[[Tensor], Sampler[int]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How every split is trained.
+
+    Attributes:
+        epochs: passes over each split.
+        batch_size: of training.
+        optimizer: `parameters -> Optimizer`, such as `functools.partial(torch.optim.Adam, lr=1e-3)`; called for every split.
+            A model with a method `parameter_groups(lr)` says how fast each of its parts learns.
+        scheduler: `optimizer -> LRScheduler`, which steps after every epoch; None for a constant learning rate.
+        sampler: `labels [N] -> Sampler` of one epoch, such as `functools.partial(per_class_sampler, m=4)`; None for every item
+            once, shuffled.
+        num_workers: processes that load training batches; 0 to load them in this one.
+        clip_norm: the largest norm of the gradient, penalty included, over all parameters; None for no limit.
+        accumulate: batches whose gradients are averaged for one step of the optimizer. `train_sequence` refuses a number
+            other than 1 beside an accelerator of the caller's, which has its own.
+
+    Raises:
+        UserError: a number outside its range.
+    """
+
+    epochs: int = 20
+    batch_size: int = 64
+    optimizer: MakeOptimizer = torch.optim.Adam
+    scheduler: MakeScheduler | None = None
+    sampler: MakeSampler | None = None
+    num_workers: int = 0
+    clip_norm: float | None = None
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 1), ("num_workers", 0), ("accumulate", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise UserError(f"{name} must be a whole number >= {least}, got {value!r}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise UserError(f"clip_norm must be greater than 0, or None, got {self.clip_norm}")
