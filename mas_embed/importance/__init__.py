@@ -1,4 +1,4 @@
-"""How much each parameter matters to the embeddings, from unlabeled data; usable alone, with any `nn.Module`."""
+"""Estimates how much each parameter matters to the embeddings, from unlabeled data and for any `nn.Module`."""
 
 from mas_embed.importance.coverage import Coverage, CoverageRow, explain_coverage
 from mas_embed.importance.estimate import estimate_importance

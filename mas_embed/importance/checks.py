@@ -1,4 +1,4 @@
-"""What importance cannot be computed of, told before it is."""
+"""Checks of the arguments, the embeddings and the gradients of an importance estimate; each one raises `UserError`."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from torch.nn.parameter import is_lazy
 from mas_embed.errors import UserError
 from mas_embed.importance.outputs import Output, SquaredNorm
 
-# How much embeddings may change by rounding alone: relative to their deviation from the mean, and to their length
+# How much rounding alone may change an embedding, relative to its deviation from the mean and relative to its norm
 _ROUNDING = {torch.float64: (1e-7, 1e-10), torch.float32: (1e-3, 1e-5)}
-_HALF_ROUNDING = (1e-1, 2e-2)
+_HALF_PRECISION_ROUNDING = (1e-1, 2e-2)
 
-_CONSTANT_LENGTH = (
-    "output='squared_norm' on embeddings of {length} length is constant, so its importance is zero everywhere: take "
-    "output='projection' (what moves the direction), or pass embed=... to embed before the normalisation"
+_CONSTANT_NORM = (
+    "output='squared_norm' is constant for embeddings of {length} length, so the importance of every parameter would be "
+    "zero; use output='projection', which measures the change of their direction, or pass embed=... to take the "
+    "embeddings before they are normalized"
 )
 
 
 def check_arguments(model: nn.Module, batches: Iterable[Any], granularity: str, exponent: int) -> None:
-    """Raises `UserError` for arguments of `estimate_importance` that it does not take."""
+    """Raises `UserError` if `estimate_importance` does not accept one of these arguments."""
     if isinstance(batches, Tensor | Mapping | str) or not isinstance(batches, Iterable):
         kind = type(batches).__name__
         raise UserError(f"batches must be an iterable of batches, got one {kind}; pass [batch], or a DataLoader")
@@ -38,60 +39,67 @@ def check_arguments(model: nn.Module, batches: Iterable[Any], granularity: str, 
         if parameter.is_complex():
             raise UserError(f"parameter '{name}' is complex; importance is defined for real parameters")
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError("the model has no trainable parameter; importance of what never changes is not needed")
+        raise UserError("the model has no trainable parameter; set requires_grad=True on the ones that will be trained")
 
 
 def check_embeddings(embeddings: Tensor, output: Output) -> None:
-    """Raises `UserError` for embeddings [N, D] that are none, not finite, or of unit length under "squared_norm"."""
+    """Raises `UserError` if the embeddings [N, D] are empty, not finite, or of unit norm while the output is that norm."""
     if len(embeddings) == 0:
         raise UserError("the batch is empty")
     if not bool(embeddings.isfinite().all()):
-        raise UserError("the embeddings contain NaN or infinite values; look for them in the inputs or the weights")
+        raise UserError("the embeddings contain NaN or infinite values; check the inputs and the weights for them")
     if isinstance(output, SquaredNorm):
         tolerance = 1e-5 if embeddings.dtype in (torch.float32, torch.float64) else 1e-2
         if bool(((embeddings.detach().norm(dim=1) - 1).abs() < tolerance).all()):
-            raise UserError(_CONSTANT_LENGTH.format(length="unit"))
+            raise UserError(_CONSTANT_NORM.format(length="unit"))
 
 
 def check_num_samples(num_samples: int) -> None:
-    """Raises `UserError` if no process had a sample."""
+    """Raises `UserError` if the number of samples, summed over all processes, is zero."""
     if num_samples == 0:
         raise UserError(
-            "batches is empty: importance needs at least one batch of inputs (an iterator is read only once)"
+            "batches is empty: importance needs at least one batch of inputs (an iterator can be read only once)"
         )
 
 
-def check_finite(sums: Mapping[str, Tensor]) -> None:
-    """Raises `UserError` naming the parameters whose gradients were not finite for some sample."""
-    largest = {name: total.max() for name, total in sums.items() if total.numel()}  # NaN passes through max
+def check_sums_are_finite(sums: Mapping[str, Tensor]) -> None:
+    """Raises `UserError` that names the parameters whose gradient is NaN or infinite for at least one sample."""
+    largest = {name: total.max() for name, total in sums.items() if total.numel()}  # max propagates NaN
     names = [name for name, value in largest.items() if not math.isfinite(value)]
     if names:
         raise UserError(
-            f"the gradient of {', '.join(names)} is NaN or infinite for some sample, though its embedding is not; look for "
-            "a function without a derivative there, such as sqrt at zero"
+            f"the gradient of {', '.join(names)} is NaN or infinite for at least one sample whose embedding is finite; "
+            "check the model for a function that has no derivative at its input, such as sqrt at zero"
         )
 
 
-def check_length_varies(lengths: Tensor, importance: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Raises `UserError` if all embeddings have one length [N], other than one, that no parameter can change.
+def check_norm_can_change(norms: Tensor, importance: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Raises `UserError` if the embeddings have the same norm for all samples [N] and no parameter can change it.
 
-    Where a network is free to scale its output, `sum_p |theta_p d||F||^2 / d theta_p|` is about `2 ||F||^2` or more.
+    If a network is free to scale its output, `sum_p |theta_p d||F||^2 / d theta_p|` is about `2 ||F||^2` or more.
     """
-    longest = lengths.max()
-    if len(lengths) > 1 and bool(longest - lengths.min() <= 1e-5 * longest):
-        own = dict(model.named_parameters())
-        sensitivity = sum((importance[name] * own[name].detach().abs()).sum() for name in importance)
-        if bool(sensitivity < 1e-3 * longest.square()):
-            raise UserError(_CONSTANT_LENGTH.format(length="constant"))
+    largest = norms.max()
+    if len(norms) > 1 and bool(largest - norms.min() <= 1e-5 * largest):
+        parameters = dict(model.named_parameters())
+        sensitivity = sum((importance[name] * parameters[name].detach().abs()).sum() for name in importance)
+        if bool(sensitivity < 1e-3 * largest.square()):
+            raise UserError(_CONSTANT_NORM.format(length="constant"))
 
 
 def check_samples_are_independent(alone: Tensor, in_batch: Tensor, indices: list[int]) -> None:
-    """Raises `UserError` if some rows of the batch [N, D] are not what their samples give without the others."""
-    spread, length = _ROUNDING.get(in_batch.dtype, _HALF_ROUNDING)
+    """Raises `UserError` if samples have other embeddings in the batch than without the rest of the batch.
+
+    Args:
+        alone: [len(indices), D], the embeddings of the samples at `indices`, computed without the other samples.
+        in_batch: [N, D], the embeddings of the whole batch.
+        indices: the positions of these samples in the batch.
+    """
+    relative_to_deviation, relative_to_norm = _ROUNDING.get(in_batch.dtype, _HALF_PRECISION_ROUNDING)
     expected = in_batch[indices]
-    tolerance = spread * (in_batch - in_batch.mean(0)).norm(dim=1).max() + length * in_batch.norm(dim=1).max()
+    largest_deviation = (in_batch - in_batch.mean(0)).norm(dim=1).max()
+    tolerance = relative_to_deviation * largest_deviation + relative_to_norm * in_batch.norm(dim=1).max()
     if alone.shape != expected.shape or bool(((alone - expected).norm(dim=1) > tolerance).any()):
         raise UserError(
-            "a sample's embedding changes with the other samples of its batch, so it has no gradient of its own: batches "
-            "must have the samples in their first dimension, and layers that use the batch's statistics must go"
+            "a sample's embedding changes with the other samples of its batch, so its gradient is not defined; put the "
+            "samples in the first dimension of every tensor, and remove layers that use the statistics of the batch"
         )

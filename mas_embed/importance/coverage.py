@@ -1,4 +1,4 @@
-"""`explain_coverage`: how the importance of each parameter is computed."""
+"""`explain_coverage` lists how the importance of each parameter of a model is computed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ from mas_embed.runtime.modes import eval_mode_with_grad
 
 @dataclass(frozen=True)
 class CoverageRow:
-    """One parameter: its name, its shape, the class of the layer that holds it, and how its importance is computed."""
+    """One parameter of a model.
+
+    Attributes:
+        name: of the parameter.
+        shape: of the parameter.
+        layer: the class name of the layer that holds it.
+        kind: how its importance is computed, see `explain_coverage`.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -28,10 +35,10 @@ class CoverageRow:
 
 @dataclass(frozen=True)
 class Coverage(Mapping[str, CoverageKind]):
-    """By parameter name how its importance is computed; printed as a table.
+    """A mapping from the name of every parameter to how its importance is computed; `print` shows it as a table.
 
     Attributes:
-        rows: one for each parameter of the model.
+        rows: one row per parameter, in the order of `model.named_parameters()`.
     """
 
     rows: tuple[CoverageRow, ...]
@@ -60,19 +67,27 @@ class Coverage(Mapping[str, CoverageKind]):
 
 
 def explain_coverage(model: nn.Module, batch: Any = None, *, embed: Embed | str | None = None) -> Coverage:
-    """How the importance of every parameter of a model is computed, each parameter in exactly one row.
+    """Lists how `estimate_importance` computes the importance of each parameter of a model.
 
-    - "rule": an exact rule for its layer, at the cost of the backward pass;
-    - "fallback": exact per-sample gradients, slower (no rule for its layer; used more than once; shared between
-      layers);
-    - "frozen": `requires_grad=False`, left out;
-    - "unused": the embeddings do not depend on it, importance zero.
+    - "rule": the exact rule of its layer, which runs within the ordinary backward pass;
+    - "fallback": per-sample gradients by `torch.func` (or by a loop, if `torch.func` fails on the model), which are exact too,
+      but slower. They are used if no rule exists for the layer, if the parameter is used more than once, or if several
+      layers share it;
+    - "frozen": the parameter has `requires_grad=False` and is left out;
+    - "unused": the embeddings do not depend on the parameter, so its importance is zero.
 
     Args:
         model: the embedding model.
-        batch: with one, the model is run on it, as `estimate_importance` would run it. Without, the table is read off the
-            layers: reuse outside of layers and unused parameters are then not seen.
-        embed: see `estimate_importance`.
+        batch: a batch of inputs, on which the model is run as `estimate_importance` would run it. Without a batch, the kinds
+            are derived from the layers alone, so that unused parameters, layers that run several times and uses of a
+            parameter outside its layer are not noticed.
+        embed: how to embed a batch, see `estimate_importance`.
+
+    Returns:
+        A mapping from parameter name to one of the four kinds.
+
+    Raises:
+        UserError: `batch` is one that `estimate_importance` refuses.
 
     Example:
         >>> import torch
@@ -85,7 +100,7 @@ def explain_coverage(model: nn.Module, batch: Any = None, *, embed: Embed | str 
     """
     owners = parameter_owners(model)
     is_frozen = not any(parameter.requires_grad for parameter in model.parameters())
-    kinds = _coverage_by_layer(model) if batch is None or is_frozen else _coverage_on(model, batch, embed)
+    kinds = _kinds_by_layer(model) if batch is None or is_frozen else _kinds_on_batch(model, batch, embed)
     rows = [
         CoverageRow(name, tuple(parameter.shape), type(owners[parameter][0][0]).__name__, kinds[name])
         for name, parameter in model.named_parameters()
@@ -93,20 +108,20 @@ def explain_coverage(model: nn.Module, batch: Any = None, *, embed: Embed | str 
     return Coverage(tuple(rows))
 
 
-def _coverage_by_layer(model: nn.Module) -> dict[str, CoverageKind]:
+def _kinds_by_layer(model: nn.Module) -> dict[str, CoverageKind]:
     kinds: dict[str, CoverageKind] = {}
     owners = parameter_owners(model)
     for name, parameter in model.named_parameters():
         (layer, local_name), *others = owners[parameter]
-        found = rule_of(layer)
+        rule = rule_of(layer)
         if not parameter.requires_grad:
             kinds[name] = "frozen"
         else:
-            kinds[name] = "rule" if found and local_name in found.parameters and not others else "fallback"
+            kinds[name] = "rule" if rule and local_name in rule.parameters and not others else "fallback"
     return kinds
 
 
-def _coverage_on(model: nn.Module, batch: Any, embed: Embed | str | None) -> dict[str, CoverageKind]:
-    plan = BatchImportance(model, output=Vector(), exponent=1, embed=embed)
+def _kinds_on_batch(model: nn.Module, batch: Any, embed: Embed | str | None) -> dict[str, CoverageKind]:
+    batch_importance = BatchImportance(model, output=Vector(), exponent=1, embed=embed)
     with eval_mode_with_grad(model):
-        return plan.plan(batch_to(batch, device_of(model)))
+        return batch_importance.coverage_of(batch_to(batch, device_of(model)))

@@ -1,14 +1,16 @@
-"""Exact importance of one batch: one forward, one backward per scalar, and every layer call handed to its rule.
+"""Computes the exact importance of one batch with one forward pass and one backward pass per output.
 
-The path of a batch:
+A batch is processed in four steps:
 
-1. `_tape` hooks every layer that has a rule; a hook keeps the layer's input and puts a `_Tap` behind its output.
-2. The autograd graph is read: a parameter goes by its layer's rule if the layer ran exactly once, with this parameter and
-   sample by sample, and that run is the parameter's only use; with no use at all its importance is zero; everything else
-   takes the exact fallback.
-3. The backward pass runs from the summed output to the taps, each of which calls its rule. It asks for the gradient of no
-   parameter with a rule, so autograd never forms the batch's weight gradients.
-4. The fallback's per-sample gradients must add up to the gradient of the batch that the same backward pass gave.
+1. `_recorded_calls` puts a forward hook on every layer that has a rule. The hook stores the layer's input and inserts a
+   `_GradientTap` after its output.
+2. From the autograd graph it is decided how the importance of each parameter is computed. The layer's rule computes it if the
+   layer ran exactly once, with this parameter and with samples in the first dimension, and if that run is the only use of
+   the parameter. A parameter without any use has zero importance. The exact fallback computes all others.
+3. The backward pass runs from the summed output to the taps, each of which calls the rule of its layer. The gradients of
+   parameters with a rule are not requested, so autograd never forms their gradients over the batch.
+4. The per-sample gradients of the fallback are checked: they must add up to the gradient that the same backward pass gave
+   for the batch.
 """
 
 from __future__ import annotations
@@ -38,7 +40,17 @@ CoverageKind = Literal["rule", "fallback", "frozen", "unused"]
 
 @dataclass
 class LayerCall:
-    """One call of a layer that has a rule, and what the rule needs of it."""
+    """One call of a layer that has a rule, with the data that the rule needs.
+
+    Attributes:
+        layer: the layer that was called.
+        rule: its rule.
+        input: of the call.
+        input_version: the version counter of `input` at the call, which reveals in-place changes after it.
+        parameters: the parameters of the layer at the call, by their names within the layer.
+        node: the autograd node of the tap after the layer's output.
+        sums: for each parameter whose importance this call computes, by its name within the layer, the tensor to add to.
+    """
 
     layer: nn.Module
     rule: Rule
@@ -46,42 +58,46 @@ class LayerCall:
     input_version: int
     parameters: dict[str, nn.Parameter | None]
     node: Any = None
-    wanted: Mapping[str, Tensor] = field(default_factory=dict)  # the layer's own parameter name -> where to add its sum
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def receive(self, grad_output: Tensor, exponent: int, scale: float) -> None:
-        """Adds `scale * sum_n |g_n|^exponent` of every wanted parameter to where it is wanted."""
-        if not self.wanted:
+    def add_importance(self, grad_output: Tensor, exponent: int, scale: float) -> None:
+        """Adds `scale * sum_n |g_n|^exponent` of every parameter in `sums` to its tensor.
+
+        Raises:
+            UserError: the input was modified in place after the call.
+        """
+        if not self.sums:
             return
         if self.input._version != self.input_version:
             raise UserError(
                 f"the input of a {type(self.layer).__name__} layer was modified in place after the layer used it; "
-                "its gradient cannot be computed: make that operation out of place"
+                "the gradients of its parameters cannot be computed; use an out-of-place operation instead"
             )
-        sums = self.rule.function(self.layer, self.input, grad_output, exponent, self.wanted.keys())
-        for name, total in self.wanted.items():
-            total.add_(sums[name], alpha=scale)
+        batch_sums = self.rule.function(self.layer, self.input, grad_output, exponent, self.sums.keys())
+        for name, total in self.sums.items():
+            total.add_(batch_sums[name], alpha=scale)
 
-    def release(self) -> None:
-        """Lets go of the input, which nothing needs any more."""
+    def release_input(self) -> None:
+        """Drops the reference to the input, so that its memory can be freed."""
         self.input = self.input.new_empty(0)
 
 
 class BatchImportance:
-    """Adds up `sum_n |g_n|^exponent` over batches, for every trainable parameter; see the module's first lines.
+    """Adds up `sum_n |g_n|^exponent` over batches, for every trainable parameter; the module docstring describes the steps.
 
     Args:
-        model: in the mode in which it is to be differentiated (eval).
+        model: the model, in the mode in which it is to be differentiated (eval).
         output: the scalars per sample.
         exponent: 1 or 2.
         embed: how a batch is embedded, see `embed_batch`.
-        may_swap_parameters: whether the model's parameters may be others for a moment, which `vmap` needs; not while other
-            threads use the model.
+        may_swap_parameters: whether the parameters of the model may be replaced temporarily, as `vmap` requires. They must
+            not be while other threads use the model.
 
     Attributes:
-        sums: by parameter name, float32 or wider.
-        coverage: how the importance of each parameter of the model was computed in the last batch.
-        lengths: of the embeddings, [N] a batch.
-        num_samples: so far.
+        sums: the sums by parameter name, in float32 or wider.
+        coverage: how the importance of each parameter was computed in the last batch, by parameter name.
+        norms: the norms of the embeddings, one tensor [N] per batch.
+        num_samples: the number of samples added.
     """
 
     def __init__(
@@ -96,16 +112,16 @@ class BatchImportance:
         self._model, self._output, self._exponent, self._embed = model, output, exponent, embed
         self._fallback = PerSampleGradients(model, output=output, exponent=exponent, embed=embed)
         self._fallback.is_vectorized &= may_swap_parameters
-        self._proofs: dict[Any, set[nn.Module]] = {}
+        self._samplewise_layers_by_shape: dict[Any, set[nn.Module]] = {}
         self._scale, self._is_last_output = 1.0, False
         self.sums = zero_sums(trainable_parameters(model))
         self.coverage: dict[str, CoverageKind] = {}
-        self.lengths: list[Tensor] = []
+        self.norms: list[Tensor] = []
         self.num_samples = 0
 
     def add(self, batch: Any) -> None:
-        """Adds a batch's samples to the sums."""
-        values, anchor = self._forward(batch)
+        """Adds the samples of a batch to the sums."""
+        values, tap_leaf = self._forward(batch)
         num_samples, num_outputs = values.shape
         self._scale = 1 / num_outputs if self._output.reduction == "mean" else 1.0
         parameters = dict(self._model.named_parameters())
@@ -114,7 +130,7 @@ class BatchImportance:
             total, self._is_last_output = values[:, index].sum(), index == num_outputs - 1
             with scratch_space():
                 _, *gradients = torch.autograd.grad(
-                    total, [anchor, *by_fallback.values()], retain_graph=not self._is_last_output, allow_unused=True
+                    total, [tap_leaf, *by_fallback.values()], retain_graph=not self._is_last_output, allow_unused=True
                 )
             if by_fallback:
                 batch_gradient = dict(zip(by_fallback, gradients, strict=True))
@@ -123,55 +139,55 @@ class BatchImportance:
                     self.sums[name].add_(summed, alpha=self._scale)
         self.num_samples += num_samples
 
-    def plan(self, batch: Any) -> dict[str, CoverageKind]:
-        """How the importance of every parameter would be computed on this batch; adds nothing."""
+    def coverage_of(self, batch: Any) -> dict[str, CoverageKind]:
+        """How the importance of each parameter would be computed on this batch, which is not added to the sums."""
         self._forward(batch)
         return self.coverage
 
     def _forward(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """The values [N, K] of the batch, and the anchor that a backward pass runs to."""
-        anchor = torch.zeros((), device=next(self._model.parameters()).device, requires_grad=True)
-        with _tape(self._model, self._receive, anchor) as calls:
+        """The outputs [N, K] of the batch, and the leaf tensor through which a backward pass reaches every tap."""
+        tap_leaf = torch.zeros((), device=next(self._model.parameters()).device, requires_grad=True)
+        with _recorded_calls(self._model, self._add_importance, tap_leaf) as calls:
             embeddings = embed_batch(self._model, batch, self._embed)
         check_embeddings(embeddings, self._output)
-        self.lengths.append(embeddings.detach().norm(dim=1))
+        self.norms.append(embeddings.detach().norm(dim=1))
         values = self._output.values(embeddings, batch)
         if values.grad_fn is None:
             raise UserError(
-                "the embeddings carry no gradient: the model detaches them, or runs under no_grad; embed without that"
+                "the embeddings carry no gradient: the model detaches them or runs under no_grad; embed the batch without that"
             )
         graph = AutogradGraph(values)
-        samplewise_layers = self._prove_samples_are_independent(batch, embeddings.detach(), calls)
-        self._plan(graph, calls, samplewise_layers, len(values))
+        samplewise_layers = self._samplewise_layers(batch, embeddings.detach(), calls)
+        self._choose_kinds(graph, calls, samplewise_layers, len(values))
         for call in calls:
-            call.node = None  # which refers to the call: memory that only the garbage collector would free
-            if not call.wanted:
-                call.release()
-        return values, anchor
+            call.node = None  # breaks a reference cycle with the call, which only the garbage collector would free
+            if not call.sums:
+                call.release_input()
+        return values, tap_leaf
 
-    def _receive(self, call: LayerCall, grad_output: Tensor) -> None:
-        call.receive(grad_output, self._exponent, self._scale)
+    def _add_importance(self, call: LayerCall, grad_output: Tensor) -> None:
+        call.add_importance(grad_output, self._exponent, self._scale)
         if self._is_last_output:
-            call.release()
+            call.release_input()
 
-    def _plan(
+    def _choose_kinds(
         self, graph: AutogradGraph, calls: list[LayerCall], samplewise_layers: set[nn.Module], num_samples: int
     ) -> None:
-        """Decides how the importance of every parameter is computed, and tells each call which parameters its rule serves."""
+        """Sets `coverage` for every parameter, and for every call the `sums` that its rule adds to."""
         calls_of: dict[nn.Module, list[LayerCall]] = defaultdict(list)
         for call in calls:
             calls_of[call.layer].append(call)
 
-        def covering_call(name: str, layer: nn.Module, parameter: nn.Parameter) -> LayerCall | None:
-            """The one call of the layer, if its rule sees this parameter, on the way to the output, with samples first."""
+        def has_rule(name: str, layer: nn.Module, parameter: nn.Parameter) -> bool:
+            """Whether the layer ran once, sample by sample, with this parameter, and the output depends on that run."""
             if len(calls_of[layer]) != 1 or layer not in samplewise_layers:
-                return None
+                return False
             call = calls_of[layer][0]
-            is_seen = name in call.rule.parameters and call.parameters.get(name) is parameter
-            return call if is_seen and call.node in graph and len(call.input) == num_samples else None
+            is_used = name in call.rule.parameters and call.parameters.get(name) is parameter
+            return is_used and call.node in graph and len(call.input) == num_samples
 
         self.coverage = {}
-        wanted: dict[nn.Module, dict[str, Tensor]] = defaultdict(dict)
+        sums_of: dict[nn.Module, dict[str, Tensor]] = defaultdict(dict)
         owners = parameter_owners(self._model)
         for name, parameter in self._model.named_parameters():
             num_uses, (layer, local_name) = graph.num_uses(parameter), owners[parameter][0]
@@ -179,44 +195,47 @@ class BatchImportance:
                 self.coverage[name] = "frozen"
             elif num_uses == 0:
                 self.coverage[name] = "unused"
-            elif num_uses == 1 and covering_call(local_name, layer, parameter) is not None:
+            elif num_uses == 1 and has_rule(local_name, layer, parameter):
                 self.coverage[name] = "rule"
-                wanted[layer][local_name] = self.sums[name]
+                sums_of[layer][local_name] = self.sums[name]
             else:
                 self.coverage[name] = "fallback"
-        for layer, names in wanted.items():
-            calls_of[layer][0].wanted = names
+        for layer, sums in sums_of.items():
+            calls_of[layer][0].sums = sums
 
-    def _prove_samples_are_independent(self, batch: Any, embeddings: Tensor, calls: list[LayerCall]) -> set[nn.Module]:
-        """The layers whose first dimension is the samples: of as many as go through.
+    def _samplewise_layers(self, batch: Any, embeddings: Tensor, calls: list[LayerCall]) -> set[nn.Module]:
+        """The layers whose first dimension is the samples, and thus has the size of the batch.
 
-        The last and the second sample are embedded without the others, in that order (sums over the samples before or
-        after, and a reversed order, would show); once for all batches of samples of one shape.
+        To find them, the last and the second sample are embedded in that order as a batch of two (of one, if N = 2). Their
+        embeddings must not change; the order also reveals sums over the preceding or following samples, and models that
+        reverse the samples. This is done once for all batches whose samples have the same shapes.
 
         Raises:
-            UserError: their embeddings change.
+            UserError: the embeddings change, so the samples are not independent of each other.
         """
         num_samples = len(embeddings)
         if num_samples == 1:
             return {call.layer for call in calls if len(call.input) == 1}
-        few = [num_samples - 1, 1] if num_samples > 2 else [1]
-        key = (len(few), *(tensor.shape[1:] for tensor in split_samples(batch, num_samples)[0]))
-        if key not in self._proofs:
-            with _tape(self._model, self._receive, None) as calls:
+        indices = [num_samples - 1, 1] if num_samples > 2 else [1]
+        key = (len(indices), *(tensor.shape[1:] for tensor in split_samples(batch, num_samples)[0]))
+        if key not in self._samplewise_layers_by_shape:
+            with _recorded_calls(self._model, self._add_importance, None) as calls:
                 try:
-                    alone = embed_batch(self._model, take_samples(batch, num_samples, few), self._embed).detach()
+                    alone = embed_batch(self._model, take_samples(batch, num_samples, indices), self._embed).detach()
                 except (RuntimeError, ValueError, IndexError) as error:
                     raise UserError(
                         f"the model cannot embed samples without the others of their batch: {error}"
                     ) from error
-            check_samples_are_independent(alone, embeddings, few)
-            seen = {call.layer for call in calls}
-            self._proofs[key] = seen - {call.layer for call in calls if len(call.input) != len(few)}
-        return self._proofs[key]
+            check_samples_are_independent(alone, embeddings, indices)
+            layers = {call.layer for call in calls}
+            self._samplewise_layers_by_shape[key] = layers - {
+                call.layer for call in calls if len(call.input) != len(indices)
+            }
+        return self._samplewise_layers_by_shape[key]
 
 
 def parameter_owners(model: nn.Module) -> dict[nn.Parameter, list[tuple[nn.Module, str]]]:
-    """For every parameter the modules that hold it, and its name in each; tied parameters have several."""
+    """For every parameter, the modules that hold it and its name in each of them; tied parameters have several."""
     owners: dict[nn.Parameter, list[tuple[nn.Module, str]]] = defaultdict(list)
     for module in model.modules():
         for name, parameter in module._parameters.items():
@@ -225,30 +244,30 @@ def parameter_owners(model: nn.Module) -> dict[nn.Parameter, list[tuple[nn.Modul
     return owners
 
 
-class _Tap(torch.autograd.Function):
-    """Identity that hands its incoming gradient to a layer call; `anchor` lets a backward pass reach every tap."""
+class _GradientTap(torch.autograd.Function):
+    """Identity that passes its incoming gradient to `add_importance`; `tap_leaf` lets a backward pass reach every tap."""
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, anchor: Tensor, call: LayerCall, receive: Any) -> Tensor:
-        ctx.call, ctx.receive = call, receive
-        # Not a view of the output: an in-place activation that follows may overwrite it.
+    def forward(ctx: Any, output: Tensor, tap_leaf: Tensor, call: LayerCall, add_importance: Any) -> Tensor:
+        ctx.call, ctx.add_importance = call, add_importance
+        # The result must not be a view of the output, because an in-place activation may overwrite it.
         return output.detach()
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
-        ctx.receive(ctx.call, grad_output)
+        ctx.add_importance(ctx.call, grad_output)
         return grad_output, None, None, None
 
 
 @contextmanager
-def _tape(model: nn.Module, receive: Any, anchor: Tensor | None) -> Iterator[list[LayerCall]]:
-    """Records every call of a layer with a rule that is made in its body; taps the outputs if there is an anchor."""
+def _recorded_calls(model: nn.Module, add_importance: Any, tap_leaf: Tensor | None) -> Iterator[list[LayerCall]]:
+    """Records every call, within the context, of a layer with a rule; inserts gradient taps if there is a `tap_leaf`."""
     calls: list[LayerCall] = []
-    own_thread = threading.get_ident()
+    recording_thread = threading.get_ident()
 
     def record(layer: nn.Module, *call_of_layer: Any) -> Tensor | None:
-        if threading.get_ident() != own_thread:
-            # Another thread serves with the same model; it may have looked the hook up before torch knew of its keywords
+        if threading.get_ident() != recording_thread:
+            # Another thread is using the model; it may have looked up the hook before torch registered it as taking keywords
             return None
         args, kwargs, output = call_of_layer
         rule, layer_input = rules[layer], args[0] if args else kwargs["input"]
@@ -256,14 +275,14 @@ def _tape(model: nn.Module, receive: Any, anchor: Tensor | None) -> Iterator[lis
             return None
         call = LayerCall(layer, rule, layer_input, layer_input._version, dict(layer._parameters))
         calls.append(call)
-        if anchor is None:
+        if tap_leaf is None:
             return None
-        tapped: Tensor = _Tap.apply(output, anchor, call, receive)
+        tapped: Tensor = _GradientTap.apply(output, tap_leaf, call, add_importance)
         call.node = tapped.grad_fn
         return tapped
 
     rules = {layer: found for layer in _trainable_layers(model) if (found := rule_of(layer)) is not None}
-    # First of all hooks, so that the output is the layer's own, before a user's hook changes it.
+    # The hook runs before all others, so that it gets the output of the layer itself and not one that a user's hook changed.
     handles = [layer.register_forward_hook(record, prepend=True, with_kwargs=True) for layer in rules]
     try:
         yield calls
@@ -273,7 +292,7 @@ def _tape(model: nn.Module, receive: Any, anchor: Tensor | None) -> Iterator[lis
 
 
 def _trainable_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers with trainable parameters of their own; none while hooks for all modules run before any of a layer."""
+    """The layers that hold a trainable parameter; none if global forward hooks exist, as these run before a layer's hooks."""
     if torch.nn.modules.module._global_forward_hooks:
         return []
     return [layer for layer in model.modules() if any(p.requires_grad for p in layer.parameters(recurse=False))]

@@ -1,4 +1,4 @@
-"""Exact per-sample gradients for parameters that no rule covers: `vmap(grad)` in chunks, and a loop where that cannot go."""
+"""Exact per-sample gradients of parameters without a rule: `vmap(grad)` over chunks, or a loop if `vmap` fails on the model."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ CHUNK_BYTES = 256 * 2**20
 
 
 class PerSampleGradients:
-    """`sum_n |g_n|^exponent` of a batch, for chosen parameters, by differentiating each sample's own output.
+    """Computes `sum_n |g_n|^exponent` over a batch, for given parameters, by differentiating every sample separately.
 
-    Remembers whether `torch.func.vmap` can trace the model; once it could not, every sample is differentiated on its
-    own.
+    Remembers whether `torch.func.vmap` can trace the model; once it has failed, the samples are differentiated in a loop.
     """
 
     def __init__(self, model: nn.Module, *, output: Output, exponent: int, embed: Embed | str | None) -> None:
         self._embedder = _Embedder(model, output, embed)
         self._exponent = exponent
         modules = [module for _, module in model.named_modules(remove_duplicate=False)]
-        # torch swaps the parameters of a module with two names twice, and does not put them back
+        # torch swaps the parameters of a module that has two names twice, and does not restore them
         self.is_vectorized = len(set(modules)) == len(modules)
 
     def sums(
@@ -40,31 +39,33 @@ class PerSampleGradients:
         output_index: int,
         batch_gradient: Mapping[str, Tensor | None],
     ) -> dict[str, Tensor]:
-        """The sum over samples for one output, by name, in the parameters' shapes, float32 or wider.
+        """The sums over samples for one output, by parameter name, in the parameters' shapes and in float32 or wider.
 
         Args:
-            parameters: by name.
-            batch: tensors of leading size `num_samples` in it are sliced by sample; everything else is shared.
+            parameters: the parameters to differentiate with respect to, by name.
+            batch: its tensors of first dimension `num_samples` are split into samples; all samples share everything else.
             num_samples: N.
-            output_index: which of the K scalars of a sample.
-            batch_gradient: of the batch's summed output, to which those of the samples must add up.
+            output_index: the index of the scalar to differentiate, of the K scalars per sample.
+            batch_gradient: the gradient of the output summed over the batch; the per-sample gradients must add up to it.
         """
         if self.is_vectorized:
             try:
                 with warnings.catch_warnings():
-                    # An operator that torch vectorises by a loop of its own: slower, and just as exact
+                    # torch warns of operators that it vectorizes with an internal loop, which is slower but equally exact
                     warnings.filterwarnings("ignore", message="There is a performance drop")
-                    powers, absolutes, signed = self._vectorized(parameters, batch, num_samples, output_index)
-                _check_sums(signed, absolutes, batch_gradient)
+                    powers, absolutes, signed = self._sums_by_vmap(parameters, batch, num_samples, output_index)
+                _check_sum_of_gradients(signed, absolutes, batch_gradient)
                 return powers
             except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError):
-                self.is_vectorized = False  # the loop below is exact too, and repeats any error that is the model's own
-        return self._looped(parameters, batch, num_samples, output_index)
+                self.is_vectorized = (
+                    False  # the loop is exact too, and raises again any error that the model itself raised
+                )
+        return self._sums_by_loop(parameters, batch, num_samples, output_index)
 
-    def _vectorized(
+    def _sums_by_vmap(
         self, parameters: Mapping[str, Tensor], batch: Any, num_samples: int, output_index: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        """Sums over samples of the gradients' powers, of their absolute values, and of the gradients themselves."""
+        """Three sums over samples: of the powers of the gradients, of their absolute values, and of the gradients themselves."""
         detached = {f"model.{name}": parameter.detach() for name, parameter in parameters.items()}
         per_sample, rebuild = split_samples(batch, num_samples)
 
@@ -76,7 +77,9 @@ class PerSampleGradients:
         chunk = max(1, CHUNK_BYTES // sum(tensor.numel() * tensor.element_size() for tensor in parameters.values()))
         for start in range(0, num_samples, chunk):
             block = [tensor[start : start + chunk] for tensor in per_sample]
-            with torch.no_grad():  # no graph through the other parameters; `grad` records its own all the same
+            with (
+                torch.no_grad()
+            ):  # records no graph for the other parameters; `grad` still records the graph that it needs
                 gradients = vmap(grad(value), in_dims=(None, 0))(detached, block)
             for name in parameters:
                 gradient = gradients[f"model.{name}"].to(powers[name].dtype)
@@ -85,7 +88,7 @@ class PerSampleGradients:
                 powers[name] += absolute_power(gradient, self._exponent).sum(0)
         return powers, absolutes, signed
 
-    def _looped(
+    def _sums_by_loop(
         self, parameters: Mapping[str, Tensor], batch: Any, num_samples: int, output_index: int
     ) -> dict[str, Tensor]:
         sums = zero_sums(parameters)
@@ -99,7 +102,7 @@ class PerSampleGradients:
 
 
 class _Embedder(nn.Module):
-    """The model with its embed override and output as one module, so that `functional_call` can swap its parameters."""
+    """The model, `embed` and the output in one module, so that `functional_call` can replace the parameters."""
 
     def __init__(self, model: nn.Module, output: Output, embed: Embed | str | None) -> None:
         super().__init__()
@@ -110,7 +113,7 @@ class _Embedder(nn.Module):
 
 
 def split_samples(batch: Any, num_samples: int) -> tuple[list[Tensor], Any]:
-    """The batch's tensors of leading size `num_samples`, and a function that rebuilds the batch from such a list."""
+    """The tensors of a batch whose first dimension is `num_samples`, and a function that rebuilds the batch from such a list."""
     tensors: list[Tensor] = []
 
     def is_per_sample(tensor: Tensor) -> bool:
@@ -131,22 +134,28 @@ def split_samples(batch: Any, num_samples: int) -> tuple[list[Tensor], Any]:
 
 
 def take_samples(batch: Any, num_samples: int, indices: list[int]) -> Any:
-    """The batch with some of its samples only, in the order of `indices`."""
+    """The batch reduced to the samples at `indices`, in that order."""
     tensors, rebuild = split_samples(batch, num_samples)
     return rebuild([tensor[indices] for tensor in tensors])
 
 
-def _check_sums(
+def _check_sum_of_gradients(
     signed: Mapping[str, Tensor], absolute: Mapping[str, Tensor], expected: Mapping[str, Tensor | None]
 ) -> None:
-    """Raises `ValueError` if the samples' gradients do not add up to the batch's: a use of a parameter was not seen.
+    """Raises `ValueError` if the per-sample gradients do not add up to the gradient of the batch.
 
-    `vmap` sees a parameter where the model reads it as an attribute; one that is reached by another reference is not.
+    They do not if `functional_call` missed a use of a parameter: it replaces a parameter where the model reads it as an
+    attribute of its module, but not where the model holds another reference to it.
+
+    Args:
+        signed: the sum over samples of the gradients, by parameter name.
+        absolute: the sum over samples of their absolute values, which sets the tolerance.
+        expected: the gradient of the batch; None means zero.
     """
     for name, total in signed.items():
-        wanted = expected[name]
-        difference = total if wanted is None else total - wanted.to_dense().to(total.dtype)
-        is_half = wanted is not None and wanted.itemsize == 2
+        batch_gradient = expected[name]
+        difference = total if batch_gradient is None else total - batch_gradient.to_dense().to(total.dtype)
+        is_half = batch_gradient is not None and batch_gradient.itemsize == 2
         tolerance = 1e-1 if is_half else {torch.float64: 1e-9}.get(total.dtype, 2e-3)
-        if not bool(difference.norm() <= tolerance * absolute[name].norm()):  # so that NaN does not pass
+        if not bool(difference.norm() <= tolerance * absolute[name].norm()):  # written so that NaN fails the check
             raise ValueError(name)

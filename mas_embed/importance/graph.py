@@ -1,4 +1,4 @@
-"""The proof that no use of a parameter was missed: how often each is used in an autograd graph, read off the graph itself."""
+"""Counts how often each parameter is used in an autograd graph, which proves that no use of a parameter was missed."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from torch import Tensor
 
 from mas_embed.errors import UserError
 
-# Nodes that hand a parameter on unchanged (cast, reshaped, transposed): what counts is who takes it after them.
-_PASSING_ON = frozenset(
+# These nodes pass a parameter on with the same values (cast, reshaped, transposed), so their consumers are counted instead.
+_PASS_THROUGH_NODES = frozenset(
     f"{name}Backward0"
     for name in ("T", "Transpose", "Permute", "View", "UnsafeView", "Unsqueeze", "Squeeze", "Expand", "ToCopy")
 )
 
 
 class AutogradGraph:
-    """The nodes that lead to `root`, and the edges between them.
+    """The autograd nodes that `root` depends on, and the edges between them, found in O(number of nodes).
 
     Args:
-        root: a tensor with a gradient function; O(number of nodes).
+        root: a tensor with a `grad_fn`.
 
     Raises:
-        UserError: there is a node whose inside autograd does not know.
+        UserError: the graph contains a reentrant checkpoint, whose operations autograd does not record.
     """
 
     def __init__(self, root: Tensor) -> None:
@@ -35,7 +35,8 @@ class AutogradGraph:
             node = stack.pop()
             if type(node).__name__ == "CheckpointFunctionBackward":
                 raise UserError(
-                    "reentrant gradient checkpointing hides what it runs from autograd; pass use_reentrant=False to checkpoint"
+                    "reentrant gradient checkpointing hides the operations that it runs from autograd; "
+                    "pass use_reentrant=False to checkpoint"
                 )
             if hasattr(node, "variable"):
                 self._leaves[id(node.variable)] = node
@@ -51,12 +52,12 @@ class AutogradGraph:
         return node in self._nodes
 
     def num_uses(self, parameter: Tensor) -> int:
-        """How many operations take the parameter on a path to the root; 0 if its gradient is identically zero."""
+        """The number of operations that use the parameter and that the root depends on; 0 if its gradient is always zero."""
         leaf = self._leaves.get(id(parameter))
-        return 0 if leaf is None else self._num_takers(leaf)
+        return 0 if leaf is None else self._num_consumers(leaf)
 
-    def _num_takers(self, node: Any) -> int:
+    def _num_consumers(self, node: Any) -> int:
         return sum(
-            self._num_takers(consumer) if type(consumer).__name__ in _PASSING_ON else 1
+            self._num_consumers(consumer) if type(consumer).__name__ in _PASS_THROUGH_NODES else 1
             for consumer in self._consumers[node]
         )

@@ -1,4 +1,4 @@
-"""Local MAS: importance from what a layer itself sees and says, in forward passes only."""
+"""Local MAS: importance from the inputs and outputs of each layer, without a backward pass."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mas_embed.errors import UserError
 from mas_embed.importance.checks import check_arguments, check_num_samples
-from mas_embed.importance.estimate import describe
+from mas_embed.importance.estimate import estimation_settings
 from mas_embed.importance.parameters import trainable_parameters, zero_sums
 from mas_embed.importance.record import Importance
 from mas_embed.importance.rules import rule_of
@@ -28,21 +28,25 @@ LOCAL_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, 
 def estimate_local_importance(
     model: nn.Module, batches: Iterable[Any], *, embed: Embed | str | None = None, progress: bool = False
 ) -> Importance:
-    """Hebbian importance of l-MAS: `Omega_ij = 1/N sum_n |sum_t x_i^(n,t) y_j^(n,t)|`, `y = relu(W x + b)`.
+    """Estimates the Hebbian importance of l-MAS, `Omega_ij = 1/N sum_n |sum_t x_i^(n,t) y_j^(n,t)|`, `y = relu(W x + b)`.
 
-    The gradient of the layer's own squared output, its factor 2 left out, from the layer's input x and its output after a
-    ReLU; t runs over the positions of a sample (a convolution, a sequence). Inputs of a ReLU network are not negative and the
-    absolute value changes nothing; a bias has the input 1. Only linear layers and convolutions have local importance: other
-    parameters are not in the result. A layer that runs several times adds up its runs. Forward passes only.
+    This is the gradient of the squared norm of the layer's output after a ReLU, without the factor 2. x is the input of the
+    layer (1 for a bias), and t runs over the positions of a sample (of an image or a sequence). In a ReLU network the inputs
+    are not negative, and the absolute value changes nothing. The result contains the parameters of linear layers and
+    convolutions only. If a layer runs several times, its runs are added. Only forward passes are needed.
 
     Args:
-        model: any module that embeds a batch as [N, D].
+        model: a module that embeds a batch as [N, D].
         batches: see `estimate_importance`.
-        embed: how to embed instead of `model(input)`.
-        progress: show a progress bar.
+        embed: replaces `model(input)`, see `estimate_importance`.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The importance by parameter name, with values >= 0.
 
     Raises:
-        UserError: no batches; no layer that has local importance; a layer whose first dimension is not the samples.
+        UserError: there are no batches; no linear layer or convolution is trainable; or the first dimension of the input of
+            such a layer is not the samples.
 
     Source: Aljundi et al., *Memory Aware Synapses*, ECCV 2018, section 4.3.
 
@@ -60,9 +64,11 @@ def estimate_local_importance(
     layers = [layer for layer in model.modules() if isinstance(layer, LOCAL_LAYERS) and rule_of(layer) is not None]
     sums = zero_sums({names[p]: p for layer in layers for p in layer.parameters(recurse=False) if p in names})
     if not sums:
-        raise UserError("the model has no trainable linear layer or convolution, which local importance is of")
+        raise UserError(
+            "the model has no trainable linear layer or convolution; local importance is defined for these layers only"
+        )
     num_samples = 0
-    with eval_mode(model), _recorded(layers, names) as runs:
+    with eval_mode(model), _recorded_runs(layers, names) as runs:
         for batch in with_progress(batches, "importance" if progress else None):
             num_in_batch = len(embed_batch(model, batch_to(batch, device_of(model)), embed))
             for run in runs:
@@ -73,11 +79,13 @@ def estimate_local_importance(
             num_samples += num_in_batch
     num_samples = sum_over_processes(sums, num_samples)
     check_num_samples(num_samples)
-    return Importance(sums, num_samples, describe("local", "sample", 1, embed), fingerprint_of(model)).renamed(prefix)
+    return Importance(
+        sums, num_samples, estimation_settings("local", "sample", 1, embed), fingerprint_of(model)
+    ).renamed(prefix)
 
 
 class _Run(NamedTuple):
-    """One run of a layer: how many rows it saw, and its sums over them by the layer's own parameter names."""
+    """One run of a layer: the first dimension of its input, and the sums over it by the parameter names within the layer."""
 
     layer: nn.Module
     num_rows: int
@@ -85,16 +93,16 @@ class _Run(NamedTuple):
 
 
 @contextmanager
-def _recorded(layers: Iterable[nn.Module], names: Mapping[nn.Parameter, str]) -> Iterator[list[_Run]]:
-    """Records every run of the layers in its body, for the parameters in `names`."""
+def _recorded_runs(layers: Iterable[nn.Module], names: Mapping[nn.Parameter, str]) -> Iterator[list[_Run]]:
+    """Records every run of the layers within the context, for the parameters in `names`."""
     runs: list[_Run] = []
 
     def record(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        # At once: what follows may change input and output in place
+        # Computed at once, because later operations may modify input and output in place
         layer_input, rule = args[0] if args else kwargs["input"], rule_of(layer)
         assert rule is not None
-        own = [name for name, parameter in layer.named_parameters(recurse=False) if parameter in names]
-        runs.append(_Run(layer, len(layer_input), rule.function(layer, layer_input, output.relu(), 1, own)))
+        trainable = [name for name, parameter in layer.named_parameters(recurse=False) if parameter in names]
+        runs.append(_Run(layer, len(layer_input), rule.function(layer, layer_input, output.relu(), 1, trainable)))
 
     handles = [layer.register_forward_hook(record, prepend=True, with_kwargs=True) for layer in layers]
     try:
@@ -107,6 +115,6 @@ def _recorded(layers: Iterable[nn.Module], names: Mapping[nn.Parameter, str]) ->
 def _check_rows(run: _Run, num_samples: int) -> None:
     if run.num_rows != num_samples:
         raise UserError(
-            f"a {type(run.layer).__name__} layer sees {run.num_rows} rows for {num_samples} samples, and which belong to "
-            "which sample is not known; keep the samples in the first dimension"
+            f"the input of a {type(run.layer).__name__} layer has {run.num_rows} rows for {num_samples} samples; keep the "
+            "samples in the first dimension, so that it is known which rows belong to which sample"
         )

@@ -1,4 +1,4 @@
-"""Importance of a model that serves: what it is asked, it should not forget."""
+"""`OnlineImportance` accumulates importance from the requests that a deployed model serves."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mas_embed.errors import UserError
-from mas_embed.importance.checks import check_arguments, check_finite
+from mas_embed.importance.checks import check_arguments, check_sums_are_finite
 from mas_embed.importance.engine import BatchImportance
-from mas_embed.importance.estimate import describe
+from mas_embed.importance.estimate import estimation_settings
 from mas_embed.importance.fallback import take_samples
 from mas_embed.importance.outputs import Output, resolve_output
 from mas_embed.importance.parameters import trainable_parameters, zero_sums
@@ -23,24 +23,25 @@ from mas_embed.runtime.modes import eval_mode_with_grad
 
 
 class OnlineImportance:
-    """Accumulates importance from the batches that a deployed model is applied to: unlabeled, in bounded memory.
+    """Accumulates importance from the unlabeled batches that a deployed model is applied to, in bounded memory.
 
-    Call `observe` beside each request, on the hot path or off it (a queue and a thread). The caller may be under `no_grad` or
-    `inference_mode`. Other threads may use the model meanwhile if it is in eval mode; observations wait for one another.
-    Records of several servers of one model join exactly: `Importance.merge(a.importance(), b.importance())`.
+    Call `observe` for each request, in the thread that serves it or in another one that reads from a queue. It works under
+    `no_grad` and `inference_mode`. Other threads may use the model at the same time if it is in eval mode; concurrent calls of
+    `observe` run one after another. The records of several servers of the same model can be merged exactly:
+    `Importance.merge(a.importance(), b.importance())`.
 
     Args:
         model: the deployed model; its weights must not change while it is observed.
         output: see `estimate_importance`.
-        every: take one sample in so many, counted over all batches: 1 takes all, 100 a hundredth of the cost.
-        decay: None weighs all samples alike. A number in (0, 1): what was observed before counts that many times as much with
-            every batch of which a sample is taken.
+        every: 1 uses all samples; k uses one sample in k, counted over all batches, at 1 / k of the cost.
+        decay: None gives all samples the same weight. A number in (0, 1) multiplies the weight of all earlier samples each
+            time that a batch adds at least one sample.
         embed: see `estimate_importance`.
 
     Raises:
-        UserError: no trainable parameter, or `every` or `decay` out of range.
+        UserError: the model has no trainable parameter, or `every` or `decay` is out of range.
 
-    Memory: two float32 copies of the trainable parameters, and what one backward pass of the taken samples needs.
+    Memory: two float32 copies of the trainable parameters, and the memory of one backward pass of the used samples.
 
     Example:
         >>> import torch
@@ -50,7 +51,7 @@ class OnlineImportance:
         ...     for request in torch.randn(3, 5, 4):
         ...         answer = model(request)
         ...         online.observe(request)
-        >>> online.importance().num_samples  # of 15
+        >>> online.importance().num_samples  # half of 15, rounded up
         8
     """
 
@@ -74,32 +75,32 @@ class OnlineImportance:
         self._lock = threading.Lock()
         self._num_seen = self._num_taken = 0
         self._weight = 0.0
-        self._settings = describe(self._output.name, "sample", 1, embed)
+        self._settings = estimation_settings(self._output.name, "sample", 1, embed)
         self._fingerprint = fingerprint_of(self._model)
         with eval_mode_with_grad(self._model):
             self._sums = zero_sums(trainable_parameters(self._model))
-            self._newest = BatchImportance(
+            self._batch_importance = BatchImportance(
                 self._model, output=self._output, exponent=1, embed=embed, may_swap_parameters=False
             )
 
     def observe(self, batch: Any) -> None:
-        """Takes notice of a batch that the model was, or will be, applied to; see `estimate_importance` for its form.
+        """Adds the importance of a batch; `estimate_importance` describes the accepted batches.
 
         Raises:
-            UserError: as `estimate_importance`, for example for NaN; what was observed before is untouched then.
+            UserError: `estimate_importance` would refuse the batch, for example because of NaN. The batch is then ignored.
         """
         with self._lock:
             num_samples = _num_samples(batch)
-            taken = [i for i in range(num_samples) if (self._num_seen + i) % self._every == 0]
-            if taken:
-                self._add(batch if len(taken) == num_samples else take_samples(batch, num_samples, taken))
+            indices = [i for i in range(num_samples) if (self._num_seen + i) % self._every == 0]
+            if indices:
+                self._add(batch if len(indices) == num_samples else take_samples(batch, num_samples, indices))
             self._num_seen += num_samples
 
     def importance(self) -> Importance:
-        """What was observed so far; under decay the weighted mean, with the number of samples that were taken.
+        """The mean over the samples used so far, which is weighted if there is a decay, and their number.
 
         Raises:
-            UserError: nothing was observed yet.
+            UserError: no sample was used yet.
         """
         with self._lock, torch.inference_mode(False):
             if self._num_taken == 0:
@@ -109,26 +110,26 @@ class OnlineImportance:
             return Importance(sums, self._num_taken, self._settings, self._fingerprint).renamed(self._prefix)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a restarted process needs to go on: tensors and numbers, which `torch.load` reads safely."""
+        """The state from which a restarted process can continue; `torch.load` reads it with `weights_only=True`."""
         with self._lock, torch.inference_mode(False):
             return {
                 "sums": {name: total.clone() for name, total in self._sums.items()},
                 "num_taken": self._num_taken,
                 "num_seen": self._num_seen,
                 "weight": self._weight,
-                "made with": self._made_with(),
+                "made with": self._options(),
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where another process stopped.
+        """Continues from the state of another process.
 
         Raises:
-            UserError: the state is of other weights, or was observed with other options.
+            UserError: the state belongs to other weights, or was collected with other options.
         """
-        for name, value in self._made_with().items():
+        for name, value in self._options().items():
             if state["made with"][name] != value:
                 raise UserError(
-                    f"the state was observed at another {name} than this one has ({state['made with'][name]}, not {value}); "
+                    f"the state was collected with another {name}: {state['made with'][name]}, not {value}; "
                     "start a new OnlineImportance"
                 )
         with self._lock, torch.inference_mode(False), torch.no_grad():
@@ -137,7 +138,7 @@ class OnlineImportance:
             self._num_taken, self._num_seen = state["num_taken"], state["num_seen"]
             self._weight = state["weight"]
 
-    def _made_with(self) -> dict[str, Any]:
+    def _options(self) -> dict[str, Any]:
         return {
             "fingerprint": self._fingerprint,
             "every": self._every,
@@ -146,31 +147,31 @@ class OnlineImportance:
         }
 
     def _add(self, batch: Any) -> None:
-        """Adds to a set of sums of its own first, so that a batch that is refused spoils nothing."""
-        newest = self._newest
-        newest.num_samples = 0
-        newest.lengths.clear()
+        """Computes the sums of the batch separately first, so that a batch that is refused changes nothing."""
+        batch_importance = self._batch_importance
+        batch_importance.num_samples = 0
+        batch_importance.norms.clear()
         with eval_mode_with_grad(self._model), torch.no_grad():
-            for total in newest.sums.values():
+            for total in batch_importance.sums.values():
                 total.zero_()
             with torch.enable_grad():
-                newest.add(batch_to(batch, device_of(self._model)))
-            check_finite(newest.sums)
+                batch_importance.add(batch_to(batch, device_of(self._model)))
+            check_sums_are_finite(batch_importance.sums)
             for name, total in self._sums.items():
-                total.mul_(self._decay or 1.0).add_(newest.sums[name])
-        self._weight = (self._decay or 1.0) * self._weight + newest.num_samples
-        self._num_taken += newest.num_samples
+                total.mul_(self._decay or 1.0).add_(batch_importance.sums[name])
+        self._weight = (self._decay or 1.0) * self._weight + batch_importance.num_samples
+        self._num_taken += batch_importance.num_samples
 
 
 def _num_samples(batch: Any) -> int:
     """The size of the first dimension of the batch's first tensor."""
     sizes: list[int] = []
 
-    def note(tensor: Tensor) -> Tensor:
+    def append_size(tensor: Tensor) -> Tensor:
         sizes.append(len(tensor) if tensor.ndim else 1)
         return tensor
 
-    map_tensors(note, batch)
+    map_tensors(append_size, batch)
     if not sizes:
-        raise UserError("a batch must hold a tensor with the samples in its first dimension")
+        raise UserError("a batch must contain a tensor with the samples in its first dimension")
     return sizes[0]

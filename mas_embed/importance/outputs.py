@@ -1,7 +1,7 @@
-"""The scalars of a sample whose sensitivity to the parameters is the importance.
+"""The outputs: scalars per sample whose gradients with respect to the parameters define the importance.
 
-Every output maps the embeddings [N, D] of a batch to values [N, K]: K scalars per sample, each differentiated on its
-own. N samples, D embedding size, K scalars.
+Every output maps the embeddings [N, D] of a batch to values [N, K]: K scalars per sample, each of which is differentiated
+separately. N samples, D embedding size, K scalars.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from mas_embed.errors import UserError, unknown_name
 
 
 class Output(Protocol):
-    """K scalars per sample; importance takes the sum or the mean of the K absolute gradients."""
+    """K scalars per sample; the importance is the sum or the mean of their K absolute gradients (`reduction`)."""
 
     @property
     def name(self) -> str: ...
     @property
     def reduction(self) -> Literal["sum", "mean"]: ...
     def values(self, embeddings: Tensor, batch: Any) -> Tensor:
-        """The scalars [N, K]."""
+        """The scalars [N, K] of the embeddings [N, D] of a batch."""
         ...
 
 
 @dataclass(frozen=True)
 class SquaredNorm:
-    """`||F(x)||_2^2`: the output of Memory Aware Synapses (Aljundi et al., ECCV 2018). K = 1."""
+    """`||F(x)||_2^2`, the output of Memory Aware Synapses (Aljundi et al., ECCV 2018). K = 1."""
 
     name: str = "squared_norm"
     reduction: Literal["sum"] = "sum"
@@ -42,7 +42,7 @@ class SquaredNorm:
 
 @dataclass(frozen=True)
 class Vector:
-    """Every output unit in turn, `sum_c |dF_c/dtheta|`: the paper's vector variant. K = D backward passes."""
+    """Each unit of the embedding, `sum_c |dF_c/dtheta|`: the paper's vector variant. K = D backward passes."""
 
     name: str = "vector"
     reduction: Literal["sum"] = "sum"
@@ -53,15 +53,19 @@ class Vector:
 
 @dataclass(frozen=True)
 class Projection:
-    """`<v, z(x)>`, averaged over K directions v; z is the embedding scaled to unit length: only its direction counts.
+    """`<v, z(x)>`, averaged over K directions v, where z is the embedding scaled to unit length.
 
-    The directions are random and orthonormal (in blocks of D where K > D), drawn once from `seed` and shared by all
-    samples: the estimate depends neither on the batch size nor on the order of the samples, and shards merge exactly.
-    An all-zero embedding has no direction and counts as zero.
+    It measures changes of the direction of an embedding only. The directions v are random and orthonormal (in blocks of D if
+    K > D). They are drawn from `seed` and are the same for all samples, so that the estimate depends neither on the batch
+    size nor on the order of the samples, and merging shards is exact. An all-zero embedding has no direction; its value is
+    zero.
 
     Args:
-        num_directions: K >= 1, backward passes per batch.
-        seed: of the directions.
+        num_directions: K >= 1, which is also the number of backward passes per batch.
+        seed: of the random generator that draws the directions.
+
+    Raises:
+        UserError: `num_directions` is less than 1.
     """
 
     num_directions: int = 8
@@ -78,7 +82,7 @@ class Projection:
 
     def values(self, embeddings: Tensor, batch: Any) -> Tensor:
         norms = embeddings.norm(dim=1, keepdim=True)
-        # The gradient of a norm at zero is not defined: zero rows are divided by one instead and weigh nothing.
+        # The gradient of a norm at zero is not defined: all-zero rows are divided by one instead, and their values set to zero.
         is_zero = (norms == 0).detach()
         directions_KD = _directions(self.num_directions, embeddings.shape[1], self.seed).to(embeddings)
         unit_ND = embeddings / torch.where(is_zero, torch.ones_like(norms), norms)
@@ -87,7 +91,7 @@ class Projection:
 
 @lru_cache(maxsize=8)
 def _directions(num_directions: int, size: int, seed: int) -> Tensor:
-    """Orthonormal rows [K, D] in blocks of D. Kept, because nothing can be drawn at random inside `vmap`."""
+    """Orthonormal rows [K, D] in blocks of D. They are cached because random numbers cannot be drawn inside `vmap`."""
     generator = torch.Generator().manual_seed(seed)
     blocks = []
     for start in range(0, num_directions, size):
@@ -98,7 +102,7 @@ def _directions(num_directions: int, size: int, seed: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Custom:
-    """A user's `function(embeddings [N, D], batch) -> Tensor [N]`, whose entry n may depend on sample n only. K = 1."""
+    """A user's `function(embeddings [N, D], batch) -> Tensor [N]`, whose entry n must depend on sample n only. K = 1."""
 
     function: Callable[[Tensor, Any], Tensor]
     reduction: Literal["sum"] = "sum"
@@ -111,7 +115,7 @@ class Custom:
         values = self.function(embeddings, batch)
         if values.shape != embeddings.shape[:1]:
             raise UserError(
-                f"output must return one value a sample, shape {list(embeddings.shape[:1])}, got {list(values.shape)}"
+                f"output must return one value per sample, shape {list(embeddings.shape[:1])}, got {list(values.shape)}"
             )
         return values.unsqueeze(1)
 
@@ -124,12 +128,16 @@ OUTPUTS: dict[str, type[SquaredNorm | Vector | Projection]] = {
 
 
 def resolve_output(output: str | Output | Callable[[Tensor, Any], Tensor]) -> Output:
-    """The output that a name, an `Output` or a callable stands for."""
+    """The `Output` for a name or a callable; an `Output` is returned as it is.
+
+    Raises:
+        UserError: `output` is an unknown name, or none of the three.
+    """
     if isinstance(output, str):
         if output not in OUTPUTS:
             raise unknown_name("output", output, OUTPUTS)
         return OUTPUTS[output]()
     if isinstance(output, type) or not (callable(output) or hasattr(output, "values")):
-        known = ", ".join(OUTPUTS)
-        raise UserError(f"output must be one of {known}, an output such as Projection(), or a callable, got {output!r}")
+        names = ", ".join(OUTPUTS)
+        raise UserError(f"output must be one of {names}, an output such as Projection(), or a callable, got {output!r}")
     return output if hasattr(output, "values") else Custom(output)  # type: ignore[return-value]

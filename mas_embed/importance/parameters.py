@@ -1,4 +1,4 @@
-"""Where importance is added up, by parameter name."""
+"""The trainable parameters of a model, and a sum for each of them, by parameter name."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mas_embed.importance.rules.memory import accumulation_dtype
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that are not frozen, by name."""
+    """The parameters with `requires_grad=True`, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def zero_sums(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A zero for every parameter, by name, in its shape; float32 or wider."""
+    """A tensor of zeros for every parameter, by name, in the parameter's shape and in float32 or wider."""
     return {
         name: torch.zeros_like(parameter, dtype=accumulation_dtype(parameter), requires_grad=False)
         for name, parameter in parameters.items()

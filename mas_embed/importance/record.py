@@ -1,4 +1,4 @@
-"""`Importance`: what an estimate returns, as sums and a count, so that shards merge exactly."""
+"""`Importance` is the result of an estimate; it stores sums and a count, so that merging shards is exact."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ from mas_embed.runtime.atomic_files import read_tensors, write_tensors
 class Importance(Mapping[str, Tensor]):
     """Parameter importance by parameter name: the mean over samples of the absolute per-sample gradient.
 
-    Holds the sums over samples and their number; the division happens when a value is read.
+    Stores the sums over samples and their number; a sum is divided by the number when it is read.
 
     Args:
-        sums: sum over samples, by parameter name, each in its parameter's shape; values >= 0.
-        num_samples: how many samples were summed, >= 1.
-        settings: how it was estimated: the output's name, granularity, exponent, embed. Only records of equal settings merge.
-        fingerprint: of the parameters at which it was estimated, see `fingerprint_of`. Only records of one merge.
+        sums: the sum over samples by parameter name, in the parameter's shape, with values >= 0.
+        num_samples: the number of samples in the sums, >= 1.
+        settings: of the estimate (output, granularity, exponent, embed). Only records with equal settings can be merged.
+        fingerprint: of the weights at which it was estimated, see `fingerprint_of`. Only records with equal fingerprints can be
+            merged.
+
+    Raises:
+        UserError: `num_samples` is less than 1.
 
     Example:
         >>> record = Importance({"weight": torch.tensor([2.0, 4.0])}, num_samples=2)
@@ -60,33 +64,33 @@ class Importance(Mapping[str, Tensor]):
 
     @classmethod
     def merge(cls, first: Importance, *others: Importance) -> Importance:
-        """The importance of all samples together, from records of disjoint sets of samples: sums and counts are added.
+        """The importance over all samples, from records of disjoint sets of samples, whose sums and counts are added.
 
         Raises:
             UserError: the records have different parameters, shapes, settings or fingerprints.
         """
         for other in others:
             if other.fingerprint != first.fingerprint:
-                raise UserError("importance that was estimated at different weights does not merge")
+                raise UserError("importance that was estimated at different weights cannot be merged")
             if other.settings != first.settings:
                 raise UserError(
-                    f"importance of different settings does not merge: {first.settings} and {other.settings}"
+                    f"importance with different settings cannot be merged: {first.settings} and {other.settings}"
                 )
             if _shapes(first) != _shapes(other):
                 differing = sorted({name for name, _ in _shapes(first).items() ^ _shapes(other).items()})
                 raise UserError(
-                    f"importance of different models does not merge; these parameters differ: {', '.join(differing)}"
+                    f"importance of different models cannot be merged; these parameters differ: {', '.join(differing)}"
                 )
         sums = {name: torch.stack([record._sums[name] for record in (first, *others)]).sum(0) for name in first}
         return cls(sums, sum(record.num_samples for record in (first, *others)), first.settings, first.fingerprint)
 
     def renamed(self, prefix: str) -> Importance:
-        """The same record with a prefix before every parameter's name."""
+        """A copy of the record with a prefix before every parameter name."""
         sums = {f"{prefix}{name}": total for name, total in self._sums.items()}
         return Importance(sums, self.num_samples, self.settings, self.fingerprint)
 
     def save(self, path: str | Path) -> None:
-        """Writes the record as one safetensors file, atomically: sums as tensors; everything else as metadata."""
+        """Writes the record atomically to one safetensors file, with the sums as tensors and everything else as metadata."""
         description = {
             "kind": "importance",
             "num_samples": self.num_samples,
@@ -97,36 +101,37 @@ class Importance(Mapping[str, Tensor]):
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module | None = None) -> Importance:
-        """Reads what `save` wrote.
+        """Reads a record from a file that `save` wrote.
 
         Args:
             path: of the file.
-            model: the model it is to be used with; None does not check. Its weights may have moved on since: compare
-                `fingerprint` with `fingerprint_of(model)` to know whether they have.
+            model: the model that the importance will be used with; its parameters must have the names and shapes of the
+                record. None skips this check. To find out whether the weights have changed since the estimate, compare
+                `fingerprint` with `fingerprint_of(model)`.
 
         Raises:
-            UserError: there is no such file, it is not a saved `Importance`, or its parameters are not those of the model.
+            UserError: there is no such file, it is not a saved `Importance`, or its parameters do not match those of the model.
         """
         sums, description = read_tensors(Path(path))
         if description.get("kind") != "importance":
-            raise UserError(f"{path} holds a {description.get('kind')}, not importance that Importance.save wrote")
+            raise UserError(f"{path} holds a {description.get('kind')}, not an importance that Importance.save wrote")
         record = cls(sums, description["num_samples"], description["settings"], description["fingerprint"])
         if model is not None:
             record.check(model)
         return record
 
     def check(self, model: nn.Module) -> None:
-        """Raises `UserError` naming the parameters that are not the model's, in name or shape, or that it lacks."""
-        own = {name: parameter.shape for name, parameter in trainable_parameters(model).items()}
+        """Raises `UserError` that names the parameters whose names or shapes differ between the record and the model."""
+        expected = {name: parameter.shape for name, parameter in trainable_parameters(model).items()}
         shapes = _shapes(self)
         problems = {
-            "not in the model": shapes.keys() - own.keys(),
-            "not in the record": own.keys() - shapes.keys(),
-            "of another shape": {name for name in shapes.keys() & own.keys() if shapes[name] != own[name]},
+            "not in the model": shapes.keys() - expected.keys(),
+            "not in the record": expected.keys() - shapes.keys(),
+            "of another shape": {name for name in shapes.keys() & expected.keys() if shapes[name] != expected[name]},
         }
-        told = [f"{problem}: {', '.join(sorted(names))}" for problem, names in problems.items() if names]
-        if told:
-            raise UserError(f"the importance is of another model; {'; '.join(told)}")
+        messages = [f"{problem}: {', '.join(sorted(names))}" for problem, names in problems.items() if names]
+        if messages:
+            raise UserError(f"the importance was estimated for another model; {'; '.join(messages)}")
 
 
 def _shapes(record: Importance) -> dict[str, torch.Size]:

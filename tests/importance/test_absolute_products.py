@@ -1,4 +1,4 @@
-"""Compiled sums of absolute products, against the same sums in float64 without it; the error is bounded, not guessed."""
+"""Compiled sums of absolute products, compared with float64 sums of PyTorch up to a bound of the rounding error."""
 
 import importlib.util
 import os
@@ -12,27 +12,27 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from mas_embed.importance.rules import absolute_products as products
 from mas_embed.importance.rules import convolution as convolutions
 from mas_embed.importance.rules import linear as linears
-from mas_embed.importance.rules import absolute_products as products
 
-compiled = pytest.mark.skipif(not products.has_compiled_products(), reason="built where there is a C compiler")
+compiled = pytest.mark.skipif(not products.has_compiled_products(), reason="the C code was not compiled")
 EPS = torch.finfo(torch.float32).eps
 
 
 @pytest.mark.skipif(shutil.which("cc") is None or sys.platform != "linux", reason="needs a compiler")
-def test_an_installation_with_a_compiler_has_it():
+def test_an_installation_with_a_compiler_has_compiled_products():
     assert products.has_compiled_products()
 
 
-def assert_close(result, expected, largest_possible, num_terms):
-    """Rounding of `num_terms` products and sums: at most so many roundings of what all terms together are."""
+def assert_close(result, expected, bound, num_terms):
+    """Checks that the error is at most `num_terms` roundings of the sum of the absolute values of all terms."""
     assert result.dtype == torch.float32
-    assert ((result.double() - expected).abs() <= num_terms * EPS * largest_possible).all()
+    assert ((result.double() - expected).abs() <= num_terms * EPS * bound).all()
 
 
 def run_all_widths(monkeypatch, function):
-    """The results by 16, 8 and 4 numbers a vector, as far as this processor goes."""
+    """Yields the result with vectors of 16, 8 and 4 floats, as far as this processor supports them."""
     widest = products._library().vector_width()
     for width in (16, 8, 4):
         if width <= widest:
@@ -111,7 +111,7 @@ def test_linear(samples, positions, inputs, outputs, exponent, monkeypatch):
 
 
 @compiled
-def test_the_compiled_code_is_what_runs(monkeypatch):
+def test_the_rules_use_the_compiled_code(monkeypatch):
     calls = []
     real = products.sum_absolute_products
     spy = lambda *arguments: calls.append(arguments) or real(*arguments)  # noqa: E731
@@ -127,7 +127,7 @@ def test_the_compiled_code_is_what_runs(monkeypatch):
 
 
 @compiled
-def test_threads_change_no_bit():
+def test_does_not_depend_on_the_number_of_threads():
     torch.manual_seed(0)
     delta, x = torch.randn(9, 40, 30), torch.randn(9, 30, 200)
     before, results = torch.get_num_threads(), []
@@ -141,7 +141,7 @@ def test_threads_change_no_bit():
 
 
 @compiled
-def test_not_a_number_is_seen():
+def test_nan_is_propagated():
     delta, x = torch.ones(2, 3, 4), torch.ones(2, 4, 5)
     x[1, 2, 3] = torch.nan
     total = products.sum_absolute_products(delta, x, 1)
@@ -150,7 +150,7 @@ def test_not_a_number_is_seen():
 
 @compiled
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="reads which libraries are loaded from /proc")
-def test_it_shares_the_threads_of_pytorch():
+def test_shares_the_threads_of_pytorch():
     code = (
         "import torch; from mas_embed.importance.rules import absolute_products as products; torch.ones(2).sum()\n"
         "before = {line.split()[-1] for line in open('/proc/self/maps') if 'omp' in line}\n"
@@ -161,7 +161,7 @@ def test_it_shares_the_threads_of_pytorch():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-def test_an_installation_without_it_says_so(monkeypatch, tmp_path):
+def test_an_installation_without_compiled_products(monkeypatch, tmp_path):
     products._library.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     try:
@@ -172,7 +172,7 @@ def test_an_installation_without_it_says_so(monkeypatch, tmp_path):
         products._library.cache_clear()
 
 
-def test_code_that_cannot_be_loaded_is_not_used(monkeypatch, tmp_path):
+def test_a_library_that_cannot_be_loaded_is_not_used(monkeypatch, tmp_path):
     broken = tmp_path / "_absolute_products.so"
     broken.write_bytes(b"no library")
     products._library.cache_clear()

@@ -24,7 +24,7 @@ def build():
 
 
 class _Recurrent(nn.Module):
-    """An LSTM over nine positions, which keeps its features and counts its calls."""
+    """An LSTM over nine positions that stores its features and counts its calls."""
 
     def __init__(self):
         super().__init__()
@@ -69,7 +69,7 @@ def assert_same(before, after):
 
 
 @pytest.mark.parametrize("granularity", ["sample", "batch"])
-def test_nothing_is_left_behind(granularity):
+def test_the_model_is_unchanged(granularity):
     model, inputs = build()
     before = trace(model)
     estimate_importance(model, inputs.split(2), granularity=granularity)
@@ -77,7 +77,7 @@ def test_nothing_is_left_behind(granularity):
     assert_same(before, trace(model))
 
 
-def test_nothing_is_left_behind_after_an_exception_in_the_middle():
+def test_the_model_is_unchanged_after_an_exception():
     model, inputs = build()
     before = trace(model)
 
@@ -96,7 +96,7 @@ def test_nothing_is_left_behind_after_an_exception_in_the_middle():
     assert_same(before, trace(model))
 
 
-def test_a_shuffling_loader_does_not_move_the_random_state():
+def test_a_shuffling_loader_does_not_change_the_random_state():
     model, inputs = build()
     before = trace(model)
     estimate_importance(model, torch.utils.data.DataLoader(inputs, batch_size=2, shuffle=True))
@@ -119,7 +119,7 @@ def test_works_in_inference_mode():
     assert all(torch.equal(importance[name], expected[name]) for name in expected)
 
 
-def test_a_model_with_a_way_back_of_its_own_takes_it():
+def test_a_model_with_its_own_train_method_is_restored():
     class Merging(nn.Linear):
         def train(self, mode=True):
             with torch.no_grad():
@@ -134,7 +134,7 @@ def test_a_model_with_a_way_back_of_its_own_takes_it():
     assert model.training
 
 
-def test_a_table_with_a_largest_norm_keeps_its_rows():
+def test_an_embedding_with_max_norm_is_unchanged():
     table = nn.Embedding(9, 4, max_norm=0.5)
     before = table.weight.clone()
     estimate_importance(nn.Sequential(table, nn.Linear(4, 2)), [torch.randint(9, (5,))])

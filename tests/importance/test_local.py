@@ -61,7 +61,7 @@ def test_is_half_the_gradient_of_the_layers_own_squared_output(layer):
         torch.testing.assert_close(importance[name], value, rtol=1e-10, atol=1e-13)
 
 
-def test_no_gradient_is_taken_and_nothing_left_behind():
+def test_the_model_is_unchanged_and_has_no_gradient():
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Dropout(), nn.Linear(4, 2))
     importance = estimate_local_importance(model, [torch.randn(4, 3)])
     assert set(importance) == {"0.weight", "0.bias", "3.weight", "3.bias"}
@@ -71,17 +71,17 @@ def test_no_gradient_is_taken_and_nothing_left_behind():
     assert importance.settings["output"] == "local"
 
 
-def test_what_it_is_not_defined_for():
+def test_models_without_local_importance_are_refused():
     with pytest.raises(UserError, match="no trainable linear layer or convolution"):
         estimate_local_importance(nn.LayerNorm(3), [torch.randn(4, 3)])
-    with pytest.raises(UserError, match="sees 20 rows for 4 samples"):
+    with pytest.raises(UserError, match="has 20 rows for 4 samples"):
         model = nn.Linear(3, 2)
         estimate_local_importance(model, [torch.randn(4, 5, 3)], embed=lambda m, x: m(x.flatten(0, 1)).view(4, -1))
     with pytest.raises(UserError, match="batches is empty"):
         estimate_local_importance(nn.Linear(3, 2), [])
 
 
-def test_what_follows_in_place_does_not_change_it():
+def test_later_in_place_operations_do_not_change_it():
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Linear(3, 4), nn.Hardswish(), nn.Linear(4, 2)).double()
     inputs = torch.randn(5, 3, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Networks that people use, unchanged, against one autograd call per sample in float64."""
+"""Unchanged networks in common use, compared with one autograd call per sample in float64."""
 
 import pytest
 import torch
@@ -48,13 +48,13 @@ def test_torchvision(name):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "efficientnet_b0"])
-def test_convolutional_networks_go_by_rules_alone(name):
+def test_convolutional_networks_use_only_rules(name):
     model, inputs = build(name)
-    assert set(explain_coverage(model, inputs).way.values()) == {"rule"}
+    assert set(explain_coverage(model, inputs).values()) == {"rule"}
 
 
 class LanguageModel(nn.Module):
-    """As Hugging Face's: takes a dict by keyword, gives a dict; embeddings and tied positions, attention, pooling by mask."""
+    """As in Hugging Face: keyword inputs, a dict as result, position embeddings, attention and pooling by mask."""
 
     def __init__(self):
         super().__init__()
@@ -70,7 +70,7 @@ class LanguageModel(nn.Module):
         return {"last_hidden_state": hidden, "pooled": (hidden * mask).sum(1) / mask.sum(1)}
 
 
-def test_a_transformer_that_takes_a_dict():
+def test_a_transformer_with_a_dict_as_input():
     torch.manual_seed(0)
     model = LanguageModel().double().eval()
     batch = {"input_ids": torch.randint(1, 30, (5, 7)), "attention_mask": torch.ones(5, 7, dtype=torch.long)}
@@ -83,10 +83,10 @@ def test_a_transformer_that_takes_a_dict():
     expected = per_sample_importance(model, samples, lambda sample: [embed(model, sample).square().sum()])
     batches = [{key: value[:3] for key, value in batch.items()}, {key: value[3:] for key, value in batch.items()}]
     assert_equal(estimate_importance(model, batches, embed=embed), expected)
-    ways = explain_coverage(model, batch, embed=embed).way
-    assert ways["words.weight"] == "rule"
-    assert ways["positions.weight"] == "fallback"  # looked up once for all samples
-    assert ways["encoder.layers.0.linear1.weight"] == "rule"
+    coverage = explain_coverage(model, batch, embed=embed)
+    assert coverage["words.weight"] == "rule"
+    assert coverage["positions.weight"] == "fallback"  # looked up once for all samples
+    assert coverage["encoder.layers.0.linear1.weight"] == "rule"
 
 
 def test_an_lstm_embedder_of_words():
@@ -109,7 +109,7 @@ def test_an_lstm_embedder_of_words():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_compiled_model_is_estimated_uncompiled_under_its_own_names():
+def test_a_compiled_model_has_the_importance_of_the_uncompiled_one_under_its_parameter_names():
     torch.manual_seed(0)
     model, inputs = (
         nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)).double(),
@@ -122,7 +122,7 @@ def test_a_compiled_model_is_estimated_uncompiled_under_its_own_names():
     assert all(torch.equal(importance[f"_orig_mod.{name}"], value) for name, value in expected.items())
 
 
-def test_channels_last_and_inputs_that_need_gradients():
+def test_channels_last_and_inputs_that_require_gradients():
     model, inputs = build("resnet18")
     expected = estimate_importance(model, [inputs])
     model.to(memory_format=torch.channels_last)
@@ -134,7 +134,7 @@ def test_channels_last_and_inputs_that_need_gradients():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", ["resnet18", "vit_b_16"])
-def test_on_a_gpu_it_is_the_same(name):
+def test_the_gpu_gives_the_importance_of_the_cpu(name):
     model, inputs = build(name)
     expected = estimate_importance(model, [inputs])
     importance = estimate_importance(model.cuda(), inputs.split(2))

@@ -33,7 +33,7 @@ def test_all_samples_observed_is_the_estimate(context):
 
 
 @pytest.mark.parametrize("sizes", [[12], [5, 5, 2], [1] * 12])
-def test_every_third_sample_is_the_same_whatever_the_requests(sizes):
+def test_every_third_sample_does_not_depend_on_the_size_of_requests(sizes):
     model, inputs = build()
     online = OnlineImportance(model, every=3)
     for request in inputs.split(sizes):
@@ -53,7 +53,7 @@ def test_decay_by_hand():
     assert online.importance().num_samples == 12
 
 
-def test_many_servers_join_into_one():
+def test_records_of_several_servers_can_be_merged():
     model, inputs = build()
     servers = [OnlineImportance(copy.deepcopy(model)) for _ in range(3)]
     for server, share in zip(servers, inputs.split([2, 7, 3]), strict=True):
@@ -72,7 +72,7 @@ def test_state_survives_a_restart(tmp_path):
         server.observe(inputs[5:])
     assert_equal(resumed.importance(), online.importance())
     other = OnlineImportance(nn.Linear(4, 2).double())
-    with pytest.raises(UserError, match="observed at another fingerprint"):
+    with pytest.raises(UserError, match="collected with another fingerprint"):
         other.load_state_dict(online.state_dict())
     for options, message in (
         ({"every": 3}, "another every"),
@@ -82,7 +82,7 @@ def test_state_survives_a_restart(tmp_path):
             OnlineImportance(copy.deepcopy(model), **options).load_state_dict(online.state_dict())
 
 
-def test_a_bad_batch_leaves_what_was_observed_untouched():
+def test_a_refused_batch_changes_nothing():
     model, inputs = build()
     online = OnlineImportance(model, decay=0.5)
     online.observe(inputs)
@@ -92,18 +92,18 @@ def test_a_bad_batch_leaves_what_was_observed_untouched():
     assert_equal(online.importance(), before)
 
 
-def test_a_gradient_that_is_not_finite_leaves_it_untouched_too():
+def test_a_batch_with_a_gradient_that_is_not_finite_changes_nothing():
     model, inputs = build()
     online = OnlineImportance(
         model, embed=lambda model, batch: model(batch) + (model[0](batch) * 0).abs().sqrt()[:, :3]
     )
-    with pytest.raises(UserError, match="NaN or infinite for some sample"):
+    with pytest.raises(UserError, match="NaN or infinite for at least one sample"):
         online.observe(inputs)
     with pytest.raises(UserError, match="nothing was observed yet"):
         online.importance()
 
 
-def test_other_threads_may_serve_meanwhile():
+def test_other_threads_may_use_the_model_at_the_same_time():
     model, inputs = build()
     online, expected = OnlineImportance(model), model(inputs).detach()
     wrong, stop = [], threading.Event()
@@ -138,10 +138,10 @@ def test_memory_does_not_grow_with_requests():
     online = OnlineImportance(model)
     for _ in range(3):
         online.observe(inputs)
-    assert len(online._newest.lengths) == len(online._newest._proofs) == 1
+    assert len(online._batch_importance.norms) == len(online._batch_importance._samplewise_layers_by_shape) == 1
 
 
-def test_nothing_observed_and_bad_arguments():
+def test_nothing_observed_and_invalid_arguments():
     model, _ = build()
     with pytest.raises(UserError, match="nothing was observed yet"):
         OnlineImportance(model).importance()

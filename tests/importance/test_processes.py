@@ -1,4 +1,4 @@
-"""Several processes with unequal shards are one process with everything."""
+"""Several processes with unequal shards give the importance of one process with all samples."""
 
 import pytest
 import torch

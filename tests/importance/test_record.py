@@ -21,20 +21,20 @@ def test_is_a_mapping_of_means():
         importance["b"]
 
 
-def test_merging_is_by_counts():
+def test_merge_weights_by_the_number_of_samples():
     merged = Importance.merge(record([2.0], 1), record([4.0], 3))
     assert merged["a"].tolist() == [1.5]
     assert merged.num_samples == 4
 
 
-def test_merging_refuses_what_does_not_belong_together():
+def test_merge_refuses_different_settings_and_shapes():
     with pytest.raises(UserError, match="different settings"):
         Importance.merge(record([1.0], output="vector"), record([1.0], output="squared_norm"))
     with pytest.raises(UserError, match="parameters differ: a"):
         Importance.merge(record([1.0]), record([1.0, 2.0]))
 
 
-def test_saved_and_loaded_is_the_same(tmp_path):
+def test_save_and_load(tmp_path):
     model = torch.nn.Linear(3, 2)
     importance = estimate_importance(model, [torch.randn(5, 3)], output="vector")
     importance.save(tmp_path / "importance.safetensors")
@@ -46,7 +46,7 @@ def test_saved_and_loaded_is_the_same(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["importance.safetensors"]
 
 
-def test_what_is_no_importance_is_refused_in_one_sentence(tmp_path):
+def test_files_without_importance_are_refused(tmp_path):
     with pytest.raises(UserError, match="cannot read"):
         Importance.load(tmp_path / "missing.safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
@@ -65,7 +65,7 @@ def test_a_pickle_is_refused_without_running_it(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_loading_for_another_model_names_what_differs(tmp_path):
+def test_loading_for_another_model_names_the_differences(tmp_path):
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 2))
     estimate_importance(model, [torch.randn(5, 3)]).save(tmp_path / "i.safetensors")
     assert Importance.load(tmp_path / "i.safetensors", model).num_samples == 5
@@ -75,7 +75,7 @@ def test_loading_for_another_model_names_what_differs(tmp_path):
         Importance.load(tmp_path / "i.safetensors", other)
 
 
-def test_the_fingerprint_follows_the_weights(tmp_path):
+def test_the_fingerprint_changes_with_the_weights(tmp_path):
     model = torch.nn.Linear(3, 2)
     importance = estimate_importance(model, [torch.randn(5, 3)])
     importance.save(tmp_path / "i.safetensors")
@@ -83,14 +83,14 @@ def test_the_fingerprint_follows_the_weights(tmp_path):
     with torch.no_grad():
         model.weight[0, 0] += 1e-6
     assert fingerprint_of(model) != importance.fingerprint
-    with pytest.raises(UserError, match="different weights does not merge"):
+    with pytest.raises(UserError, match="different weights cannot be merged"):
         Importance.merge(importance, estimate_importance(model, [torch.randn(5, 3)]))
     assert (
         len({fingerprint_of(torch.nn.Linear(3, 2).to(dtype)) for dtype in (torch.half, torch.float, torch.double)}) == 3
     )
 
 
-def test_the_fingerprint_knows_the_places_of_values():
+def test_the_fingerprint_depends_on_the_positions_of_values():
     for shape in ((3, 2), (40, 30)):
         model = torch.nn.Linear(*shape)
         before = fingerprint_of(model)
@@ -102,6 +102,6 @@ def test_the_fingerprint_knows_the_places_of_values():
         assert len({before, flipped, fingerprint_of(model)}) == 3
 
 
-def test_saving_where_there_is_no_folder(tmp_path):
+def test_saving_to_a_missing_folder(tmp_path):
     with pytest.raises(UserError, match="missing does not exist"):
         record([1.0]).save(tmp_path / "missing" / "i.safetensors")

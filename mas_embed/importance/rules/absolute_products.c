@@ -3,33 +3,35 @@
  *   total[o, p] += sum_n f(sum_l delta[n, o, l] patch[n, l, p])
  *   patch[n, l, p] = input[n sample_stride + positions[l] + columns[p]]
  *
- * A tile of a sample's product is finished in registers, what f makes of it is added to the tile's sum, and it is
- * forgotten. Composed of a library's calls, every sample's product, as large as the weights, goes through memory.
+ * f is the absolute value or the square. A tile of a sample's product is computed in registers and f of it is added to
+ * the sum of the tile, so that the product is never written to memory. With calls of a matrix library, the product of
+ * every sample, which is as large as the weights, would be written to memory and read again.
  *
- * Plain C for GCC and Clang; no header of Python or PyTorch. Built with OpenMP but not linked to it: its functions are
- * found in the library that PyTorch has loaded, so that there is one pool of threads.
+ * The code is C for GCC and Clang and includes no header of Python or PyTorch. It is compiled with OpenMP but not linked to
+ * it: the functions of OpenMP are those of the library that PyTorch has loaded, so that both share one thread pool.
  */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define ROWS 8                 /* outputs in a tile */
-#define PACKED_BYTES (1 << 18) /* of the patches of a few samples: what stays in a core's second cache */
+#define PACKED_BYTES (1 << 18) /* of the packed patches of a block of samples, which must fit the L2 cache of a core */
 
-const int rows = ROWS; /* delta is packed by as many */
+const int rows = ROWS; /* the caller packs delta in groups of this many outputs */
 
 typedef struct {
     const float *delta; /* [ceil(O / ROWS), N, L, ROWS], zeros beyond O */
     const float *input;
     const int64_t *positions, *columns;
-    float *totals; /* [num_parts, O, P]: one for each part of the samples, which is work for another thread */
+    float *totals; /* [num_parts, O, P], one for each part of the samples; parts are computed in parallel */
     int64_t num_samples, num_outputs, num_positions, num_columns, sample_stride, num_parts;
     int exponent, num_threads;
 } Task;
 
 typedef void Tile(const Task *, int64_t column, int64_t first, int64_t last, float *packed, float *total);
 
-/* Defines a Tile: two vectors of patch entries from `column` on, all outputs, samples `first` to `last`. */
+/* Defines a Tile, which handles two vectors of patch entries from `column` on, all outputs, and the samples in
+ * [first, last). */
 #define DEFINE_TILE(NAME, TARGET, WIDTH)                                                                             \
     typedef float NAME##_floats __attribute__((vector_size(4 * WIDTH), may_alias));                                  \
     typedef int32_t NAME##_bits __attribute__((vector_size(4 * WIDTH)));                                             \
@@ -37,12 +39,12 @@ typedef void Tile(const Task *, int64_t column, int64_t first, int64_t last, flo
                             float *total) {                                                                          \
         const int64_t num_positions = task->num_positions, *columns = task->columns + column;                        \
         const int64_t left = task->num_columns - column, filled = left < 2 * WIDTH ? left : 2 * WIDTH;               \
-        const int in_a_row = filled == 2 * WIDTH && columns[2 * WIDTH - 1] - columns[0] == 2 * WIDTH - 1;            \
+        const int contiguous = filled == 2 * WIDTH && columns[2 * WIDTH - 1] - columns[0] == 2 * WIDTH - 1;          \
         float *into = packed;                                                                                        \
         for (int64_t n = first; n < last; n++)                                                                       \
             for (int64_t l = 0; l < num_positions; l++, into += 2 * WIDTH) {                                         \
                 const float *from = task->input + n * task->sample_stride + task->positions[l];                      \
-                if (in_a_row)                                                                                        \
+                if (contiguous)                                                                                      \
                     memcpy(into, from + columns[0], sizeof(float) * 2 * WIDTH);                                      \
                 else                                                                                                 \
                     for (int64_t p = 0; p < 2 * WIDTH; p++) into[p] = p < filled ? from[columns[p]] : 0;             \
@@ -77,7 +79,7 @@ DEFINE_TILE(tile_8, __attribute__((target("avx2,fma"))), 8)
 #endif
 DEFINE_TILE(tile_4, , 4)
 
-/* How many numbers the processor's vectors hold. */
+/* The number of floats in a vector register of this processor. */
 int vector_width(void) {
 #ifdef __x86_64__
     if (__builtin_cpu_supports("avx512f")) return 16;
@@ -86,8 +88,8 @@ int vector_width(void) {
     return 4;
 }
 
-/* Adds to the task's totals, in the same order whatever the number of threads is; 0, or 1 where memory was refused.
- * `vector` is `vector_width()`, or one of the smaller widths. */
+/* Adds to the totals of the task, in an order that does not depend on the number of threads. Returns 0, or 1 if memory could
+ * not be allocated. `vector` is `vector_width()` or one of the smaller widths. */
 int add_absolute_products(const Task *task, int vector) {
     Tile *tile = tile_4;
 #ifdef __x86_64__
@@ -97,20 +99,20 @@ int add_absolute_products(const Task *task, int vector) {
     const int64_t width = 2 * vector, sample_bytes = (int64_t)sizeof(float) * width * task->num_positions;
     const int64_t num_tiles = (task->num_columns + width - 1) / width;
     const int64_t block = sample_bytes < PACKED_BYTES ? PACKED_BYTES / sample_bytes : 1;
-    int refused = 0;
-#pragma omp parallel num_threads(task->num_threads) reduction(| : refused)
+    int failed = 0;
+#pragma omp parallel num_threads(task->num_threads) reduction(| : failed)
     {
         void *packed = NULL;
-        refused = posix_memalign(&packed, 64, (size_t)(block * sample_bytes)) != 0;
+        failed = posix_memalign(&packed, 64, (size_t)(block * sample_bytes)) != 0;
 #pragma omp for schedule(dynamic)
         for (int64_t work = 0; work < num_tiles * task->num_parts; work++) {
             const int64_t column = work / task->num_parts * width, part = work % task->num_parts;
             const int64_t end = task->num_samples * (part + 1) / task->num_parts;
             float *total = task->totals + part * task->num_outputs * task->num_columns;
-            for (int64_t first = task->num_samples * part / task->num_parts; first < end && !refused; first += block)
+            for (int64_t first = task->num_samples * part / task->num_parts; first < end && !failed; first += block)
                 tile(task, column, first, first + block < end ? first + block : end, packed, total);
         }
         free(packed);
     }
-    return refused;
+    return failed;
 }

@@ -1,6 +1,7 @@
-"""Sums of absolute matrix products by compiled code (`absolute_products.c`), where installing the package could build it.
+"""Sums of absolute matrix products, computed by the C code in `absolute_products.c`.
 
-N samples, L positions, O outputs, P entries of a patch.
+The C code is optional: it is compiled when the package is installed, if there is a C compiler. N samples, L positions,
+O outputs, P entries of a patch.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from mas_embed.importance.rules.memory import scratch
 
-NUM_TASKS = 16  # at least, if there are as many samples: enough for the threads of a large processor to share
+MIN_TASKS = 16  # unless there are fewer samples; enough to keep the threads of a large processor busy
 
 
 class _Task(ctypes.Structure):
@@ -29,23 +30,26 @@ class _Task(ctypes.Structure):
 
 
 def has_compiled_products() -> bool:
-    """Whether this installation has the compiled code."""
+    """Whether the compiled code is part of this installation and can be loaded."""
     return _library() is not None
 
 
 def can_compute(tensor: Tensor) -> bool:
-    """Whether the compiled code takes such a tensor: float32 in main memory."""
+    """Whether the compiled code is available and accepts this tensor, which must be float32 on the CPU."""
     return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and has_compiled_products()
 
 
 def sum_absolute_products(delta: Tensor, patches: Tensor, exponent: int) -> Tensor:
-    """`sum_n |delta_n patches_n|^exponent` [O, P], where no `delta_n patches_n` is ever in memory.
+    """`sum_n |delta_n patches_n|^exponent` [O, P], computed without storing any product `delta_n patches_n`.
 
     Args:
-        delta: [N, O, *positions], float32.
-        patches: a view [N, *positions, *entries] of float32, read in place; patches may overlap, but every entry of a patch
-            must lie behind the one before it.
+        delta: [N, O, *positions], in float32.
+        patches: [N, *positions, *entries], in float32, read without a copy. It may be a view in which patches overlap, but
+            the entries of a patch must be in increasing order in memory.
         exponent: 1 or 2.
+
+    Raises:
+        MemoryError: the compiled code could not allocate its buffers.
     """
     library = _library()
     assert library is not None
@@ -54,11 +58,11 @@ def sum_absolute_products(delta: Tensor, patches: Tensor, exponent: int) -> Tens
     positions = _offsets(patches.shape[1:last], patches.stride()[1:last])
     columns = _offsets(patches.shape[last:], patches.stride()[last:])
     rows = ctypes.c_int.in_dll(library, "rows").value
-    whole_NOL = F.pad(delta_NOL, (0, 0, 0, -num_outputs % rows)) if num_outputs % rows else delta_NOL
-    grouped = whole_NOL.unflatten(1, (-1, rows)).permute(1, 0, 3, 2)
+    padded_NOL = F.pad(delta_NOL, (0, 0, 0, -num_outputs % rows)) if num_outputs % rows else delta_NOL
+    grouped = padded_NOL.unflatten(1, (-1, rows)).permute(1, 0, 3, 2)
     packed = scratch("packed", grouped.shape, grouped).copy_(grouped)
     vector = _vector_width(library)
-    num_parts = min(num_samples, max(1, 2 * vector * NUM_TASKS // len(columns)))
+    num_parts = min(num_samples, max(1, 2 * vector * MIN_TASKS // len(columns)))
     totals = scratch("totals", (num_parts, num_outputs, len(columns)), delta_NOL).zero_()
     task = _Task(
         *(tensor.data_ptr() for tensor in (packed, patches, positions, columns, totals)),
@@ -71,7 +75,7 @@ def sum_absolute_products(delta: Tensor, patches: Tensor, exponent: int) -> Tens
 
 
 def _offsets(shape: Sequence[int], strides: Sequence[int]) -> Tensor:
-    """Where the entries of a view lie, in its order, counted from the first."""
+    """The offsets in memory of the entries of a view from its first entry, in the order of the view."""
     offsets = torch.zeros(1, dtype=torch.int64)
     for size, stride in zip(shape, strides, strict=True):
         offsets = (offsets[:, None] + stride * torch.arange(size)).flatten()
@@ -84,10 +88,10 @@ def _vector_width(library: ctypes.CDLL) -> int:
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    found = importlib.util.find_spec("mas_embed.importance.rules._absolute_products")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("mas_embed.importance.rules._absolute_products")
+    if spec is None or spec.origin is None:
         return None
     try:
-        return ctypes.CDLL(found.origin)
-    except OSError:  # PyTorch brings no OpenMP that the code knows
+        return ctypes.CDLL(spec.origin)
+    except OSError:  # PyTorch did not load an OpenMP library that has the functions the code calls
         return None

@@ -1,4 +1,7 @@
-"""`nn.PReLU`: `y = max(x, 0) + w min(x, 0)`. N samples, C channels (or one weight for all), L positions."""
+"""The rule of `nn.PReLU`, `y = max(x, 0) + w min(x, 0)`.
+
+N samples, C channels (with one weight each, or one for all), L positions.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from mas_embed.importance.rules.registry import rule
 def prelu(
     layer: nn.PReLU, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]
 ) -> dict[str, Tensor]:
-    """Per-sample gradients `sum_l delta min(x, 0)`."""
+    """The per-sample gradient is `sum_l delta min(x, 0)`."""
     dtype = accumulation_dtype(grad_output)
     product = grad_output.to(dtype) * input.detach().to(dtype).clamp_max(0)
     shape = (len(input), layer.num_parameters, -1) if layer.num_parameters > 1 else (len(input), 1, -1)

@@ -1,4 +1,8 @@
-"""`y = conv(x, W) + b`, in one to three dimensions, and its transpose; any stride, padding, dilation, groups and padding mode."""
+"""The rules of convolutions, `y = conv(x, W) + b`, and of transposed convolutions, in one to three dimensions.
+
+They support every stride, padding, dilation, number of groups and padding mode. N samples, C input channels, L positions of
+the output, O output channels, P entries of a patch.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,11 @@ from mas_embed.importance.rules.absolute_products import can_compute, sum_absolu
 from mas_embed.importance.rules.memory import absolute_power, accumulation_dtype, sample_blocks, scratch
 from mas_embed.importance.rules.registry import rule
 
-# All measured. By compiled code:
-MAX_POSITIONS = 2500  # more of them and the layer's own backward pass is as fast
-# By a library's calls:
-MAX_PATCH_BYTES = 2**20  # of one sample: more would leave a core's cache before they are used
-MAX_CHANNELS = 64  # of the output in one matrix product: large enough for it, small enough for a processor's cache
+# These limits were measured. For the compiled code:
+MAX_POSITIONS = 2500  # of the output; with more of them PyTorch's backward pass of the layer is as fast
+# For PyTorch's matrix products:
+MAX_PATCH_BYTES = 2**20  # of one sample; larger patches would leave a core's cache before they are used
+MAX_CHANNELS = 64  # of the output per matrix product; more would not fit a processor's cache, fewer would be slower
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 TransposedConvolution = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
@@ -29,7 +33,7 @@ TransposedConvolution = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspo
 def convolution(
     layer: Convolution, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]
 ) -> dict[str, Tensor]:
-    """Sums over samples in blocks, of which none is kept; see `_weight` for how a sample's gradient is formed."""
+    """Adds up blocks of samples, so that the per-sample gradients are never all in memory; `_weight` computes them."""
     sums = _bias(grad_output, exponent, names)
     if "weight" in names:
         padded, padding = _padded(layer, input.detach())
@@ -44,7 +48,7 @@ def convolution(
 def transposed_convolution(
     layer: TransposedConvolution, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]
 ) -> dict[str, Tensor]:
-    """As `convolution`, with the output padding that made the output as large as it is."""
+    """Works as `convolution`; the output padding follows from the sizes of the input and the output."""
     sums = _bias(grad_output, exponent, names)
     if "weight" in names:
         padding: list[int] = [int(amount) for amount in layer.padding]
@@ -75,9 +79,9 @@ def _bias(grad_output: Tensor, exponent: int, names: Collection[str]) -> dict[st
 
 
 def _padded(layer: Convolution, input: Tensor) -> tuple[Tensor, list[int]]:
-    """The input, padded if the kernel cannot do it itself, and the zeros that are left for the kernel to pad."""
+    """The input, padded if the kernel does not support the padding, and the zero padding that is left to the kernel."""
     if layer.padding_mode != "zeros":
-        # As the layer's own forward does; amounts are kept last dimension first, as F.pad takes them
+        # As in the forward of the layer, which stores the amounts in the order of F.pad, with the last dimension first
         return F.pad(input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), [0] * (input.ndim - 2)
     if not isinstance(layer.padding, str):
         return input, list(layer.padding)
@@ -99,7 +103,7 @@ def _weight(
     padding: list[int],
     output_padding: list[int],
 ) -> Tensor:
-    """By patches where that is faster; else by the layer's own backward pass on each sample alone."""
+    """Uses products of patches where they are faster, and otherwise PyTorch's backward pass of the layer for each sample."""
     dtype = accumulation_dtype(grad_output)
     input, grad_output = input.to(dtype), grad_output.to(dtype)
     if isinstance(layer, Convolution) and layer.groups == 1:
@@ -107,7 +111,7 @@ def _weight(
         compiled = num_positions <= MAX_POSITIONS and can_compute(input)
         if compiled or num_positions * patch * input.element_size() <= MAX_PATCH_BYTES:
             patches = _patches(layer, _channels_last(input, padding), grad_output.shape[2:])
-            summed = (sum_absolute_products if compiled else _sum_by_library)(grad_output, patches, exponent)
+            summed = (sum_absolute_products if compiled else _sum_by_bmm)(grad_output, patches, exponent)
             return summed.view(layer.out_channels, *layer.kernel_size, -1).movedim(-1, 1)
     weight = layer.weight.detach().to(dtype)
     total = torch.zeros_like(weight)
@@ -130,30 +134,34 @@ def _weight(
 
 
 def _channels_last(input: Tensor, padding: list[int]) -> Tensor:
-    """The input [N, C, *sizes] as [N, *padded sizes, C], in one copy."""
+    """The input [N, C, *sizes], zero-padded, as [N, *padded sizes, C]; the input is copied once."""
     moved, sizes = input.movedim(1, -1), input.shape[2:]
     padded_sizes = [size + 2 * amount for size, amount in zip(sizes, padding, strict=True)]
     padded = scratch("padded", (len(input), *padded_sizes, input.shape[1]), input)
     if any(padding):
         padded.zero_()
-    inner = padded
+    unpadded = padded
     for dim, (size, amount) in enumerate(zip(sizes, padding, strict=True), start=1):
-        inner = inner.narrow(dim, amount, size)
-    inner.copy_(moved)
+        unpadded = unpadded.narrow(dim, amount, size)
+    unpadded.copy_(moved)
     return padded
 
 
 def _patches(layer: Convolution, padded: Tensor, positions: torch.Size) -> Tensor:
-    """What the kernel sees at every position, as a view [N, *positions, *kernel size, C]: a row of it is one run of memory."""
-    sample, *strides, channel = padded.stride()
-    steps = [own * stride for own, stride in zip(strides, layer.stride, strict=True)]
-    taps = [own * dilation for own, dilation in zip(strides, layer.dilation, strict=True)]
-    size = (len(padded), *positions, *layer.kernel_size, padded.shape[-1])
-    return padded.as_strided(size, (sample, *steps, *taps, channel), padded.storage_offset())
+    """The patch under the kernel at every position, as a view [N, *positions, *kernel size, C].
+
+    The entries of one row of the kernel are contiguous if the dilation is 1.
+    """
+    sample_stride, *strides, channel_stride = padded.stride()
+    position_strides = [size * stride for size, stride in zip(strides, layer.stride, strict=True)]
+    kernel_strides = [size * dilation for size, dilation in zip(strides, layer.dilation, strict=True)]
+    shape = (len(padded), *positions, *layer.kernel_size, padded.shape[-1])
+    all_strides = (sample_stride, *position_strides, *kernel_strides, channel_stride)
+    return padded.as_strided(shape, all_strides, padded.storage_offset())
 
 
-def _sum_by_library(grad_output: Tensor, patches: Tensor, exponent: int) -> Tensor:
-    """`sum_n |delta_n patches_n|^exponent` [O, P] by batched matrix products of copied patches."""
+def _sum_by_bmm(grad_output: Tensor, patches: Tensor, exponent: int) -> Tensor:
+    """`sum_n |delta_n patches_n|^exponent` [O, P] by batched matrix products with copies of the patches."""
     delta_NOL = grad_output.flatten(2)
     num_samples, out_channels, num_positions = delta_NOL.shape
     patch = patches[0].numel() // num_positions

@@ -1,4 +1,7 @@
-"""`y = x W^T + b`. N samples, T positions (all dimensions between the first and the last), I/O in/out features."""
+"""The rule of `nn.Linear`, `y = x W^T + b`.
+
+N samples, T positions (all dimensions between the first and the last), I/O in/out features.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,20 @@ from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear  # plain; the last layer of attention
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear  # output layer of attention
 
 from mas_embed.importance.rules.absolute_products import can_compute, sum_absolute_products
 from mas_embed.importance.rules.memory import absolute_power, accumulation_dtype, sample_blocks
 from mas_embed.importance.rules.registry import rule
 
-MAX_POSITIONS = 64  # for compiled code; beyond it a library's matrix products are as fast (measured)
+MAX_POSITIONS = 64  # for the compiled code; with more of them PyTorch's matrix products are as fast (measured)
 
 
 @rule(nn.Linear, NonDynamicallyQuantizableLinear, min_ndim=2)
 def linear(
     layer: nn.Linear, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]
 ) -> dict[str, Tensor]:
-    """Per-sample gradients `g_n = delta_n^T x_n` (sum over T); O(N T I O) time."""
+    """The per-sample gradient is `g_n = delta_n^T x_n`, summed over T; O(N T I O) time."""
     dtype = accumulation_dtype(grad_output)
     input_NTI = input.detach().reshape(len(input), -1, layer.in_features).to(dtype)
     delta_NTO = grad_output.reshape(len(input), -1, layer.out_features).to(dtype)
@@ -33,7 +36,7 @@ def linear(
 
 def _weight(input_NTI: Tensor, delta_NTO: Tensor, exponent: int) -> Tensor:
     if input_NTI.shape[1] == 1:
-        # One position: |delta_o x_i|^p = |delta_o|^p |x_i|^p, so the sum over samples is one matrix product.
+        # With one position, |delta_o x_i|^p = |delta_o|^p |x_i|^p, so the sum over samples is one matrix product.
         return delta_NTO[:, 0].abs().pow(exponent).T @ input_NTI[:, 0].abs().pow(exponent)
     if input_NTI.shape[1] <= MAX_POSITIONS and can_compute(delta_NTO):
         return sum_absolute_products(delta_NTO.mT, input_NTI.contiguous(), exponent)

@@ -1,4 +1,7 @@
-"""`nn.Embedding`: rows of a table. N samples, T positions (all dimensions but the first), V rows, D columns."""
+"""The rule of `nn.Embedding`, which looks up rows of a table.
+
+N samples, T positions (all dimensions but the first), V rows, D columns.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,15 @@ from mas_embed.importance.rules.registry import rule
 def embedding(
     layer: nn.Embedding, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]
 ) -> dict[str, Tensor]:
-    """A row's gradient is the sum over a sample's positions that look it up; only such rows are formed. O(N T D)."""
+    """The per-sample gradient of a row is the sum over the positions that look it up; other rows are not formed. O(N T D)."""
     row_NT = input.reshape(len(input), -1)
     delta = grad_output.to(accumulation_dtype(grad_output)).reshape(row_NT.numel(), layer.embedding_dim)
-    # One number for every pair of sample and row; equal pairs are positions that add up before the absolute value
+    # One number for every pair of sample and row; positions with equal pairs are added before the absolute value is taken
     pair = (torch.arange(len(input), device=input.device)[:, None] * layer.num_embeddings + row_NT).flatten()
-    pairs, place = pair.unique(return_inverse=True)
-    gradient = delta.new_zeros(len(pairs), layer.embedding_dim).index_add_(0, place, delta)
+    pairs, pair_index = pair.unique(return_inverse=True)
+    gradient = delta.new_zeros(len(pairs), layer.embedding_dim).index_add_(0, pair_index, delta)
     total = delta.new_zeros(layer.num_embeddings, layer.embedding_dim)
     total.index_add_(0, pairs % layer.num_embeddings, absolute_power(gradient, exponent))
     if layer.padding_idx is not None:
-        total[layer.padding_idx] = 0  # torch gives this row no gradient
+        total[layer.padding_idx] = 0  # torch computes no gradient for this row
     return {"weight": total}

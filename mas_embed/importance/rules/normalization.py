@@ -1,4 +1,4 @@
-"""`y = w * x_hat + b`, where `x_hat` depends on the sample alone.
+"""The rules of normalization layers, `y = w * x_hat + b`, where `x_hat` depends on the sample alone.
 
 N samples, C channels, L positions (all other dimensions), S the shape of the parameters.
 """
@@ -21,11 +21,11 @@ from mas_embed.importance.rules.registry import rule
 def batch_norm(
     layer: nn.BatchNorm2d, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]
 ) -> dict[str, Tensor]:
-    """Eval mode: `x_hat = (x - running_mean) / sqrt(running_var + eps)`."""
+    """Normalizes by the running statistics (eval mode): `x_hat = (x - running_mean) / sqrt(running_var + eps)`."""
     dtype, (num_samples, channels) = accumulation_dtype(grad_output), input.shape[:2]
     assert layer.running_mean is not None and layer.running_var is not None
     mean, variance = (statistic.to(dtype).repeat(num_samples) for statistic in (layer.running_mean, layer.running_var))
-    # Autograd's own kernel, told that every channel of every sample is a channel of its own
+    # The kernel that autograd uses, on a view in which every channel of every sample is a separate channel
     delta, x = (tensor.detach().to(dtype).reshape(1, num_samples * channels, -1) for tensor in (grad_output, input))
     _, *gradients = torch.ops.aten.native_batch_norm_backward(
         delta, x, None, mean, variance, None, None, False, layer.eps, [False, True, True]
@@ -41,7 +41,7 @@ def batch_norm(
 def group_norm(
     layer: nn.GroupNorm, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]
 ) -> dict[str, Tensor]:
-    """Statistics over the channels of a group and all positions."""
+    """Normalizes by the statistics over the channels of a group and all positions."""
     dtype = accumulation_dtype(grad_output)
     normalized = F.group_norm(input.detach().to(dtype), layer.num_groups, eps=layer.eps)
     return _by_channel(normalized, grad_output.to(dtype), exponent, names)
@@ -53,7 +53,7 @@ def group_norm(
 def instance_norm(
     layer: nn.InstanceNorm2d, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]
 ) -> dict[str, Tensor]:
-    """Statistics over all positions of a channel."""
+    """Normalizes by the statistics over all positions of a channel."""
     dtype = accumulation_dtype(grad_output)
     return _by_channel(F.instance_norm(input.detach().to(dtype), eps=layer.eps), grad_output.to(dtype), exponent, names)
 
@@ -62,7 +62,7 @@ def instance_norm(
 def layer_norm(
     layer: nn.LayerNorm, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]
 ) -> dict[str, Tensor]:
-    """Statistics over the last dimensions, which are those of the parameters."""
+    """Normalizes by the statistics over the last dimensions, which are the dimensions of the parameters."""
     dtype = accumulation_dtype(grad_output)
     normalized = F.layer_norm(input.detach().to(dtype), layer.normalized_shape, eps=layer.eps)
     return _by_element(layer, normalized, grad_output.to(dtype), exponent, names)
@@ -72,16 +72,16 @@ def layer_norm(
 def rms_norm(
     layer: nn.RMSNorm, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]
 ) -> dict[str, Tensor]:
-    """As `layer_norm`, without a mean."""
+    """Normalizes as `layer_norm` does, but without subtracting the mean."""
     dtype = accumulation_dtype(grad_output)
-    # torch's own default: that of the type it computes in, float32 for half precision
+    # The default of torch: the eps of the dtype that it computes in, which is float32 for half precision
     eps = layer.eps if layer.eps is not None else torch.finfo(accumulation_dtype(input)).eps
     normalized = F.rms_norm(input.detach().to(dtype), list(layer.normalized_shape), eps=eps)
     return _by_element(layer, normalized, grad_output.to(dtype), exponent, names)
 
 
 def _by_channel(normalized: Tensor, delta: Tensor, exponent: int, names: Collection[str]) -> dict[str, Tensor]:
-    """For parameters [C] of inputs [N, C, ...]."""
+    """The sums for parameters [C] of a layer with inputs [N, C, ...]."""
     normalized_NCL, delta_NCL = (x.flatten(2) if x.ndim > 2 else x.unsqueeze(2) for x in (normalized, delta))
     sums = {}
     if "weight" in names:
@@ -95,7 +95,7 @@ def _by_channel(normalized: Tensor, delta: Tensor, exponent: int, names: Collect
 def _by_element(
     layer: nn.LayerNorm | nn.RMSNorm, normalized: Tensor, delta: Tensor, exponent: int, names: Collection[str]
 ) -> dict[str, Tensor]:
-    """For parameters [S] of inputs [N, ..., S]."""
+    """The sums for parameters [S] of a layer with inputs [N, ..., S]."""
     size = len(layer.normalized_shape)
     num_positions = delta.shape[1 : delta.ndim - size].numel()
 

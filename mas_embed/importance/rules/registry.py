@@ -1,14 +1,15 @@
-"""Exact rules: the sum over samples of |per-sample gradient|^exponent, for one layer family each.
+"""The registry of exact rules; a rule computes the sum over samples of |per-sample gradient|^exponent for one layer family.
 
 A rule is a pure function `(layer, input, grad_output, exponent, names) -> {name: Tensor}`:
 
-- `input` [N, ...] and `grad_output` [N, ...] are what the layer received in its one call of the batch, and the gradient
-  of the batch's summed output with respect to what it returned; samples do not mix, so slice n belongs to sample n;
-- `names` are the layer's own parameters that are wanted ("weight", "bias");
-- the result has the parameter's shape, in float32 or wider: `sum_n |g_n|^exponent`.
+- `input` [N, ...] is the input of the layer's only call in the batch, and `grad_output` [N, ...] is the gradient of the
+  summed output of the batch with respect to the result of that call. The samples are independent, so slice n of both belongs
+  to sample n;
+- `names` are the names within the layer of the parameters to compute ("weight", "bias");
+- the result is `sum_n |g_n|^exponent` for each of them, in the parameter's shape and in float32 or wider.
 
-Registering a rule for an exact class (subclasses may compute something else and take the exact fallback) is all it
-takes::
+A rule is registered for exact classes. It does not apply to their subclasses, which may compute something else and use the
+exact fallback::
 
     @rule(nn.Linear, min_ndim=2)
     def linear(layer, input, grad_output, exponent, names): ...
@@ -27,14 +28,14 @@ RuleFunction = Callable[[Any, Tensor, Tensor, int, Collection[str]], dict[str, T
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule and where it holds.
+    """A rule and the conditions under which it is exact.
 
     Attributes:
         function: the rule.
-        min_ndim: dimensions of a batched input; with fewer the first dimension is not the samples.
-        applies: whether the rule holds for this layer, as it is set up.
-        forward: of the class, as it was when the rule was registered: one that was patched since is another layer.
-        parameters: the parameters of the layer that the rule can give.
+        min_ndim: the smallest number of dimensions of a batched input; with fewer, the first dimension is not the samples.
+        applies: returns whether the rule is exact for a layer with the options of this one.
+        forward: the `forward` of the class at registration; the rule is not used if it has been patched since.
+        parameters: the names of the parameters that the rule can compute.
     """
 
     function: RuleFunction
@@ -50,7 +51,7 @@ RULES: dict[type[nn.Module], Rule] = {}
 def rule(
     *layers: type[nn.Module], min_ndim: int, applies: Callable[[Any], bool] = lambda layer: True
 ) -> Callable[[RuleFunction], RuleFunction]:
-    """A decorator that registers a function as the rule of the given layer classes."""
+    """A decorator that registers a function as the rule of the given layer classes; see `Rule` for the arguments."""
 
     def register(function: RuleFunction) -> RuleFunction:
         for layer in layers:
@@ -61,7 +62,7 @@ def rule(
 
 
 def rule_of(layer: nn.Module) -> Rule | None:
-    """The rule that holds for this very layer, if there is one."""
+    """The rule that is exact for this layer, or None."""
     found = RULES.get(type(layer))
     if found is None or "forward" in vars(layer) or type(layer).forward is not found.forward:
         return None

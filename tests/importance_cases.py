@@ -1,0 +1,284 @@
+"""Small networks in float64, each with something that an importance estimate must handle, by name in `CASES`."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class TwoLinears(nn.Module):
+    """Two layers share one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x)))
+
+
+class CalledTwice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(self.layer(torch.tanh(self.layer(x))))
+
+
+class UsedOutsideItsLayer(nn.Module):
+    """The layer runs once, and its weight is used once more as a plain tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.layer(x) + torch.tanh(x) @ self.layer.weight.abs()
+
+
+class LayerOutputUnused(nn.Module):
+    """The output of the layer is discarded; its weight is used once, as a plain tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x):
+        self.layer(x)
+        return F.linear(torch.sin(x), self.layer.weight)
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(3, 5, batch_first=True), nn.Linear(5, 4)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+class ClassToken(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.token, self.scale = nn.Parameter(torch.randn(1, 1, 6)), nn.Parameter(torch.randn(()))
+        self.attention, self.norm = nn.MultiheadAttention(6, 2, batch_first=True), nn.LayerNorm(6)
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+        return self.norm(x + self.attention(x, x, x, need_weights=False)[0])[:, 0] * self.scale
+
+
+class PositionsFirst(nn.Module):
+    """The input of the layer is [T, N, I]: its first dimension is not the samples, even if T equals N."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+
+    def forward(self, x):
+        return torch.tanh(self.layer(x.transpose(0, 1))).mean(0)
+
+
+class FoldedPositions(nn.Module):
+    """The input of the layer is [N * T, I]."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+
+    def forward(self, x):
+        return torch.tanh(self.layer(x.flatten(0, 1))).view(len(x), -1, 4).mean(1)
+
+
+class SharedBranch(nn.Module):
+    """Residual, in-place activations, a frozen and an unused layer, and data-dependent control flow."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.branch = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.norm, self.head, self.unused = nn.BatchNorm2d(4), nn.Linear(4, 3), nn.Linear(2, 2)
+        self.frozen = nn.Conv2d(4, 4, 3, padding=1).requires_grad_(False)
+        self.prelu = nn.PReLU(4)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x), inplace=True)
+        if x.sum() > -1:  # always true, but vmap cannot know
+            x = x + F.relu_(self.branch(self.frozen(x)))
+        return self.head(self.prelu(self.norm(x)).mean((2, 3)))
+
+
+class SquaredReLU(nn.Module):
+    """An activation with a parameter and without a rule."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(4))
+
+    def forward(self, x):
+        return torch.relu(x) ** 2 * self.scale
+
+
+class WordEmbedder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.head = nn.Embedding(9, 4, padding_idx=0), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.words(x).tanh().mean(1))
+
+
+class OneModuleTwoNames(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6))
+        self.norm, self.head = self.net[1], nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.net(x)) + self.norm(x))
+
+
+class ReferencedByAList(nn.Module):
+    """A parameter, and the weight of a layer, are used through another reference than their name."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.scale = nn.Linear(6, 6), nn.Parameter(torch.rand(6))
+        self.references = [self.scale, self.layer.weight]
+
+    def forward(self, x):
+        return torch.tanh(self.layer(x)) * self.references[0] @ self.references[1]
+
+
+class CalledWithOtherWeights(nn.Module):
+    """The layer runs once, with a weight that is computed from its parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x):
+        other = {"weight": self.layer.weight.T, "bias": self.layer.bias * 2}
+        return torch.func.functional_call(self.layer, other, (x,))
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, use_reentrant=False):
+        super().__init__()
+        self.stem, self.block, self.head = nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 6), nn.Tanh()), nn.Linear(6, 3)
+        self.use_reentrant = use_reentrant
+
+    def forward(self, x):
+        x = torch.utils.checkpoint.checkpoint(self.block, self.stem(x), use_reentrant=self.use_reentrant)
+        return self.head(x)
+
+
+def with_head(*layers):
+    return nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(3))
+
+
+def changed_after_construction():
+    """As in dilated ResNets, padding and dilation are set after the layer was made."""
+    model = with_head(nn.Conv2d(2, 4, 3, padding=1), nn.Tanh())
+    model[0].padding = model[0].dilation = (2, 2)
+    return model
+
+
+def conv(*args, size=7, **kwargs):
+    return lambda: with_head(nn.Conv2d(*args, **kwargs), nn.Tanh()), (args[0], size, size)
+
+
+CASES = {  # a function that builds the network, and the shape of a sample
+    "mlp": (lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(inplace=True), nn.Linear(8, 3)), (6,)),
+    "linear without bias": (lambda: nn.Linear(6, 3, bias=False), (6,)),
+    "linear over positions": (lambda: with_head(nn.Linear(3, 4), nn.Tanh()), (2, 3, 3)),
+    "conv": conv(3, 4, 3),
+    "conv stride padding dilation": conv(3, 4, 3, stride=2, padding=2, dilation=2),
+    "conv uneven": conv(2, 4, (3, 2), stride=(1, 2), padding=(2, 1), dilation=(1, 2), bias=False),
+    "conv groups": conv(4, 6, 3, groups=2, padding=1),
+    "conv depthwise": conv(4, 8, 3, groups=4, padding=1),
+    "conv same": conv(2, 4, (3, 5), padding="same"),
+    "conv valid": conv(2, 4, 4, padding="valid"),
+    "conv circular": conv(2, 4, 3, padding=2, padding_mode="circular"),
+    "conv reflect": conv(2, 4, 3, padding=(1, 2), padding_mode="reflect", stride=2),
+    "conv replicate": conv(2, 4, 3, padding="same", padding_mode="replicate", dilation=2),
+    "conv ignores the border": conv(2, 4, 3, stride=3, size=8),
+    "conv changed after construction": (changed_after_construction, (2, 7, 7)),
+    "conv1d": (lambda: with_head(nn.Conv1d(2, 4, 3, padding=1, stride=2), nn.BatchNorm1d(4), nn.ReLU()), (2, 6)),
+    "conv1d same, uneven": (lambda: with_head(nn.Conv1d(2, 4, 4, padding="same", dilation=2, groups=2)), (2, 9)),
+    "conv3d": (
+        lambda: with_head(nn.Conv3d(2, 4, (3, 2, 1), padding=(1, 0, 2), groups=2), nn.BatchNorm3d(4)),
+        (2, 3, 4, 3),
+    ),
+    "transposed conv1d": (lambda: with_head(nn.ConvTranspose1d(2, 4, 3, stride=3, output_padding=2)), (2, 5)),
+    "transposed conv2d": (
+        lambda: with_head(
+            nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2, dilation=2), nn.Tanh()
+        ),
+        (4, 4, 5),
+    ),
+    "transposed conv3d": (lambda: with_head(nn.ConvTranspose3d(2, 3, 2, bias=False)), (2, 3, 2, 3)),
+    "batch norm": (lambda: with_head(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU()), (2, 5, 5)),
+    "batch norm of vectors": (lambda: nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)), (6,)),
+    "group norm": (lambda: with_head(nn.Conv2d(2, 6, 3), nn.GroupNorm(3, 6), nn.PReLU(6)), (2, 5, 5)),
+    "group norm of vectors": (lambda: nn.Sequential(nn.Linear(6, 4), nn.GroupNorm(2, 4), nn.Linear(4, 3)), (6,)),
+    "instance norm": (
+        lambda: with_head(nn.Conv2d(2, 4, 3), nn.InstanceNorm2d(4, affine=True), nn.Tanh()),
+        (2, 5, 5),
+    ),
+    "instance norm with running statistics": (
+        lambda: with_head(nn.Conv1d(2, 4, 3), nn.InstanceNorm1d(4, affine=True, track_running_stats=True)),
+        (2, 6),
+    ),
+    "layer norm": (lambda: with_head(nn.Linear(3, 4), nn.LayerNorm((5, 4)), nn.PReLU()), (5, 3)),
+    "layer norm over positions": (lambda: with_head(nn.LayerNorm(3, bias=False), nn.Linear(3, 4)), (2, 4, 3)),
+    "rms norm": (lambda: with_head(nn.Linear(3, 4), nn.RMSNorm(4)), (5, 3)),
+    "rms norm with eps": (lambda: with_head(nn.RMSNorm((2, 3), eps=0.1)), (2, 3)),
+    "prelu": (lambda: nn.Sequential(with_head(nn.PReLU(2)), nn.PReLU()), (2, 5)),
+    "embedding": (WordEmbedder, "words"),
+    "embedding of one word": (lambda: nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 3)), "word"),
+    "layers without a rule": (
+        lambda: nn.Sequential(nn.Linear(6, 4), SquaredReLU(), nn.Linear(4, 4), SquaredReLU(), nn.Linear(4, 3)),
+        (6,),
+    ),
+    "weight norm": (
+        lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 4)), nn.Tanh(), nn.Linear(4, 2)),
+        (6,),
+    ),
+    "tied": (TwoLinears, (6,)),
+    "called twice": (CalledTwice, (6,)),
+    "used outside its layer": (UsedOutsideItsLayer, (6,)),
+    "layer output unused": (LayerOutputUnused, (6,)),
+    "recurrent": (Recurrent, (4, 3)),
+    "class token": (ClassToken, (4, 6)),
+    "positions first": (PositionsFirst, (7, 3)),
+    "folded positions": (FoldedPositions, (4, 3)),
+    "shared branch": (SharedBranch, (2, 5, 5)),
+    "one module two names": (OneModuleTwoNames, (6,)),
+    "referenced by a list": (ReferencedByAList, (6,)),
+    "called with other weights": (CalledWithOtherWeights, (6,)),
+    "checkpointed": (Checkpointed, (6,)),
+}
+
+
+def make(name, num_samples=7):
+    """The network of a case in eval mode, and a batch of inputs."""
+    torch.manual_seed(0)
+    build, shape = CASES[name]
+    words = {"words": (num_samples, 6), "word": (num_samples,)}.get(shape)
+    inputs = torch.randint(9, words) if words else torch.randn(num_samples, *shape, dtype=torch.float64)
+    model = build().double()
+    model.eval()(inputs)  # sets the size of lazy layers
+    for module in model.modules():
+        if getattr(module, "running_mean", None) is not None:
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return model, inputs
+
+
+def assert_equal(importance, expected, rtol=1e-10):
+    assert importance.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            importance[name], value, rtol=rtol, atol=1e-13, msg=lambda text, name=name: f"{name}: {text}"
+        )
