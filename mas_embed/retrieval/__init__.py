@@ -1,4 +1,4 @@
-"""Search, exact ranking scores, what an update does to an index, and embedding a data set."""
+"""Embedding a data set, nearest-neighbour search, exact retrieval metrics, and comparing an index across model updates."""
 
 from mas_embed.retrieval.clustering import clustering_scores
 from mas_embed.retrieval.compatibility import IndexCompatibility, IndexUpdate, compare_indexes

@@ -1,4 +1,4 @@
-"""How well clusters of embeddings agree with labels."""
+"""Metrics of how well k-means clusters of the embeddings agree with the labels."""
 
 from __future__ import annotations
 
@@ -19,27 +19,29 @@ def clustering_scores(
     seed: int = 0,
     distance: Literal["cosine", "euclidean"] = "cosine",
 ) -> dict[str, float]:
-    """Groups the embeddings by k-means and says how much the groups tell about the labels, and the labels about them.
+    """The normalised and the adjusted mutual information between k-means clusters of the embeddings and the labels.
 
-    With I the mutual information of cluster and label and H their entropies: normalised `I / mean(H, H)`, which grows with
-    the number of clusters even for random ones; adjusted `(I - E[I]) / (mean(H, H) - E[I])`, E over random groupings of the
-    same sizes, which does not.
+    I is the mutual information of clusters and labels, and H_c and H_l are their entropies. The normalised score is
+    `I / mean(H_c, H_l)`; it grows with the number of clusters even if the clusters are random. The adjusted score is
+    `(I - E[I]) / (mean(H_c, H_l) - E[I])`, where E is the expectation over random clusters of the same sizes; it does not
+    grow with the number of clusters.
 
     Args:
         embeddings: [N, D], finite.
         labels: [N] integers.
-        num_clusters: 1 to N; None: as many as there are labels.
-        seed: of the first cluster centres (k-means++).
-        distance: "cosine" (rows are scaled to unit length) or "euclidean"; k-means knows no inner product.
+        num_clusters: between 1 and N. None stands for the number of distinct labels.
+        seed: seed of the initial cluster centres (k-means++).
+        distance: "cosine" (rows are scaled to unit length) or "euclidean". k-means is not defined for inner products.
 
     Returns:
-        "normalized_mutual_information" in [0, 1] and "adjusted_mutual_information", at most 1 and about 0 for random groups.
+        "normalized_mutual_information", between 0 and 1, and "adjusted_mutual_information", which is at most 1 and about 0
+        for random clusters.
 
     Raises:
-        UserError: shapes that do not fit, embeddings that are not finite (or zero under "cosine"), another distance, or
-            `num_clusters` out of range.
+        UserError: shapes do not match, an embedding is not finite (or is zero under "cosine"), the distance is not
+            supported, or `num_clusters` is out of range.
 
-    O(N D num_clusters) a round of k-means, in float64.
+    One iteration of k-means costs O(N D num_clusters), in float64.
 
     Source: Vinh, Epps, Bailey, *Information theoretic measures for clusterings comparison*, JMLR 2010; scikit-learn's `KMeans`
         and scores.

@@ -1,6 +1,6 @@
-"""After an update of the model: can the old gallery stay, or must it be embedded again?
+"""Compares retrieval before and after a model update, to decide whether the stored gallery must be embedded again.
 
-Q queries, G gallery items, K neighbours, M items to fit on, D embedding size.
+Q queries, G gallery items, K neighbours, M items that compensations are fitted on, D embedding size.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 @dataclass(frozen=True)
 class Drift:
-    """How far the items of a gallery moved.
+    """How far the items of a gallery moved in the embedding space.
 
     Attributes:
-        mean: over the items.
-        quantiles: by share of the gallery ("0.05" to "0.95"), the drift that so many items do not exceed.
+        mean: the mean drift over the items.
+        quantiles: the quantiles of the drift over the items, by their level ("0.05" to "0.95").
     """
 
     mean: float
@@ -39,21 +39,22 @@ class Drift:
 
 @dataclass(frozen=True)
 class IndexUpdate:
-    """An `IndexCompatibility` in numbers and texts alone: what one update of the model did to an index made before it.
+    """The effect of one model update on an existing index: an `IndexCompatibility` without its arrays, ready for JSON.
 
     Attributes:
-        after: a name for the update.
-        old_on_old: by metric the scores of old queries on the old gallery.
-        new_on_new: of new queries on the new gallery.
-        new_on_old: of new queries on the old gallery.
-        compensated: by compensation, of new queries on the old gallery that it moved.
-        drift: of the old gallery's items.
-        k: of the churn.
-        churn: mean share of a query's k nearest (old on old) that new queries no longer find on the old gallery.
-        churn_re_embedded: the same for new queries on the new gallery.
+        after: the name of the update.
+        old_on_old: the metrics by name, for old queries on the old gallery.
+        new_on_new: the metrics by name, for new queries on the new gallery.
+        new_on_old: the metrics by name, for new queries on the old gallery.
+        compensated: by the name of the compensation, the metrics of new queries on the old gallery after compensation.
+        drift: how far the gallery items moved.
+        k: the number of neighbours that `churn` and `churn_re_embedded` compare.
+        churn: the mean share of a query's k nearest items (old query, old gallery) that the new query no longer finds on
+            the old gallery.
+        churn_re_embedded: the mean share of the same k nearest items that the new query no longer finds on the new gallery.
         verdict: "keep", "compensate" or "re-embed".
         compensation: the name of the best compensation; None if none was tried.
-        reason: of the verdict, one sentence.
+        reason: one sentence that explains the verdict.
     """
 
     after: str
@@ -72,21 +73,22 @@ class IndexUpdate:
 
 @dataclass(frozen=True)
 class IndexCompatibility:
-    """How the queries of a new model fare with the gallery of an old one.
+    """The retrieval scores of a new model's queries on an old model's gallery, and the verdict on that gallery.
 
     Attributes:
-        old: old queries on the old gallery, as it was before the update.
-        new: new queries on the new gallery, as it would be after embedding it again.
-        mixed: new queries on the old gallery.
-        compensated: by compensation, new queries on the old gallery that it moved.
-        drift: [G] how far each gallery item moved: 1 - cosine under "cosine", else the Euclidean distance.
-        churn: mean share of a query's k nearest (old on old) that new queries no longer find on the old gallery.
-        churn_re_embedded: the same for new queries on the new gallery.
-        k: of the churn.
-        tolerance: of the verdict.
+        old: the scores of old queries on the old gallery, which is the state before the update.
+        new: the scores of new queries on the new gallery, which is the state after embedding the gallery again.
+        mixed: the scores of new queries on the old gallery.
+        compensated: by the name of the compensation, the scores of new queries on the old gallery after compensation.
+        drift: [G] the distance that each gallery item moved: 1 - cosine under "cosine", else the Euclidean distance.
+        churn: the mean share of a query's k nearest items (old query, old gallery) that the new query no longer finds on
+            the old gallery.
+        churn_re_embedded: the mean share of the same k nearest items that the new query no longer finds on the new gallery.
+        k: the number of neighbours that `churn` and `churn_re_embedded` compare.
+        tolerance: the difference in mean average precision that the verdict accepts.
         verdict: "keep", "compensate" or "re-embed", by the rule in `compare_indexes`.
-        compensation: the name of the best compensation, by mean average precision; None if none was tried.
-        reason: the verdict's rule with the numbers put in, one sentence.
+        compensation: the name of the compensation with the highest mean average precision; None if none was tried.
+        reason: one sentence that explains the verdict with the numbers it depends on.
     """
 
     old: RetrievalScores
@@ -108,14 +110,14 @@ class IndexCompatibility:
 
     @property
     def drift_quantiles(self) -> dict[float, float]:
-        """By share of the gallery (5, 25, 50, 75 and 95 %), the drift that so many items do not exceed."""
-        return {share: float(np.quantile(self.drift, share)) for share in QUANTILES}
+        """The quantiles of the drift over the gallery items, by their level (0.05, 0.25, 0.5, 0.75 and 0.95)."""
+        return {level: float(np.quantile(self.drift, level)) for level in QUANTILES}
 
     def summary(self, *, after: str) -> IndexUpdate:
-        """Everything but the drift of single items, in numbers and texts alone.
+        """The metrics, drift quantiles, churn and verdict, without the values of single queries and items.
 
         Args:
-            after: a name for the update, such as that of the split that was learned.
+            after: a name for the update, such as the name of the split that the model has just learned.
         """
         return IndexUpdate(
             after=after,
@@ -123,7 +125,7 @@ class IndexCompatibility:
             new_on_new=self.new.as_dict(),
             new_on_old=self.mixed.as_dict(),
             compensated={name: scores.as_dict() for name, scores in self.compensated.items()},
-            drift=Drift(self.mean_drift, {f"{share:g}": value for share, value in self.drift_quantiles.items()}),
+            drift=Drift(self.mean_drift, {f"{level:g}": value for level, value in self.drift_quantiles.items()}),
             k=self.k,
             churn=self.churn,
             churn_re_embedded=self.churn_re_embedded,
@@ -133,7 +135,7 @@ class IndexCompatibility:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """The `summary` as JSON, without a name for the update."""
+        """The fields of `summary` as a JSON-compatible dictionary, without `after`."""
         return {name: value for name, value in asdict(self.summary(after="")).items() if name != "after"}
 
     def __str__(self) -> str:
@@ -143,10 +145,10 @@ class IndexCompatibility:
         lines = [f"{self.verdict}: {self.reason}", "", f"{'':{width}}    mAP    P@1"]
         for name, scores in rows.items():
             lines.append(f"{name:{width}}  {scores.mean_average_precision:.3f}  {scores.precision_at_1:.3f}")
-        spread = self.drift_quantiles
+        quantiles = self.drift_quantiles
         lines += [
             "",
-            f"drift of the gallery: mean {self.mean_drift:.3g}, median {spread[0.5]:.3g}, 95 % up to {spread[0.95]:.3g}",
+            f"drift of the gallery: mean {self.mean_drift:.3g}, median {quantiles[0.5]:.3g}, 95 % up to {quantiles[0.95]:.3g}",
             f"churn of the {self.k} nearest: {self.churn:.1%} on the old gallery, {self.churn_re_embedded:.1%} on the new one",
         ]
         return "\n".join(lines)
@@ -168,42 +170,44 @@ def compare_indexes(
     fit_on: tuple[ArrayLike | Tensor, ArrayLike | Tensor] | None = None,
     compensate: Sequence[str] | Mapping[str, Compensation] = ("drift", "procrustes", "ridge"),
 ) -> IndexCompatibility:
-    """Scores old and new queries on the old and the new gallery, and says whether the old gallery can stay.
+    """Retrieval scores of old and new queries on the old and the new gallery, and a verdict on keeping the old gallery.
 
-    The verdict goes by mean average precision over the full ranking, mAP:
+    The verdict compares mAP, the mean average precision over the full ranking:
 
-    - "keep" if new queries on the old gallery come within `tolerance` of new queries on the new gallery (or above);
-    - "compensate" if they do not, but do on the gallery that the best compensation moved;
+    - "keep" if the mAP of new queries on the old gallery is at least that of new queries on the new gallery, minus
+      `tolerance`;
+    - "compensate" if this does not hold for the old gallery, but holds for the old gallery after the best compensation;
     - "re-embed" otherwise.
 
-    So the yardstick is what embedding the gallery again would give. Whether the update was worth it is another question: the
-    reason says so where the new model on its own gallery is worse than the old one on its own by more than `tolerance`.
+    The reference is therefore the mAP that embedding the gallery again would give. The verdict does not say whether the
+    update improved the model: if new queries on the new gallery score lower than old queries on the old gallery by more than
+    `tolerance`, `reason` mentions it.
 
     Args:
-        old_queries: [Q, D] of the old model, finite.
-        new_queries: [Q, D] the same items of the new model.
-        old_gallery: [G, D] of the old model.
-        new_gallery: [G, D] the same items of the new model; a sample of the gallery will do.
+        old_queries: [Q, D] the queries as the old model embedded them, finite.
+        new_queries: [Q, D] the same queries as the new model embedded them.
+        old_gallery: [G, D] the gallery as the old model embedded it. A sample of the full gallery is enough.
+        new_gallery: [G, D] the same gallery items as the new model embedded them.
         query_labels: [Q] integers.
         gallery_labels: [G] integers.
-        query_ids: [Q] integers that tell which item a query is; with `gallery_ids`, gallery items with the query's id
-            are left out.
-        gallery_ids: [G] integers.
+        query_ids: [Q] integers that identify the item of each query. Given together with `gallery_ids`; a query then does
+            not retrieve gallery items with its id.
+        gallery_ids: [G] integers that identify the gallery items.
         distance: "cosine", "euclidean" or "inner_product".
-        k: neighbours whose churn is measured, at least 1 and at most the gallery that is left for a query. Items that
-            tie at the cut may count as churn.
-        tolerance: >= 0, of mAP.
-        fit_on: items (old [M, D], new [M, D]) to fit compensations on, such as the new split's, that are not the
-            gallery's; None: no compensation is tried.
-        compensate: names of `COMPENSATIONS`, or estimators by a name of your own, which are fitted here. Under "cosine"
-            they see rows of length 1.
+        k: the number of nearest neighbours whose churn is measured, from 1 to the number of gallery items without those
+            that share the query's id. Items that tie for the k-th rank may count as churn.
+        tolerance: the difference in mAP that counts as equal, >= 0.
+        fit_on: items that compensations are fitted on, embedded by both models (old [M, D], new [M, D]). They should not be
+            gallery items; the training items of the new split serve well. None means that no compensation is tried.
+        compensate: names from `COMPENSATIONS`, or a mapping from any name to an estimator; this function fits them. Under
+            "cosine" they receive rows of unit length.
 
     Raises:
-        UserError: old and new do not have the same number of rows and size; a k, tolerance or name that is not accepted;
-            and as `evaluate_retrieval`.
+        UserError: old and new embeddings differ in shape; `k`, `tolerance` or the name of a compensation is not accepted;
+            or `evaluate_retrieval` refuses the arguments.
 
-    Source: "new queries on the old gallery" is the cross-model test of Shen, Xiong, Xia, Soatto, *Towards Backward-Compatible
-        Representation Learning*, CVPR 2020. The verdict is this project's.
+    Source: new queries on the old gallery are the cross-model test of Shen, Xiong, Xia, Soatto, *Towards Backward-Compatible
+        Representation Learning*, CVPR 2020. The verdict is not from that paper.
 
     Example:
         >>> import torch
@@ -213,25 +217,25 @@ def compare_indexes(
         >>> result.verdict, result.mixed.precision_at_1, result.compensated["procrustes"].precision_at_1
         ('compensate', 0.0, 1.0)
     """
-    queries = _Pair.of("queries", old_queries, new_queries)
-    gallery = _Pair.of("gallery", old_gallery, new_gallery)
-    task = _Task(query_labels, gallery_labels, query_ids, gallery_ids, distance)
+    queries = _OldAndNew.of("queries", old_queries, new_queries)
+    gallery = _OldAndNew.of("gallery", old_gallery, new_gallery)
+    task = _RetrievalTask(query_labels, gallery_labels, query_ids, gallery_ids, distance)
     if not tolerance >= 0:
         raise UserError(f"tolerance must be >= 0, got {tolerance}")
     old, new = task.scores(queries.old, gallery.old), task.scores(queries.new, gallery.new)
     mixed = task.scores(queries.new, gallery.old)
-    moved = _compensated(gallery.old, fit_on, compensate, distance)
-    compensated = {name: task.scores(queries.new, rows) for name, rows in moved.items()}
-    verdict, compensation, reason = _decide(old, new, mixed, compensated, tolerance)
-    before = task.nearest(queries.old, gallery.old, k)
+    galleries = _compensated_galleries(gallery.old, fit_on, compensate, distance)
+    compensated = {name: task.scores(queries.new, rows) for name, rows in galleries.items()}
+    verdict, compensation, reason = _verdict(old, new, mixed, compensated, tolerance)
+    nearest_before = task.nearest(queries.old, gallery.old, k)
     return IndexCompatibility(
         old=old,
         new=new,
         mixed=mixed,
         compensated=compensated,
-        drift=_drift(gallery, distance),
-        churn=1 - share_in_common(before, task.nearest(queries.new, gallery.old, k)),
-        churn_re_embedded=1 - share_in_common(before, task.nearest(queries.new, gallery.new, k)),
+        drift=_drift_of_items(gallery, distance),
+        churn=1 - share_in_common(nearest_before, task.nearest(queries.new, gallery.old, k)),
+        churn_re_embedded=1 - share_in_common(nearest_before, task.nearest(queries.new, gallery.new, k)),
         k=k,
         tolerance=tolerance,
         verdict=verdict,
@@ -240,30 +244,31 @@ def compare_indexes(
     )
 
 
-class _Pair(NamedTuple):
-    """The same items in the old and in the new space, [N, D] each."""
+class _OldAndNew(NamedTuple):
+    """The embeddings [N, D] of the same items by the old and by the new model."""
 
     old: Tensor
     new: Tensor
 
     @classmethod
-    def of(cls, name: str, old: ArrayLike | Tensor, new: ArrayLike | Tensor) -> _Pair:
+    def of(cls, name: str, old: ArrayLike | Tensor, new: ArrayLike | Tensor) -> _OldAndNew:
+        """The pair as tensors; raises `UserError` if the shapes differ. `name` is used in errors."""
         pair = cls(as_embeddings(old, f"old {name}"), as_embeddings(new, f"new {name}"))
         if pair.old.shape != pair.new.shape:
             shapes = f"got {list(pair.old.shape)} and {list(pair.new.shape)}"
-            raise UserError(f"old and new {name} must be the same items embedded in one size, {shapes}")
+            raise UserError(f"old and new {name} must be embeddings of the same items, of equal size, {shapes}")
         return pair
 
-    def for_distance(self, distance: Distance, name: str) -> _Pair:
-        """Both in float64, at length 1 under "cosine", which sees no lengths."""
+    def for_distance(self, distance: Distance, name: str) -> _OldAndNew:
+        """Both in float64, scaled to unit length under "cosine", which does not depend on lengths."""
         if distance != "cosine":
-            return _Pair(self.old.double(), self.new.double())
-        return _Pair(unit_rows(self.old, f"old {name}"), unit_rows(self.new, f"new {name}"))
+            return _OldAndNew(self.old.double(), self.new.double())
+        return _OldAndNew(unit_rows(self.old, f"old {name}"), unit_rows(self.new, f"new {name}"))
 
 
 @dataclass(frozen=True)
-class _Task:
-    """What does not change when the embeddings do."""
+class _RetrievalTask:
+    """The labels, ids and distance, which are the same whichever model embeds the items."""
 
     query_labels: ArrayLike | Tensor
     gallery_labels: ArrayLike | Tensor
@@ -283,68 +288,70 @@ class _Task:
         )
 
     def nearest(self, queries: Tensor, gallery: Tensor, k: int) -> NDArray[np.int64]:
-        """Positions [Q, k] of the nearest items, the query's own left out."""
+        """Positions [Q, k] of the nearest gallery items, without those that have the query's id."""
         if self.query_ids is None or self.gallery_ids is None:
-            asked, items = np.zeros(len(queries)), np.ones(len(gallery))
+            query_ids, gallery_ids = np.zeros(len(queries)), np.ones(len(gallery))
         else:
-            asked = as_integers(self.query_ids, "query_ids", len(queries)).cpu().numpy()
-            items = as_integers(self.gallery_ids, "gallery_ids", len(gallery)).cpu().numpy()
-        of_queries = items[np.isin(items, asked)]
-        most_own = int(np.unique(of_queries, return_counts=True)[1].max(initial=0))
-        if not 1 <= k <= len(gallery) - most_own:
+            query_ids = as_integers(self.query_ids, "query_ids", len(queries)).cpu().numpy()
+            gallery_ids = as_integers(self.gallery_ids, "gallery_ids", len(gallery)).cpu().numpy()
+        shared_ids = gallery_ids[np.isin(gallery_ids, query_ids)]
+        max_excluded = int(np.unique(shared_ids, return_counts=True)[1].max(initial=0))
+        if not 1 <= k <= len(gallery) - max_excluded:
             raise UserError(
-                f"k must lie between 1 and the {len(gallery) - most_own} gallery items left for a query, got {k}"
+                f"k must lie between 1 and the {len(gallery) - max_excluded} gallery items left for a query, got {k}"
             )
-        positions = find_nearest(queries, gallery, k + most_own, distance=self.distance)[1]
-        own_last = np.argsort(items[positions] == asked[:, None], axis=1, kind="stable")
-        return np.take_along_axis(positions, own_last, axis=1)[:, :k]
+        positions = find_nearest(queries, gallery, k + max_excluded, distance=self.distance)[1]
+        excluded_last = np.argsort(gallery_ids[positions] == query_ids[:, None], axis=1, kind="stable")
+        return np.take_along_axis(positions, excluded_last, axis=1)[:, :k]
 
 
-def _compensated(
+def _compensated_galleries(
     gallery: Tensor,
     fit_on: tuple[ArrayLike | Tensor, ArrayLike | Tensor] | None,
     compensate: Sequence[str] | Mapping[str, Compensation],
     distance: Distance,
 ) -> dict[str, Tensor]:
-    """By name the gallery [G, D] that each compensation moved."""
+    """The old gallery [G, D] after each compensation, by the name of the compensation."""
     if fit_on is None:
         return {}
-    by_name = compensate if isinstance(compensate, Mapping) else {name: COMPENSATIONS[name]() for name in compensate}
-    fitted_on = _Pair.of("fit_on", *fit_on).for_distance(distance, "fit_on")
+    estimators = compensate if isinstance(compensate, Mapping) else {name: COMPENSATIONS[name]() for name in compensate}
+    pair = _OldAndNew.of("fit_on", *fit_on).for_distance(distance, "fit_on")
     rows = unit_rows(gallery, "old gallery") if distance == "cosine" else gallery.double()
-    return {name: estimator.fit(*fitted_on).transform(rows) for name, estimator in by_name.items()}
+    return {name: estimator.fit(*pair).transform(rows) for name, estimator in estimators.items()}
 
 
-def _decide(
+def _verdict(
     old: RetrievalScores,
     new: RetrievalScores,
     mixed: RetrievalScores,
     compensated: Mapping[str, RetrievalScores],
     tolerance: float,
 ) -> tuple[Verdict, str | None, str]:
-    """The verdict, the best compensation's name, and the reason."""
-    aim = new.mean_average_precision
-    reached = {name: scores.mean_average_precision for name, scores in compensated.items()}
-    best = max(reached, key=reached.__getitem__, default=None)
+    """The verdict, the name of the best compensation, and the reason."""
+    target = new.mean_average_precision
+    by_compensation = {name: scores.mean_average_precision for name, scores in compensated.items()}
+    best = max(by_compensation, key=by_compensation.__getitem__, default=None)
     verdict: Verdict = "re-embed"
-    if mixed.mean_average_precision >= aim - tolerance:
+    if mixed.mean_average_precision >= target - tolerance:
         verdict = "keep"
-    elif best is not None and reached[best] >= aim - tolerance:
+    elif best is not None and by_compensation[best] >= target - tolerance:
         verdict = "compensate"
     reason = (
         f"new queries reach a mAP of {mixed.mean_average_precision:.3f} on the old gallery, "
-        f"{'within' if verdict == 'keep' else 'not within'} {tolerance:g} of the {aim:.3f} on the new one"
+        f"{'within' if verdict == 'keep' else 'not within'} {tolerance:g} of the {target:.3f} on the new one"
     )
     if verdict != "keep":
-        reason += "; no compensation was tried" if best is None else f"; compensated by '{best}', {reached[best]:.3f}"
-    if aim < old.mean_average_precision - tolerance:
+        reason += (
+            "; no compensation was tried" if best is None else f"; compensated by '{best}', {by_compensation[best]:.3f}"
+        )
+    if target < old.mean_average_precision - tolerance:
         reason += f"; the old model on its own gallery was better, {old.mean_average_precision:.3f}"
     return verdict, best, reason
 
 
-def _drift(gallery: _Pair, distance: Distance) -> NDArray[np.float64]:
-    """[G]."""
+def _drift_of_items(gallery: _OldAndNew, distance: Distance) -> NDArray[np.float64]:
+    """[G] the distance between the old and the new embedding of each item; 1 - cosine under "cosine"."""
     rows = gallery.for_distance(distance, "gallery")
     lengths = (rows.new - rows.old).norm(dim=1)
-    # Of unit vectors 1 - u.v = |u - v|^2 / 2, which is exactly 0 where nothing moved
+    # For unit vectors 1 - u.v = |u - v|^2 / 2, which is exactly 0 for an item that did not move
     return (lengths.square() / 2 if distance == "cosine" else lengths).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Embedding a data set."""
+"""Embeds a data set with a model."""
 
 from __future__ import annotations
 
@@ -31,64 +31,65 @@ def embed(
     num_items: int | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """The embeddings [N, D] of all batches in order, taken in eval mode without gradients, on the CPU.
+    """The embeddings [N, D] of all batches, in order, on the CPU; computed in eval mode and without gradients.
 
-    Every batch is copied to its place as soon as it is embedded. Where N is known (by `num_items`, or from a `DataLoader`
-    over a data set with a length) the place is allocated once; where it is not, the batches are kept until the last and then
-    joined, which takes twice the memory.
+    If N is known, from `num_items` or from a `DataLoader` over a data set with a length, the result is allocated once and
+    every batch is copied into it. Otherwise all batches are collected and then concatenated, which takes twice the memory.
 
     Args:
-        model: the embedding model; left in the mode in which it was.
+        model: the embedding model; its train or eval mode is restored afterwards.
         batches: see `estimate_importance`.
-        embed: how to embed instead of `model(input)`: `(model, batch) -> Tensor [N, D]`, or the name of a method of the
+        embed: a replacement for `model(input)`: a function `(model, batch) -> Tensor [N, D]`, or the name of a method of the
             model.
-        out: where to put the embeddings instead. A tensor (on any device) or an array [N, D] is filled, cast to its
-            dtype; a failure leaves it filled in part. A path is written as `.npy`, batch by batch (bfloat16, which the
-            format lacks, as float32), beside its place and then renamed: after a failure the file that was there before
-            still is.
-        num_items: N, which is then checked.
+        out: the destination of the embeddings, instead of a new tensor. A tensor (on any device) or an array [N, D] is
+            filled in place and keeps its dtype; after an error it may be partly filled. If `out` is a path, a `.npy` file is
+            written batch by batch, with bfloat16 as float32 because the format has no bfloat16. The file appears under
+            its name only when it is complete, so an error leaves an existing file unchanged.
+        num_items: N, if it is known; the number of embeddings is checked against it.
         progress: show a progress bar.
 
     Returns:
-        [N, D] on the CPU in the model's dtype; or `out`; or, for a path, the file mapped into memory: rows are read when
-        they are looked at, and what is written into the tensor does not reach the file.
+        The embeddings [N, D]: a tensor on the CPU in the model's dtype; or `out` as a tensor; or, if `out` is a path, the
+        file mapped into memory, whose rows are read on access. Changes to a mapped tensor are not written to the file.
 
     Raises:
-        UserError: no batches; embeddings that are not [N, D], or not of one D and dtype; another number of items than
-            expected; an `out` of another shape, or in a folder that does not exist.
+        UserError: `batches` is empty; embeddings do not have the shape [N, D], or batches differ in D or dtype; the number of
+            items is not the expected one; `out` has the wrong shape; or its folder does not exist.
 
     Example:
         >>> embed(torch.nn.Linear(3, 2), torch.zeros(5, 3).split(2)).shape
         torch.Size([5, 2])
     """
     device = device_of(model)
-    expected = _known_size(batches) if num_items is None else num_items
+    expected = _num_items_of(batches) if num_items is None else num_items
     with eval_mode(model):
-        embedded = _alike(
+        embedded = _with_equal_size_and_dtype(
             embed_batch(model, batch_to(batch, device), embed)
             for batch in with_progress(batches, "embedding" if progress else None)
         )
         if isinstance(out, str | Path):
-            return _write(embedded, Path(out), expected)
+            return _write_npy(embedded, Path(out), expected)
         if out is not None:
             return _fill_given(embedded, torch.as_tensor(out), num_items)
-        return _join(embedded) if expected is None else _fill_new(embedded, expected)
+        return _concatenated(embedded) if expected is None else _fill_new(embedded, expected)
 
 
-def _alike(embedded: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The same blocks; the first says which size and dtype the others have."""
+def _with_equal_size_and_dtype(embedded: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The same blocks; raises `UserError` if a block differs from the first in D or dtype, or if there is no block."""
     expected = None
     for block in embedded:
-        kind = f"D = {block.shape[1]} in {block.dtype}"
-        expected = expected or kind
-        if kind != expected:
-            raise UserError(f"all batches must be embedded in one size and dtype, got {expected} and then {kind}")
+        size_and_dtype = f"D = {block.shape[1]} in {block.dtype}"
+        expected = expected or size_and_dtype
+        if size_and_dtype != expected:
+            raise UserError(
+                f"the embeddings of all batches must have one size and dtype, got {expected} and then {size_and_dtype}"
+            )
         yield block
     if expected is None:
         raise UserError("there is nothing to embed: batches is empty")
 
 
-def _join(embedded: Iterator[Tensor]) -> Tensor:
+def _concatenated(embedded: Iterator[Tensor]) -> Tensor:
     return torch.cat([block.cpu() for block in embedded])
 
 
@@ -97,36 +98,37 @@ def _fill_new(embedded: Iterator[Tensor], num_items: int) -> Tensor:
     return _fill(torch.empty(num_items, first.shape[1], dtype=first.dtype), chain([first], embedded))
 
 
-def _fill_given(embedded: Iterator[Tensor], place: Tensor, num_items: int | None) -> Tensor:
+def _fill_given(embedded: Iterator[Tensor], out: Tensor, num_items: int | None) -> Tensor:
     first = next(embedded)
-    wanted = [len(place) if num_items is None else num_items, first.shape[1]]
-    if list(place.shape) != wanted:
-        raise UserError(f"out must have shape {wanted}, got {list(place.shape)}")
-    return _fill(place, chain([first], embedded))
+    expected_shape = [len(out) if num_items is None else num_items, first.shape[1]]
+    if list(out.shape) != expected_shape:
+        raise UserError(f"out must have shape {expected_shape}, got {list(out.shape)}")
+    return _fill(out, chain([first], embedded))
 
 
-def _fill(place: Tensor, embedded: Iterable[Tensor]) -> Tensor:
-    filled = 0
+def _fill(out: Tensor, embedded: Iterable[Tensor]) -> Tensor:
+    """Copies the blocks into `out` [N, D] and returns it; raises `UserError` if they do not have N rows together."""
+    num_filled = 0
     for block in embedded:
-        if filled + len(block) > len(place):
-            _check_count(f"at least {filled + len(block)}", len(place))
-        place[filled : filled + len(block)] = block
-        filled += len(block)
-    _check_count(filled, len(place))
-    return place
+        if num_filled + len(block) > len(out):
+            _check_count(f"at least {num_filled + len(block)}", len(out))
+        out[num_filled : num_filled + len(block)] = block
+        num_filled += len(block)
+    _check_count(num_filled, len(out))
+    return out
 
 
-def _write(embedded: Iterator[Tensor], path: Path, num_items: int | None) -> Tensor:
-    """Streams the embeddings to a `.npy` file, which appears once it is whole, and maps it."""
+def _write_npy(embedded: Iterator[Tensor], path: Path, num_items: int | None) -> Tensor:
+    """Writes the embeddings block by block to a `.npy` file, renames it when it is complete, and returns it mapped."""
     if not path.parent.is_dir():
         raise UserError(f"the folder {path.parent} does not exist; make it first, to write {path.name} there")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            written = _write_blocks(file, embedded)
+            num_written = _write_blocks(file, embedded)
             file.flush()
             os.fsync(file.fileno())
-        _check_count(written, num_items)
+        _check_count(num_written, num_items)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -134,19 +136,22 @@ def _write(embedded: Iterator[Tensor], path: Path, num_items: int | None) -> Ten
 
 
 def _write_blocks(file: BinaryIO, embedded: Iterator[Tensor]) -> int:
-    """Writes header and rows; returns how many rows. The header comes twice, as only the end tells their number."""
-    num_rows, body = 0, 0
+    """Writes the header and the rows, and returns the number of rows.
+
+    The number of rows, which is part of the header, is known only at the end. The header is therefore overwritten then.
+    """
+    num_rows, header_size = 0, 0
     for block in embedded:
         rows = (block.float() if block.dtype == torch.bfloat16 else block).cpu().contiguous().numpy()
-        if not body:
+        if not header_size:
             _write_header(file, rows, 0)
-            body = file.tell()
+            header_size = file.tell()
         file.write(rows.data)
         num_rows += len(rows)
     file.seek(0)
     _write_header(file, rows, num_rows)
-    if file.tell() != body:  # NumPy leaves room for a number of rows that grows
-        raise RuntimeError("the header of a .npy file has changed its length")
+    if file.tell() != header_size:  # NumPy pads the header so that a larger number of rows fits
+        raise RuntimeError("the second header of the .npy file differs in length from the first")
     return num_rows
 
 
@@ -156,19 +161,20 @@ def _write_header(file: BinaryIO, rows: NDArray[Any], num_rows: int) -> None:
 
 
 def _check_count(num_embedded: int | str, num_items: int | None) -> None:
+    """Raises `UserError` if a number of items is expected and another number was embedded."""
     if num_items not in (None, num_embedded):
         raise UserError(
-            f"{num_items} items were expected but {num_embedded} were embedded; pass their number as num_items"
+            f"{num_items} items were expected but {num_embedded} were embedded; pass the right number as num_items"
         )
 
 
-def _known_size(batches: Iterable[Any]) -> int | None:
-    """How many items a `DataLoader` hands out, if it cuts a sampler of known length into batches; else None."""
+def _num_items_of(batches: Iterable[Any]) -> int | None:
+    """The number of items that a `DataLoader` yields, if it batches a sampler of known length; otherwise None."""
     if not isinstance(batches, DataLoader) or type(batches.batch_sampler) is not BatchSampler:
         return None
-    cut = batches.batch_sampler
+    batch_sampler = batches.batch_sampler
     try:
-        num_items = len(cut.sampler)  # type: ignore[arg-type]
+        num_items = len(batch_sampler.sampler)  # type: ignore[arg-type]
     except TypeError:
         return None
-    return num_items - num_items % cut.batch_size if cut.drop_last else num_items
+    return num_items - num_items % batch_sampler.batch_size if batch_sampler.drop_last else num_items

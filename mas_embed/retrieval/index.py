@@ -1,4 +1,4 @@
-"""A FAISS index that knows whose embeddings it holds: ids, labels and the fingerprint of the model beside the vectors.
+"""A FAISS index that stores, beside the vectors, the items' ids and labels and the fingerprint of the embedding model.
 
 G items in the index, Q queries, D embedding size.
 """
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from mas_embed.errors import UserError
 from mas_embed.retrieval.faiss_index import (
-    empty_vectors,
-    faiss_errors,
-    moved_vectors,
-    read_vectors,
-    training_size_needed,
-    write_vectors,
+    empty_index,
+    faiss_errors_as_user_errors,
+    index_on_device,
+    min_training_size,
+    read_index,
+    write_index,
 )
 from mas_embed.retrieval.inputs import ROWS_AT_ONCE, as_embeddings, as_integers, share_in_common, unit_rows
 from mas_embed.retrieval.search import import_faiss
@@ -33,20 +33,20 @@ from mas_embed.runtime.fingerprint import fingerprint_of
 from mas_embed.runtime.forward import unwrap_compiled
 
 ITEMS_FILE = "items.safetensors"
-LARGEST_K_ON_GPU = 2048  # of FAISS's kernels
+LARGEST_K_ON_GPU = 2048  # the limit of FAISS's GPU kernels
 
 
 class Neighbours(NamedTuple):
     """The nearest items of every query, nearest first.
 
-    An approximate index may find fewer than k; what it did not find comes last, and `is_found` tells: a label or an id of -1
-    may also be a real one.
+    An approximate index may find fewer than k items for a query; the rest of its row is then padding. Use `is_found` to detect
+    the padding, because -1 may also be the label or id of an item.
 
     Attributes:
-        scores: [Q, k] higher is nearer; -inf where nothing was found.
-        ids: [Q, k]; -1 where nothing was found.
-        labels: [Q, k]; -1 where nothing was found.
-        is_found: [Q, k].
+        scores: [Q, k] a higher score is nearer; padded with -inf.
+        ids: [Q, k] padded with -1.
+        labels: [Q, k] padded with -1.
+        is_found: [Q, k] False for padding.
     """
 
     scores: NDArray[np.float32]
@@ -56,17 +56,17 @@ class Neighbours(NamedTuple):
 
 
 class RetrievalIndex:
-    """Vectors for nearest-neighbour search, with the id and label of each and the fingerprint of the model they are from.
+    """A nearest-neighbour index of embeddings, with the items' ids and labels and the fingerprint of the embedding model.
 
-    Made by `build` or `load`. Search and storage are FAISS's, in float32.
+    Create it by `build` or `load`. FAISS stores and searches the vectors, in float32.
 
     Attributes:
-        ids: [G] int64, which item a vector is.
-        labels: [G] int64.
-        factory: what FAISS's `index_factory` made the index from.
+        ids: [G] int64 identifiers of the items.
+        labels: [G] int64 labels of the items.
+        factory: the description of the index, in the notation of FAISS's `index_factory`.
         distance: "cosine", "euclidean" or "inner_product".
-        fingerprint: of the model that embedded the items; None if it is not known.
-        device: where the vectors are.
+        fingerprint: the fingerprint of the model that embedded the items; None if it is not known.
+        device: the device of the vectors.
 
     Example:
         >>> model = torch.nn.Identity()
@@ -86,8 +86,8 @@ class RetrievalIndex:
         fingerprint: str | None,
         is_mapped: bool = False,
     ) -> None:
-        self._vectors, self._is_mapped = vectors, is_mapped
-        self._on_cpu: Any = None  # of vectors on a GPU, a copy
+        self._faiss_index, self._is_mapped = vectors, is_mapped
+        self._cpu_copy: Any = None  # a copy of an index that is on a GPU
         self.ids, self.labels, self.device = ids, labels, torch.device("cpu")
         self.factory, self.distance, self.fingerprint = factory, distance, fingerprint
 
@@ -105,40 +105,40 @@ class RetrievalIndex:
         seed: int = 0,
         device: str | torch.device = "cpu",
     ) -> RetrievalIndex:
-        """An index of the given embeddings, trained on them where its kind needs that.
+        """An index of the given embeddings, trained on them if the factory describes an index that needs training.
 
         Args:
-            embeddings: [G, D], finite; read in blocks, so that an array mapped from disk may exceed the memory.
+            embeddings: [G, D], finite; read in blocks, so an array mapped from disk may be larger than the memory.
             labels: [G] integers.
-            ids: [G] integers that tell which item a row is; None: its position.
-            factory: what FAISS's `index_factory` understands: "Flat" is exact; "IVF1024,Flat", "HNSW32" and
+            ids: [G] integers that identify the items; None: the positions of the rows.
+            factory: a description for FAISS's `index_factory`. "Flat" is exact; "IVF1024,Flat", "HNSW32" and
                 "IVF4096,PQ64" are approximate.
             distance: "cosine" (rows are scaled to unit length), "euclidean" or "inner_product".
-            fingerprint: the model that embedded the rows, or its `fingerprint_of`; None: not known, and every search has
-                to allow other models.
-            training_size: at most so many rows, drawn at random, are trained on; None: all.
-            seed: of that draw. FAISS's own seeds are constants.
+            fingerprint: the model that embedded the rows, or its `fingerprint_of`. None if it is not known; every search
+                must then pass `allow_other_model=True`.
+            training_size: the number of rows, drawn at random, that the index is trained on; None: all rows.
+            seed: seed of that draw. The seeds that FAISS uses in training are constants.
             device: see `to`.
 
         Raises:
-            UserError: shapes that do not fit, embeddings that are not finite (zero under "cosine", too large for float32
-                under others), a factory that FAISS cannot make, or too few rows to train it.
+            UserError: shapes do not match, an embedding is not finite (or is zero under "cosine", or too long for float32
+                under another distance), FAISS cannot create the index, or there are too few rows to train it.
         """
         rows = as_embeddings(embeddings, "embeddings")
-        vectors = empty_vectors(rows.shape[1], factory, distance)
-        needed = training_size_needed(vectors)
-        sample = _sample(rows, training_size, seed)
-        if not vectors.is_trained and len(sample) < needed:
+        faiss_index = empty_index(rows.shape[1], factory, distance)
+        min_size = min_training_size(faiss_index)
+        sample = _training_sample(rows, training_size, seed)
+        if not faiss_index.is_trained and len(sample) < min_size:
             raise UserError(
-                f"an index '{factory}' needs at least {needed} embeddings to train, got {len(sample)}; "
-                "take fewer lists or codes, or 'Flat'"
+                f"an index '{factory}' needs at least {min_size} embeddings to train, got {len(sample)}; "
+                "use fewer lists or codes, or 'Flat'"
             )
-        none = torch.empty(0, dtype=torch.int64)
-        known = _fingerprint(fingerprint)
-        index = cls(vectors, none, none, factory=factory, distance=distance, fingerprint=known).to(device)
-        if not index._vectors.is_trained:
-            with faiss_errors(f"cannot train an index '{factory}'"):
-                index._vectors.train(_prepared(sample, distance, "embeddings"))
+        empty = torch.empty(0, dtype=torch.int64)
+        fingerprint = _as_fingerprint(fingerprint)
+        index = cls(faiss_index, empty, empty, factory=factory, distance=distance, fingerprint=fingerprint).to(device)
+        if not index._faiss_index.is_trained:
+            with faiss_errors_as_user_errors(f"cannot train an index '{factory}'"):
+                index._faiss_index.train(_as_float32(sample, distance, "embeddings"))
         index.add(rows, labels, ids)
         return index
 
@@ -146,35 +146,36 @@ class RetrievalIndex:
         return len(self.ids)
 
     def __repr__(self) -> str:
-        size = f"{len(self):,} x {self._vectors.d}"
+        size = f"{len(self):,} x {self._faiss_index.d}"
         return f"RetrievalIndex({self.factory}, {size}, {self.distance}, {self.device}, fingerprint={self.fingerprint})"
 
     def add(
         self, embeddings: ArrayLike | Tensor, labels: ArrayLike | Tensor, ids: ArrayLike | Tensor | None = None
     ) -> None:
-        """Appends items that the same model embedded; the index is not trained again.
+        """Appends items, which must be embedded by the model that embedded the index; does not train the index again.
 
         Args:
             embeddings: [N, D], finite.
             labels: [N] integers.
-            ids: [N] integers; None: the positions that they get in the index.
+            ids: [N] integers that identify the items; None: their positions in the index.
 
         Raises:
-            UserError: as `build`; or the index is mapped from a file. The index is then as it was.
+            UserError: the index is mapped from a file, or the arguments are not valid for `build`. The index does not
+                change in this case.
         """
         if self._is_mapped:
             raise UserError("an index that is mapped from a file cannot grow; load it with memory_map=False")
-        rows = self._rows(embeddings, "embeddings")
+        rows = self._as_rows(embeddings, "embeddings")
         positions = torch.arange(len(self), len(self) + len(rows))
         new_ids = positions if ids is None else as_integers(ids, "ids", len(rows)).cpu()
         new_labels = as_integers(labels, "labels", len(rows)).cpu()
-        for _ in _prepared_blocks(rows, self.distance, "embeddings"):
-            pass  # refuses bad rows before the first is added
-        for block in _prepared_blocks(rows, self.distance, "embeddings"):
-            with faiss_errors(f"cannot add to an index '{self.factory}'"):
-                self._vectors.add(block)
+        for _ in _float32_blocks(rows, self.distance, "embeddings"):
+            pass  # raises on invalid rows before any row is added
+        for block in _float32_blocks(rows, self.distance, "embeddings"):
+            with faiss_errors_as_user_errors(f"cannot add to an index '{self.factory}'"):
+                self._faiss_index.add(block)
         self.ids, self.labels = torch.cat([self.ids, new_ids]), torch.cat([self.labels, new_labels])
-        self._on_cpu = None
+        self._cpu_copy = None
 
     def search(
         self,
@@ -184,99 +185,99 @@ class RetrievalIndex:
         fingerprint: nn.Module | str | None = None,
         allow_other_model: bool = False,
     ) -> Neighbours:
-        """The k nearest items of every query, as far as this kind of index finds them.
+        """The k nearest items of every query; an approximate index may miss some of them.
 
         Args:
             queries: [Q, D], finite.
-            k: 1 <= k <= G.
-            fingerprint: the model that embedded the queries, or its `fingerprint_of`, which is worth keeping where
-                searches are many: taking it reads all parameters.
-            allow_other_model: search whatever model the queries are from, known or not.
+            k: the number of items, 1 <= k <= G.
+            fingerprint: the model that embedded the queries, or its `fingerprint_of`. Computing a fingerprint reads all
+                parameters, so compute it once if you search often.
+            allow_other_model: search even if the queries are from a model that is unknown or differs from the index's model.
 
         Returns:
-            Scores (cosine, negative squared distance, or inner product), ids and labels [Q, k], nearest first. Which of
-            several items with the same score are among the k is not specified.
+            Scores (cosine, negative squared distance, or inner product), ids and labels [Q, k], nearest first. If items
+            tie for the k-th rank, it is not specified which of them are returned.
 
         Raises:
-            UserError: the queries are from another model than the items, or one of the two is not known; k out of range;
-                queries of another size, not finite, or zero under "cosine".
+            UserError: the queries and the index are from different models, or one of the models is not known; `k` is out of
+                range; or the queries differ in size from the index, are not finite, or are zero under "cosine".
         """
         if not allow_other_model:
-            self._check_model(_fingerprint(fingerprint))
-        scores, positions = self._nearest(self._rows(queries, "queries"), k)
+            self._check_model(_as_fingerprint(fingerprint))
+        scores, positions = self._nearest(self._as_rows(queries, "queries"), k)
         is_found = positions >= 0
         ids, labels = (np.where(is_found, tensor.numpy()[positions], -1) for tensor in (self.ids, self.labels))
         return Neighbours(scores, ids, labels, is_found)
 
     def recall_against_exact(self, queries: ArrayLike | Tensor, gallery: ArrayLike | Tensor, k: int) -> float:
-        """The mean share of a query's k exactly nearest items that this index finds among its k; 1 for "Flat".
+        """Recall at k: the mean share of a query's k exact nearest items that this index finds; 1 for "Flat".
 
         Args:
-            queries: [Q, D], of the model that embedded the gallery; this is not checked.
-            gallery: [G, D], what the index was built from, in the same order.
-            k: 1 <= k <= G.
+            queries: [Q, D], embedded by the model that embedded the gallery; this is not checked.
+            gallery: [G, D], the embeddings that the index holds, in the same order.
+            k: the number of items, 1 <= k <= G.
 
         Returns:
-            In [0, 1]. Of items that tie for the last place, those count that the exact search happens to name.
+            A number in [0, 1]. If items tie for the k-th rank, only those that the exact search returns count.
 
         Raises:
-            UserError: as `search`; or the gallery does not have the index's number of items.
+            UserError: the gallery and the index differ in their number of items, or `search` refuses the arguments.
 
-        O(Q G D): meant for a sample of the queries.
+        Takes O(Q G D), so a sample of the queries is recommended.
         """
-        rows, items = self._rows(queries, "queries"), self._rows(gallery, "gallery")
+        rows, items = self._as_rows(queries, "queries"), self._as_rows(gallery, "gallery")
         if len(items) != len(self):
             raise UserError(f"the gallery must hold the index's {len(self)} items, got {len(items)}")
         exact = RetrievalIndex.build(items, self.labels, distance=self.distance)
         return share_in_common(exact._nearest(rows, k)[1], self._nearest(rows, k)[1])
 
     def set_search_parameters(self, parameters: Mapping[str, float]) -> None:
-        """Sets what trades speed for recall; kept by `save`.
+        """Sets FAISS's search parameters, which trade speed for recall; `save` stores them.
 
         Args:
-            parameters: by FAISS's names, such as `{"nprobe": 16}` for "IVF" (lists looked at) or `{"efSearch": 64}` for
-                "HNSW".
+            parameters: values by FAISS's names, such as `{"nprobe": 16}` (the number of lists that are searched) for "IVF"
+                or `{"efSearch": 64}` for "HNSW".
 
         Raises:
-            UserError: the index has no such parameter.
+            UserError: the index does not have a parameter of that name.
         """
         faiss = import_faiss()
         space = (faiss.ParameterSpace if self.device.type == "cpu" else faiss.GpuParameterSpace)()
         for name, value in parameters.items():
-            with faiss_errors(f"cannot set '{name}' of an index '{self.factory}'"):
-                space.set_index_parameter(self._vectors, name, float(value))
-        self._on_cpu = None
+            with faiss_errors_as_user_errors(f"cannot set '{name}' of an index '{self.factory}'"):
+                space.set_index_parameter(self._faiss_index, name, float(value))
+        self._cpu_copy = None
 
     def to(self, device: str | torch.device) -> RetrievalIndex:
-        """The index on a device: itself if it is there already, else a copy of the vectors.
+        """The index on a device: the same object if it is already on that device, else a copy.
 
         Args:
-            device: "cpu", "cuda" or "cuda:1". There, a k above 2048 is searched for on the CPU, in a copy.
+            device: "cpu", "cuda" or, for example, "cuda:1". On a GPU, searches with k above 2048 use a copy on the CPU.
 
         Raises:
-            UserError: FAISS was built without GPU support, there is no such GPU, or this kind of index has no form for it.
+            UserError: FAISS was built without GPU support, the GPU does not exist, or FAISS has no GPU version of the index.
         """
         device = torch.device(device)
         if device == self.device:
             return self
         moved = copy.copy(self)
-        moved._vectors, moved.device = moved_vectors(self._vectors, device), device
-        moved._on_cpu, moved._is_mapped = None, False
+        moved._faiss_index, moved.device = index_on_device(self._faiss_index, device), device
+        moved._cpu_copy, moved._is_mapped = None, False
         return moved
 
     def save(self, folder: str | Path) -> None:
-        """Writes the index into a folder, which is made if need be: FAISS's own file, and the rest as safetensors.
+        """Writes the index into a folder, which is created if needed: the vectors as a FAISS file, the rest as safetensors.
 
-        An index that was saved there before stays whole until the new one is.
+        An index that is already saved in the folder is replaced only after the new one is written completely.
 
         Raises:
-            UserError: the folder that the folder is in does not exist.
+            UserError: the parent of the folder does not exist.
         """
         folder = Path(folder)
         if not folder.parent.is_dir():
             raise UserError(f"the folder {folder.parent} does not exist; make it first, to save an index there")
         folder.mkdir(exist_ok=True)
-        # Each save has a file of vectors of its own; the items name it, and replacing them is what makes the save
+        # Every save writes the vectors to a new file. The items file names it, so replacing the items file completes the save
         vectors_file = folder / f"vectors-{uuid.uuid4().hex[:12]}.faiss"
         description = {
             "kind": "retrieval_index",
@@ -286,7 +287,7 @@ class RetrievalIndex:
             "fingerprint": self.fingerprint,
         }
         try:
-            write_vectors(self._cpu_vectors(), vectors_file)
+            write_index(self._faiss_index_on_cpu(), vectors_file)
             write_tensors(folder / ITEMS_FILE, {"ids": self.ids, "labels": self.labels}, description)
         except BaseException:
             vectors_file.unlink(missing_ok=True)
@@ -299,50 +300,54 @@ class RetrievalIndex:
     def load(
         cls, folder: str | Path, *, memory_map: bool = False, device: str | torch.device = "cpu"
     ) -> RetrievalIndex:
-        """Reads what `save` wrote.
+        """The index that `save` wrote into a folder.
 
         Args:
-            folder: that `save` was given.
-            memory_map: leave the vectors in their file and read them as they are searched; such an index cannot grow.
+            folder: the folder that was passed to `save`.
+            memory_map: map the file of vectors instead of reading it into memory; such an index cannot grow.
             device: see `to`.
 
         Raises:
-            UserError: there is no saved index, its vectors are missing or damaged, or they are not as many as its items.
+            UserError: the folder holds no index, or the vectors are missing, damaged, or not as many as the ids and labels.
         """
         tensors, description = read_tensors(Path(folder) / ITEMS_FILE)
         if description.get("kind") != "retrieval_index":
             raise UserError(f"{folder} holds a {description.get('kind')}, not an index that RetrievalIndex.save wrote")
-        vectors = read_vectors(Path(folder) / description["vectors"], memory_map=memory_map)
-        if vectors.ntotal != len(tensors["ids"]) or vectors.ntotal != len(tensors["labels"]):
+        faiss_index = read_index(Path(folder) / description["vectors"], memory_map=memory_map)
+        if faiss_index.ntotal != len(tensors["ids"]) or faiss_index.ntotal != len(tensors["labels"]):
             raise UserError(
-                f"{folder} has {vectors.ntotal} vectors but {len(tensors['ids'])} ids; save the index again"
+                f"{folder} has {faiss_index.ntotal} vectors but {len(tensors['ids'])} ids; save the index again"
             )
         settings = {name: description[name] for name in ("factory", "distance", "fingerprint")}
-        return cls(vectors, tensors["ids"], tensors["labels"], **settings, is_mapped=memory_map).to(device)
+        return cls(faiss_index, tensors["ids"], tensors["labels"], **settings, is_mapped=memory_map).to(device)
 
-    def _rows(self, values: ArrayLike | Tensor, name: str) -> Tensor:
+    def _as_rows(self, values: ArrayLike | Tensor, name: str) -> Tensor:
+        """The embeddings [N, D] as a tensor; raises `UserError` if D is not that of the index."""
         rows = as_embeddings(values, name)
-        if rows.shape[1] != self._vectors.d:
+        if rows.shape[1] != self._faiss_index.d:
             raise UserError(
-                f"{name} have {rows.shape[1]} dimensions and the index {self._vectors.d}; embed both with one model"
+                f"{name} have {rows.shape[1]} dimensions and the index {self._faiss_index.d}; embed both with one model"
             )
         return rows
 
     def _nearest(self, rows: Tensor, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Scores and positions [Q, k]; -inf and -1 where fewer are found."""
+        """Scores and positions [Q, k] of the nearest items, padded with -inf and -1."""
         if not 1 <= k <= len(self):
             raise UserError(f"k must lie between 1 and the index's size, {len(self)}, got {k}")
-        vectors = self._cpu_vectors() if k > LARGEST_K_ON_GPU else self._vectors
-        found = [vectors.search(block, k) for block in _prepared_blocks(rows, self.distance, "queries")]
-        scores, positions = (np.concatenate(part) for part in zip(*found, strict=True))
+        faiss_index = self._faiss_index_on_cpu() if k > LARGEST_K_ON_GPU else self._faiss_index
+        results = [faiss_index.search(block, k) for block in _float32_blocks(rows, self.distance, "queries")]
+        scores, positions = (np.concatenate(blocks) for blocks in zip(*results, strict=True))
         if self.distance == "euclidean":
             scores = -scores
         return np.where(positions < 0, np.float32(-np.inf), scores), positions
 
     def _check_model(self, fingerprint: str | None) -> None:
-        remedy = "or allow_other_model=True if that is intended"
+        """Raises `UserError` if the queries' model is not the model of the index, or if one of them is not known."""
+        remedy = "or pass allow_other_model=True if that is intended"
         if self.fingerprint is None:
-            raise UserError(f"it is not known which model the index is from; build it with its fingerprint, {remedy}")
+            raise UserError(
+                f"it is not known which model the index is from; build it with the model's fingerprint, {remedy}"
+            )
         if fingerprint is None:
             raise UserError(
                 f"it is not known which model the queries are from; pass the model or its fingerprint, {remedy}"
@@ -353,20 +358,22 @@ class RetrievalIndex:
                 f"embed both with one model, {remedy}"
             )
 
-    def _cpu_vectors(self) -> Any:
-        """The vectors on the CPU; a copy of those on a GPU is kept until they change."""
+    def _faiss_index_on_cpu(self) -> Any:
+        """The FAISS index on the CPU. The copy of an index on a GPU is cached until the index changes."""
         if self.device.type == "cpu":
-            return self._vectors
-        if self._on_cpu is None:
-            self._on_cpu = moved_vectors(self._vectors, torch.device("cpu"))
-        return self._on_cpu
+            return self._faiss_index
+        if self._cpu_copy is None:
+            self._cpu_copy = index_on_device(self._faiss_index, torch.device("cpu"))
+        return self._cpu_copy
 
 
-def _fingerprint(model: nn.Module | str | None) -> str | None:
+def _as_fingerprint(model: nn.Module | str | None) -> str | None:
+    """The fingerprint of a model, compiled or not; a fingerprint or None is returned unchanged."""
     return fingerprint_of(unwrap_compiled(model)[0]) if isinstance(model, nn.Module) else model
 
 
-def _sample(rows: Tensor, size: int | None, seed: int) -> Tensor:
+def _training_sample(rows: Tensor, size: int | None, seed: int) -> Tensor:
+    """A random sample of the rows, in their order, of at most the given size; all rows if the size is None."""
     if size is None or size >= len(rows):
         return rows
     if size < 1:
@@ -375,17 +382,19 @@ def _sample(rows: Tensor, size: int | None, seed: int) -> Tensor:
     return rows[drawn.sort().values.to(rows.device)]
 
 
-def _prepared_blocks(rows: Tensor, distance: Distance, name: str) -> Iterator[NDArray[np.float32]]:
+def _float32_blocks(rows: Tensor, distance: Distance, name: str) -> Iterator[NDArray[np.float32]]:
+    """The rows in blocks, each converted by `_as_float32`."""
     for block in rows.split(ROWS_AT_ONCE):
-        yield _prepared(block, distance, name)
+        yield _as_float32(block, distance, name)
 
 
-def _prepared(rows: Tensor, distance: Distance, name: str) -> NDArray[np.float32]:
-    """Rows as FAISS takes them; unit rows for cosine."""
+def _as_float32(rows: Tensor, distance: Distance, name: str) -> NDArray[np.float32]:
+    """The rows as a float32 array for FAISS, scaled to unit length under "cosine"."""
     if distance == "cosine":
         rows = unit_rows(rows, name)
     elif float(rows.double().square().sum(1).max()) > torch.finfo(torch.float32).max / 4:
         raise UserError(
-            f"{name} contain an embedding whose squares exceed float32, in which FAISS searches; scale all down"
+            f"{name} contain an embedding whose squared length exceeds the range of float32, which FAISS uses; "
+            "divide all embeddings by a constant"
         )
     return np.ascontiguousarray(rows.cpu().float().numpy())

@@ -1,4 +1,4 @@
-"""What users hand over as embeddings, labels and ids, as tensors that were checked."""
+"""Checks and conversions of embeddings, labels and ids that users pass, and small functions on embeddings and neighbours."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 from mas_embed.errors import UserError
 
-ROWS_AT_ONCE = 2**16  # so that an array on disk is never in memory as a whole
-PAIRS_AT_ONCE = 2**22  # of neighbours that are compared
+ROWS_AT_ONCE = 2**16  # read from an array at once, so that an array mapped from disk is never in memory as a whole
+PAIRS_AT_ONCE = 2**22  # pairs of neighbours that are compared at once
 
 
 def as_embeddings(values: ArrayLike | Tensor, name: str) -> Tensor:
-    """The embeddings [N, D] as a tensor, which shares memory with what was given where it can.
+    """The embeddings [N, D] as a tensor, which shares memory with `values` if possible; `name` is used in errors.
 
     Raises:
-        UserError: they are no real numbers of shape [N, D], there is none, or one is NaN or infinite.
+        UserError: the values are not real numbers of shape [N, D], N is 0, or a value is NaN or infinite.
     """
     rows = as_tensor(values, name)
     if rows.ndim != 2 or rows.shape[1] == 0 or rows.is_complex():
@@ -32,10 +32,15 @@ def as_embeddings(values: ArrayLike | Tensor, name: str) -> Tensor:
 
 
 def as_integers(values: ArrayLike | Tensor, name: str, num_items: int | None = None) -> Tensor:
-    """Labels or ids [N] as int64; one for each of so many items, where that is given.
+    """The labels or ids [N] as an int64 tensor; `name` is used in errors.
+
+    Args:
+        values: [N] integers.
+        name: the name of the argument.
+        num_items: the number of embeddings, which N must equal; None: any N.
 
     Raises:
-        UserError: they are no integers of shape [N], or not one for each item.
+        UserError: the values are not integers of shape [N], or N is not `num_items`.
     """
     numbers = as_tensor(values, name)
     if numbers.ndim != 1 or (len(numbers) and numbers.is_floating_point()) or numbers.is_complex():
@@ -46,7 +51,7 @@ def as_integers(values: ArrayLike | Tensor, name: str, num_items: int | None = N
 
 
 def unit_rows(rows: Tensor, name: str) -> Tensor:
-    """The rows [N, D] at length 1, in float64.
+    """The rows [N, D] scaled to unit length, in float64; `name` is used in errors.
 
     Raises:
         UserError: a row is zero.
@@ -57,12 +62,15 @@ def unit_rows(rows: Tensor, name: str) -> Tensor:
         raise UserError(
             f"{name} contain an all-zero embedding, which has no cosine; use distance='euclidean' or 'inner_product'"
         )
-    rows = rows / largest  # so that no square overflows or vanishes
+    rows = rows / largest  # so that no square overflows or underflows
     return rows / rows.norm(dim=1, keepdim=True)
 
 
 def share_in_common(neighbours: NDArray[np.int64], others: NDArray[np.int64]) -> float:
-    """Mean over queries of the share of `neighbours` [Q, k] that are also among `others` [Q, k], in any order. Each row names an item once."""
+    """The mean over queries of the share of `neighbours` [Q, k] that are also in `others` [Q, k], in any order.
+
+    Both hold the positions of gallery items. A row must not contain a position twice.
+    """
     num_queries, k = neighbours.shape
     size = max(1, PAIRS_AT_ONCE // k**2)
     blocks = (slice(start, start + size) for start in range(0, num_queries, size))
@@ -71,17 +79,17 @@ def share_in_common(neighbours: NDArray[np.int64], others: NDArray[np.int64]) ->
 
 
 def as_tensor(values: ArrayLike | Tensor, name: str) -> Tensor:
-    """An array or list as a tensor that shares memory with it where it can, without gradients.
+    """The values as a tensor without gradients, which shares memory with `values` if possible; `name` is used in errors.
 
     Raises:
-        UserError: it holds something else than numbers.
+        UserError: the values are not numbers, or rows differ in length.
     """
     if isinstance(values, Tensor):
         return values.detach()
     try:
         array = np.asarray(values)
         with warnings.catch_warnings():
-            # Arrays mapped from a file are often read-only, and nothing here writes
+            # Arrays mapped from a file are often read-only; the package never writes into its inputs
             warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
             return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
     except (TypeError, ValueError, OverflowError) as error:

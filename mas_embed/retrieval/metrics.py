@@ -1,6 +1,7 @@
-"""Retrieval scores: exact over the full ranking, by blocks of queries.
+"""Retrieval metrics over the full ranking of the gallery, exact and computed in blocks of queries.
 
-Q queries, G gallery items, B queries of a block, R relevant items of a query at most, K a cut.
+Q queries, G gallery items, B queries in a block, R the largest number of relevant items of a query in the block, K a cutoff
+(a metric at K considers the K nearest items), N embeddings of either kind, D embedding size.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from mas_embed.retrieval.similarity import Distance, prepare_rows
 
 MEBIBYTE = 2**20
 
-METRICS = (  # beside those that are cut at a K
+METRICS = (  # that every evaluation computes, beside recall at the requested cutoffs
     "mean_average_precision",
     "mean_average_precision_at_r",
     "r_precision",
@@ -29,7 +30,7 @@ METRICS = (  # beside those that are cut at a K
     "precision_at_1",
 )
 
-_MEANS = {
+_NAMES_OF_MEANS = {  # only where the mean is called differently
     "average_precision": "mean_average_precision",
     "average_precision_at_r": "mean_average_precision_at_r",
     "reciprocal_rank": "mean_reciprocal_rank",
@@ -38,21 +39,22 @@ _MEANS = {
 
 @dataclass(frozen=True)
 class RetrievalScores:
-    """Means over the queries that have a relevant item, and the values of each query.
+    """Metrics as means over the queries that have a relevant item, and the values of every query.
 
     Attributes:
-        mean_average_precision: over the full ranking; equal scores are one group.
-        mean_average_precision_at_r: of the R nearest only, divided by R; R is the number of relevant items.
-        r_precision: share of relevant items among the R nearest.
-        mean_reciprocal_rank: of the first relevant item.
-        precision_at_1: share of queries whose nearest item is relevant.
-        recall_at: by K, share of queries with a relevant item among the K nearest.
-        means: every mean by name, those above and what else was asked for: "precision_at_<K>", "ndcg_at_<K>",
-            "average_precision_at_<K>_over_relevant" and so on.
-        per_query: the values behind the means by name ("average_precision", "average_precision_at_r", "r_precision",
-            "reciprocal_rank", "precision_at_1", "recall_at_<K>", ...), each [Q], NaN for a query without a relevant item.
-        num_queries: Q, those without a relevant item included.
-        num_skipped: queries without a relevant item, left out of every mean.
+        mean_average_precision: the mean average precision over the full ranking; items with equal scores form one group.
+        mean_average_precision_at_r: the mean over queries of the precisions at the relevant items among the R nearest, summed
+            and divided by R, where R is the query's number of relevant items.
+        r_precision: the mean share of relevant items among the R nearest.
+        mean_reciprocal_rank: the mean of 1 / rank of the first relevant item.
+        precision_at_1: the share of queries whose nearest item is relevant.
+        recall_at: by K, the share of queries with a relevant item among the K nearest.
+        means: every mean by name: those above, and those at the requested cutoffs, such as "precision_at_<K>",
+            "ndcg_at_<K>" and "average_precision_at_<K>_over_relevant".
+        per_query: the values [Q] that are averaged, by name ("average_precision", "average_precision_at_r", "r_precision",
+            "reciprocal_rank", "precision_at_1", "recall_at_<K>", ...); NaN for a query without a relevant item.
+        num_queries: Q, including queries without a relevant item.
+        num_skipped: the number of queries without a relevant item, which do not count in any mean.
     """
 
     mean_average_precision: float
@@ -67,20 +69,23 @@ class RetrievalScores:
     num_skipped: int
 
     def as_dict(self) -> dict[str, float]:
-        """Every mean by name, recall at K as `recall_at_<K>`."""
+        """A copy of `means`: every mean by name, with recall at K as `recall_at_<K>`."""
         return dict(self.means)
 
     def means_by_group(self, sizes: Sequence[int]) -> list[dict[str, float]]:
-        """The means over consecutive groups of queries, by name; NaN for a group without a query that has a relevant item.
+        """The means over each of several consecutive groups of queries, by name, as in `means`.
 
         Args:
-            sizes: how many queries each group has; they add up to Q.
+            sizes: the number of queries in each group; the sum is Q.
+
+        Returns:
+            One dictionary for each group. Its values are NaN if no query of the group has a relevant item.
 
         Raises:
-            UserError: the sizes do not add up to the number of queries.
+            UserError: a size is negative, or they do not add up to Q.
         """
-        if sum(sizes) != self.num_queries:
-            raise UserError(f"the groups must hold all {self.num_queries} queries, got {sum(sizes)}")
+        if sum(sizes) != self.num_queries or min(sizes, default=0) < 0:
+            raise UserError(f"the sizes of the groups must be >= 0 and add up to {self.num_queries}, got {list(sizes)}")
         ends = np.cumsum(sizes)
         return [
             _means({name: values[end - size : end] for name, values in self.per_query.items()})
@@ -104,112 +109,115 @@ def evaluate_retrieval(
     average_precision_at: Sequence[int] = (),
     memory_mib: int = 256,
 ) -> RetrievalScores:
-    """Ranks the gallery for every query and scores the rankings; an item is relevant if it has the query's label.
+    """Retrieval metrics of the queries on the gallery; an item is relevant to a query if both have the same label.
 
-    Average precision of a query with R relevant items is
-    `1/R sum_r #(relevant with score >= s_r) / #(all with score >= s_r)`: equal scores are one group, so it does not depend
-    on the order of the gallery (scikit-learn's definition). Every other measure gives each item a rank of its own, irrelevant
-    items first among equals: no measure gains by ties, and none depends on the order of the gallery. Scores are compared
-    in float64, and are equal where they agree to 34 binary digits.
+    The average precision of a query with R relevant items is
+    `1/R sum_r #(relevant with score >= s_r) / #(all with score >= s_r)`. Items with equal scores form one group (scikit-learn's
+    definition). Every other metric gives each item a distinct rank, in which irrelevant items precede relevant ones of equal
+    score. Ties therefore never improve a metric, and no metric depends on the order of the gallery. Scores are compared in
+    float64; they count as equal if they agree to 34 binary digits.
 
-    Average precision cut at K comes with three denominators, each under its own name: of the relevant items at ranks up to K,
-    the sum of their precisions over R ("..._over_relevant"), over min(K, R) ("..._over_min"), or over their number
-    ("..._over_found"; 0 if there is none). NDCG at K has gains of 0 and 1 and a discount of `1 / log2(1 + rank)`.
+    Average precision at K sums the precisions at the relevant items of rank <= K. It is reported with three denominators:
+    R ("..._over_relevant"), min(K, R) ("..._over_min"), and the number of relevant items of rank <= K ("..._over_found"; the
+    metric is 0 if there are none). NDCG at K uses gains of 0 and 1 and a discount of `1 / log2(1 + rank)`.
 
     Args:
         queries: [Q, D], finite.
-        query_labels: [Q] integers; None where `relevant` tells what is relevant.
-        gallery: [G, D]. None: the queries are the gallery, and each query's own item is left out.
-        gallery_labels: [G] integers; given exactly when the gallery is, unless `relevant` is.
-        relevant: instead of labels, a boolean [Q, G], or for each query the relevant items: their `gallery_ids` where those
-            are given, else their positions.
-        query_ids: [Q] integers that tell which item a query is; with `gallery_ids`, gallery items with the query's id
-            are left out.
-        gallery_ids: [G] integers, each once where `relevant` refers to them.
-        distance: "cosine", "euclidean" or "inner_product" (higher is nearer).
-        recall_at: the K of recall at K, each >= 1; a K beyond the gallery takes all of it.
-        precision_at: the K of precision at K, relevant among the K nearest over K.
-        ndcg_at: the K of normalised discounted cumulative gain.
-        average_precision_at: the K of the truncated average precisions.
-        memory_mib: what a block of queries may take, about, beside one float32 copy of the embeddings.
+        query_labels: [Q] integers; None if `relevant` is given.
+        gallery: [G, D], finite. None: the queries are also the gallery, and a query does not retrieve itself.
+        gallery_labels: [G] integers; required if the gallery is given and `relevant` is not.
+        relevant: a replacement for the labels: a boolean matrix [Q, G], or one list of relevant items per query. The lists
+            contain `gallery_ids` if those are given, else gallery positions.
+        query_ids: [Q] integers that identify the item of each query. Given together with `gallery_ids`; a query then does
+            not retrieve gallery items with its id.
+        gallery_ids: [G] integers that identify the gallery items; distinct if `relevant` lists them.
+        distance: "cosine", "euclidean" or "inner_product".
+        recall_at: the cutoffs K >= 1 of recall at K. A K above G stands for the whole gallery.
+        precision_at: the cutoffs of precision at K, the number of relevant items among the K nearest, divided by K.
+        ndcg_at: the cutoffs of normalised discounted cumulative gain.
+        average_precision_at: the cutoffs of average precision at K.
+        memory_mib: the approximate memory in MiB for a block of queries, beside one float32 copy of the embeddings.
 
     Returns:
-        Means in [0, 1] and per-query values. Queries without a relevant item are left out of the means and counted.
+        Means in [0, 1] and the values per query. Queries without a relevant item are left out of the means and counted in
+        `num_skipped`.
 
     Raises:
-        UserError: shapes that do not fit, labels that are not integers, embeddings that are not finite (or zero under
-            "cosine"), an empty gallery, or no query with a relevant item.
+        UserError: shapes do not match, labels are not integers, an embedding is not finite (or is zero under "cosine"), the
+            gallery is empty, or no query has a relevant item.
 
-    O(Q G D) for few relevant items, on a CPU; else O(Q G (D + log G)).
+    Takes O(Q G D) on a CPU if queries have few relevant items, otherwise O(Q G (D + log G)).
 
     Example:
         >>> scores = evaluate_retrieval([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.9, 0.2]], [0, 0, 1, 1])
         >>> round(scores.mean_average_precision, 3), scores.precision_at_1
         (0.833, 0.75)
     """
-    _check_given_together(query_labels, gallery, gallery_labels, relevant, query_ids, gallery_ids)
-    asked = _items("query", queries, query_labels, query_ids)
-    searched = asked if gallery is None else _items("gallery", gallery, gallery_labels, gallery_ids)
-    _check_same_size(asked, searched)
-    cuts = _cuts(
+    _check_arguments(query_labels, gallery, gallery_labels, relevant, query_ids, gallery_ids)
+    query_items = _as_items("query", queries, query_labels, query_ids)
+    gallery_items = query_items if gallery is None else _as_items("gallery", gallery, gallery_labels, gallery_ids)
+    _check_same_size(query_items, gallery_items)
+    cutoffs = _as_cutoffs(
         recall_at=recall_at, precision_at=precision_at, ndcg_at=ndcg_at, average_precision_at=average_precision_at
     )
-    if not cuts["recall_at"]:
+    if not cutoffs["recall_at"]:
         raise UserError("recall_at must hold whole numbers >= 1, got none")
     if memory_mib < 1:
         raise UserError(f"memory_mib must be at least 1, got {memory_mib}")
-    has_own = gallery is None or query_ids is not None
+    excludes_queries = gallery is None or query_ids is not None
+    excludable_ids = gallery_items.ids if excludes_queries else gallery_items.ids[:0]
     ranking = Ranking(
-        *prepare_rows(asked.rows, searched.rows, distance),
+        *prepare_rows(query_items.rows, gallery_items.rows, distance),
         distance,
-        relevant=_relevant(relevant, asked, searched, by_id=gallery_ids is not None),
-        own=PositionLists.of_equal_keys(asked.ids, searched.ids if has_own else searched.ids[:0]),
+        relevant=_relevant_lists(relevant, query_items, gallery_items, by_id=gallery_ids is not None),
+        excluded=PositionLists.of_equal_keys(query_items.ids, excludable_ids),
         memory=memory_mib * MEBIBYTE,
     )
-    return _summarise(ranking, len(asked.rows), cuts)
+    return _scores_of(ranking, len(query_items.rows), cutoffs)
 
 
 class _Items(NamedTuple):
-    """Queries or a gallery: embeddings [N, D], labels [N] (None if `relevant` is given) and ids [N], on one device."""
+    """The embeddings [N, D], labels [N] (None if `relevant` is given) and ids [N] of queries or a gallery, on one device."""
 
-    name: str
     rows: Tensor
     labels: Tensor | None
     ids: Tensor
 
 
-def _items(
+def _as_items(
     name: str, rows: ArrayLike | Tensor, labels: ArrayLike | Tensor | None, ids: ArrayLike | Tensor | None
 ) -> _Items:
-    """What was given as tensors; without ids every item is its position."""
+    """The arguments as tensors; the ids are the positions if none are given."""
     embeddings = as_embeddings(rows, "queries" if name == "query" else name)
-    count = len(embeddings)
-    numbers = torch.arange(count) if ids is None else as_integers(ids, f"{name}_ids", count)
-    kinds = None if labels is None else as_integers(labels, f"{name}_labels", count).to(embeddings.device)
-    return _Items(name, embeddings, kinds, numbers.to(embeddings.device))
+    num_items = len(embeddings)
+    item_ids = torch.arange(num_items) if ids is None else as_integers(ids, f"{name}_ids", num_items)
+    item_labels = None if labels is None else as_integers(labels, f"{name}_labels", num_items).to(embeddings.device)
+    return _Items(embeddings, item_labels, item_ids.to(embeddings.device))
 
 
-def _relevant(given: Any, queries: _Items, gallery: _Items, *, by_id: bool) -> PositionLists:
-    """The relevant gallery items of every query, the query itself still among them."""
-    if given is None:
+def _relevant_lists(relevant: Any, queries: _Items, gallery: _Items, *, by_id: bool) -> PositionLists:
+    """The relevant gallery items of every query, which may include the query itself."""
+    if relevant is None:
         assert queries.labels is not None
         assert gallery.labels is not None
         return PositionLists.of_equal_keys(queries.labels, gallery.labels)
     num_queries, num_gallery = len(queries.rows), len(gallery.rows)
-    if len(given) != num_queries:
-        raise UserError(f"relevant is for {len(given)} queries, but there are {num_queries}")
-    given = given if isinstance(given, Tensor | np.ndarray) else [np.asarray(row) for row in given]
-    if all(row.dtype in (torch.bool, np.bool_) for row in given):
-        table = torch.stack([torch.as_tensor(row) for row in given]).to(queries.rows.device)
-        if table.shape != (num_queries, num_gallery):
-            raise UserError(f"a boolean relevant must have shape {[num_queries, num_gallery]}, got {list(table.shape)}")
-        sizes, positions = table.sum(1), table.nonzero()[:, 1]
-    else:
-        if all(len(row) == num_gallery > 1 and not (row > 1).any() for row in given):
+    if len(relevant) != num_queries:
+        raise UserError(f"relevant must have one row for each of the {num_queries} queries, got {len(relevant)}")
+    relevant = relevant if isinstance(relevant, Tensor | np.ndarray) else [np.asarray(row) for row in relevant]
+    if all(row.dtype in (torch.bool, np.bool_) for row in relevant):
+        mask = torch.stack([torch.as_tensor(row) for row in relevant]).to(queries.rows.device)
+        if mask.shape != (num_queries, num_gallery):
             raise UserError(
-                "relevant holds a 0 or 1 for every gallery item: give it as booleans, or the relevant items' numbers"
+                f"relevant, given as booleans, must have shape {[num_queries, num_gallery]}, got {list(mask.shape)}"
             )
-        lists = [as_integers(row, "relevant items", len(row)).unique() for row in given]
+        sizes, positions = mask.sum(1), mask.nonzero()[:, 1]
+    else:
+        if all(len(row) == num_gallery > 1 and not (row > 1).any() for row in relevant):
+            raise UserError(
+                "relevant holds a 0 or 1 for every gallery item: give it as booleans, or list the relevant items"
+            )
+        lists = [as_integers(row, "relevant items", len(row)).unique() for row in relevant]
         sizes, items = torch.tensor([len(row) for row in lists]), torch.cat(lists)
         positions = _positions_of(items, gallery.ids if by_id else torch.arange(num_gallery)).to(queries.rows.device)
         sizes = sizes.to(queries.rows.device)
@@ -218,35 +226,37 @@ def _relevant(given: Any, queries: _Items, gallery: _Items, *, by_id: bool) -> P
 
 
 def _positions_of(items: Tensor, ids: Tensor) -> Tensor:
-    """Where each item stands among the ids."""
+    """The positions of the items in the ids; raises `UserError` if the ids are not distinct or an item is not among them."""
     in_order, positions = ids.cpu().sort()
     if bool((in_order[1:] == in_order[:-1]).any()):
-        raise UserError("gallery_ids must all differ where relevant refers to them")
-    places = torch.searchsorted(in_order, items).clamp_max(len(in_order) - 1)
-    unknown = items[in_order[places] != items]
+        raise UserError("gallery_ids must all differ if relevant lists them")
+    found = torch.searchsorted(in_order, items).clamp_max(len(in_order) - 1)
+    unknown = items[in_order[found] != items]
     if len(unknown):
-        raise UserError(f"relevant names the gallery item {int(unknown[0])}, which there is not")
-    return positions[places]
+        raise UserError(f"relevant lists the gallery item {int(unknown[0])}, which does not exist")
+    return positions[found]
 
 
-def _cuts(**given: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    cuts = {}
-    for name, values in given.items():
+def _as_cutoffs(**arguments: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """The cutoffs K by the name of the argument; raises `UserError` if one is not an integer >= 1."""
+    cutoffs = {}
+    for name, values in arguments.items():
         numbers = tuple(values) if isinstance(values, Iterable) else (values,)
         if not all(isinstance(k, int | np.integer) and k >= 1 for k in numbers):
             raise UserError(f"{name} must hold whole numbers >= 1, got {values}")
-        cuts[name] = tuple(map(int, numbers))
-    return cuts
+        cutoffs[name] = tuple(map(int, numbers))
+    return cutoffs
 
 
-def _summarise(ranking: Ranking, num_queries: int, cuts: Mapping[str, tuple[int, ...]]) -> RetrievalScores:
+def _scores_of(ranking: Ranking, num_queries: int, cutoffs: Mapping[str, tuple[int, ...]]) -> RetrievalScores:
+    """The metrics of all queries and their means; raises `UserError` if no query has a relevant item."""
     per_query: dict[str, NDArray[np.float64]] = {}
     for ranks in ranking.blocks():
-        for name, values in _measures(ranks, cuts).items():
-            own = per_query.setdefault(name, np.full(num_queries, np.nan))
-            own[ranks.queries.cpu().numpy()] = values.cpu().numpy()
+        for name, values in _metrics(ranks, cutoffs).items():
+            values_of_all = per_query.setdefault(name, np.full(num_queries, np.nan))
+            values_of_all[ranks.queries.cpu().numpy()] = values.cpu().numpy()
     if not per_query:
-        raise UserError("no query has a relevant item in the gallery: no gallery item, itself aside, is relevant to it")
+        raise UserError("no query has a relevant item in the gallery, not counting the query itself")
     means = _means(per_query)
     return RetrievalScores(
         mean_average_precision=means["mean_average_precision"],
@@ -254,7 +264,7 @@ def _summarise(ranking: Ranking, num_queries: int, cuts: Mapping[str, tuple[int,
         r_precision=means["r_precision"],
         mean_reciprocal_rank=means["mean_reciprocal_rank"],
         precision_at_1=means["precision_at_1"],
-        recall_at={k: means[f"recall_at_{k}"] for k in cuts["recall_at"]},
+        recall_at={k: means[f"recall_at_{k}"] for k in cutoffs["recall_at"]},
         means=means,
         per_query=per_query,
         num_queries=num_queries,
@@ -263,48 +273,50 @@ def _summarise(ranking: Ranking, num_queries: int, cuts: Mapping[str, tuple[int,
 
 
 def _means(per_query: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
-    """The means over the queries with a relevant item, by the names of means; NaN where there is none."""
+    """The means over the queries with a relevant item, by the names of the means; NaN if there is no such query."""
     return {
-        _MEANS.get(name, name): float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
+        _NAMES_OF_MEANS.get(name, name): float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
         for name, values in per_query.items()
     }
 
 
-def _measures(ranks: Ranks, cuts: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Every measure [B] of queries with R relevant items each, from these items' ranks."""
-    is_item, num_relevant = ranks.is_item, ranks.is_item.sum(1).double()
-    place = torch.arange(1, is_item.shape[1] + 1, device=is_item.device).double()
-    rank = (ranks.num_ahead + place).masked_fill(~is_item, torch.inf)
-    hits_at_least = _last_of_equals(ranks.scores).double() + 1
-    precision = (hits_at_least / (ranks.num_ahead + hits_at_least)).masked_fill(~is_item, 0)
-    precision_at_rank = place / rank
+def _metrics(ranks: Ranks, cutoffs: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The values [B] of every metric, by name, from the ranks of the relevant items."""
+    is_valid, num_relevant = ranks.is_valid, ranks.is_valid.sum(1).double()
+    # The number of relevant items up to and including each one
+    num_so_far = torch.arange(1, is_valid.shape[1] + 1, device=is_valid.device).double()
+    rank = (ranks.num_ahead + num_so_far).masked_fill(~is_valid, torch.inf)
+    precision_at_rank = num_so_far / rank
+    # The number of relevant items that score at least as high
+    num_at_least = _last_equal_position(ranks.scores).double() + 1
+    tied_precision = (num_at_least / (ranks.num_ahead + num_at_least)).masked_fill(~is_valid, 0)
 
-    def found(cut: Tensor | int) -> Tensor:
-        return rank <= (cut if isinstance(cut, int) else cut.unsqueeze(1))
+    def is_within(cutoff: Tensor | int) -> Tensor:
+        return rank <= (cutoff if isinstance(cutoff, int) else cutoff.unsqueeze(1))
 
-    within_r = found(num_relevant)
-    measures = {
-        "average_precision": precision.sum(1) / num_relevant,
+    within_r = is_within(num_relevant)
+    metrics = {
+        "average_precision": tied_precision.sum(1) / num_relevant,
         "average_precision_at_r": (precision_at_rank * within_r).sum(1) / num_relevant,
         "r_precision": within_r.sum(1) / num_relevant,
         "reciprocal_rank": 1 / rank[:, 0],
-        "precision_at_1": found(1)[:, 0].double(),
+        "precision_at_1": is_within(1)[:, 0].double(),
     }
-    measures |= {f"recall_at_{k}": found(k).any(1).double() for k in cuts["recall_at"]}
-    measures |= {f"precision_at_{k}": found(k).sum(1).double() / k for k in cuts["precision_at"]}
-    for k in cuts["ndcg_at"]:
-        ideal = (1 / torch.log2(1 + place[:k])).cumsum(0)[num_relevant.long().clamp_max(k) - 1]
-        measures[f"ndcg_at_{k}"] = (found(k) / torch.log2(1 + rank)).sum(1) / ideal
-    for k in cuts["average_precision_at"]:
-        total, num_found = (precision_at_rank * found(k)).sum(1), found(k).sum(1)
+    metrics |= {f"recall_at_{k}": is_within(k).any(1).double() for k in cutoffs["recall_at"]}
+    metrics |= {f"precision_at_{k}": is_within(k).sum(1).double() / k for k in cutoffs["precision_at"]}
+    for k in cutoffs["ndcg_at"]:
+        ideal = (1 / torch.log2(1 + num_so_far[:k])).cumsum(0)[num_relevant.long().clamp_max(k) - 1]
+        metrics[f"ndcg_at_{k}"] = (is_within(k) / torch.log2(1 + rank)).sum(1) / ideal
+    for k in cutoffs["average_precision_at"]:
+        total, num_found = (precision_at_rank * is_within(k)).sum(1), is_within(k).sum(1)
         denominators = {"relevant": num_relevant, "min": num_relevant.clamp_max(k), "found": num_found.clamp_min(1)}
         for denominator, count in denominators.items():
-            measures[f"average_precision_at_{k}_over_{denominator}"] = total / count
-    return measures
+            metrics[f"average_precision_at_{k}_over_{denominator}"] = total / count
+    return metrics
 
 
-def _last_of_equals(sorted_scores: Tensor) -> Tensor:
-    """For every position [B, R] the last position that has the same score."""
+def _last_equal_position(sorted_scores: Tensor) -> Tensor:
+    """The last position in the row that has the same score, for every position [B, R]."""
     size = sorted_scores.shape[1]
     positions = torch.arange(size, device=sorted_scores.device).expand_as(sorted_scores)
     is_last = torch.ones_like(sorted_scores, dtype=torch.bool)
@@ -312,24 +324,26 @@ def _last_of_equals(sorted_scores: Tensor) -> Tensor:
     return positions.masked_fill(~is_last, size).flip(1).cummin(1).values.flip(1)
 
 
-def _check_given_together(
+def _check_arguments(
     query_labels: Any, gallery: Any, gallery_labels: Any, relevant: Any, query_ids: Any, gallery_ids: Any
 ) -> None:
+    """Raises `UserError` if a required argument is missing, or if arguments contradict each other."""
     if relevant is not None and (query_labels is not None or gallery_labels is not None):
-        raise UserError("relevant takes the place of the labels: give query_labels=None and no gallery_labels")
+        raise UserError("relevant replaces the labels: pass query_labels=None and no gallery_labels")
     if relevant is None and query_labels is None:
-        raise UserError("query_labels is None: give the labels of the queries, or relevant")
+        raise UserError("query_labels is None: pass the labels of the queries, or relevant")
     if relevant is None and (gallery is None) != (gallery_labels is None):
         raise UserError(
-            "gallery and gallery_labels go together: give both, or neither to rank the queries among themselves"
+            "gallery and gallery_labels go together: pass both, or neither to rank the queries among themselves"
         )
     if query_ids is not None and (gallery is None or gallery_ids is None):
-        raise UserError("query_ids and gallery_ids go together, beside a gallery")
+        raise UserError("query_ids and gallery_ids go together and require a gallery")
     if gallery_ids is not None and query_ids is None and relevant is None:
-        raise UserError("query_ids and gallery_ids go together, beside a gallery")
+        raise UserError("query_ids and gallery_ids go together and require a gallery")
 
 
 def _check_same_size(queries: _Items, gallery: _Items) -> None:
+    """Raises `UserError` if queries and gallery differ in their embedding size D."""
     if queries.rows.shape[1] != gallery.rows.shape[1]:
         sizes = f"queries have {queries.rows.shape[1]} dimensions and the gallery {gallery.rows.shape[1]}"
         raise UserError(f"{sizes}; embed both with one model")

@@ -1,11 +1,11 @@
-"""Nearest neighbours by FAISS; the only module that imports it."""
+"""Nearest-neighbour search by FAISS, which no other module imports."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-import torch  # before FAISS: the other way round can crash where their CUDA versions differ
+import torch  # must precede FAISS: the reverse order can crash if their CUDA versions differ
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from mas_embed.retrieval.similarity import Distance, prepare_rows
 def find_nearest(
     queries: Tensor, gallery: Tensor, k: int, *, distance: Distance = "cosine"
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The k nearest gallery items of every query, by exhaustive search in float32, nearest first.
+    """The scores and positions of the k nearest gallery items of every query, by exhaustive search in float32.
 
     Args:
         queries: [Q, D], finite.
@@ -26,8 +26,9 @@ def find_nearest(
         distance: "cosine" (rows are scaled to unit length), "euclidean" or "inner_product".
 
     Returns:
-        Scores [Q, k], higher is nearer (for "euclidean" the negative squared distance), and gallery positions [Q, k].
-        Which of several items with the same score are among the k is not specified.
+        Scores [Q, k] and gallery positions [Q, k], nearest first. A higher score is nearer; under "euclidean" the score is
+        the negative squared distance. Scores may be scaled by a positive constant, the same for all queries and items. If
+        items tie for the k-th rank, it is not specified which of them are returned.
 
     Raises:
         UserError: k is out of range, a value is not finite, or a row is zero under "cosine".
@@ -36,30 +37,31 @@ def find_nearest(
     if not 1 <= k <= len(gallery):
         raise UserError(f"k must lie between 1 and the gallery's size, {len(gallery)}, got {k}")
     faiss = import_faiss()
-    asked, searched = (rows.values / rows.divisor.unsqueeze(1) for rows in prepare_rows(queries, gallery, distance))
+    queries, gallery = (rows.values / rows.divisor.unsqueeze(1) for rows in prepare_rows(queries, gallery, distance))
     if distance == "euclidean":
-        # The same distances, and float32 keeps more of their digits
-        centre = searched.mean(0)
-        asked, searched = asked - centre, searched - centre
-    index = (faiss.IndexFlatL2 if distance == "euclidean" else faiss.IndexFlatIP)(searched.shape[1])
-    index.add(_float32(searched))
-    scores, positions = index.search(_float32(asked), k)
-    if (positions < 0).any():  # FAISS's "nothing found", which would index the last label
-        raise RuntimeError("FAISS found fewer neighbours than there are")
+        # Centring does not change distances, and reduces their rounding errors in float32
+        centre = gallery.mean(0)
+        queries, gallery = queries - centre, gallery - centre
+    index = (faiss.IndexFlatL2 if distance == "euclidean" else faiss.IndexFlatIP)(gallery.shape[1])
+    index.add(_as_float32(gallery))
+    scores, positions = index.search(_as_float32(queries), k)
+    if (positions < 0).any():  # FAISS returns -1 for a missing neighbour, and -1 would index the last item
+        raise RuntimeError(f"FAISS found fewer than {k} neighbours for a query")
     return (-scores if distance == "euclidean" else scores), positions
 
 
-def _float32(rows: Tensor) -> NDArray[np.float32]:
+def _as_float32(rows: Tensor) -> NDArray[np.float32]:
     return np.ascontiguousarray(rows.detach().cpu().float().numpy())
 
 
 def import_faiss() -> Any:
+    """The module `faiss`, set to use as many threads as PyTorch; raises `UserError` if it is not installed."""
     try:
         import faiss
     except ImportError as error:
         raise UserError(
             f"FAISS cannot be imported ({error}); install exactly one of faiss-gpu and faiss-cpu, >= 1.14.3"
         ) from None
-    # Two thread pools on the same cores slow each other down: FAISS gets what torch has.
+    # Two thread pools on the same cores slow each other down, so FAISS must not use more threads than PyTorch
     faiss.omp_set_num_threads(torch.get_num_threads())
     return faiss

@@ -7,36 +7,36 @@ from mas_embed import UserError
 from mas_embed.retrieval.clustering import clustering_scores
 
 
-def places(num_classes=3, per_class=20, noise=0.05):
+def class_centres_with_noise(num_classes=3, per_class=20, noise=0.05):
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(num_classes).repeat_interleave(per_class)
     return torch.eye(num_classes)[labels] + noise * torch.randn(len(labels), num_classes, generator=generator), labels
 
 
-def test_clear_groups_score_1_whatever_they_are_called():
-    embeddings, labels = places()
+def test_separate_classes_score_1_whatever_their_labels():
+    embeddings, labels = class_centres_with_noise()
     order = torch.randperm(60, generator=torch.Generator().manual_seed(1))
     for distance in ("cosine", "euclidean"):
         scores = clustering_scores(embeddings[order], 2**40 - labels[order], distance=distance)
         assert scores == pytest.approx({"normalized_mutual_information": 1.0, "adjusted_mutual_information": 1.0})
 
 
-def test_two_labels_in_a_group_by_hand():
-    """Four labels, two groups of two: I = ln 2, entropies ln 4 and ln 2."""
+def test_two_labels_in_a_cluster_by_hand():
+    """Four labels, two clusters of two labels: I = ln 2, entropies ln 4 and ln 2."""
     embeddings = [[1.0, 0.0]] * 4 + [[0.0, 1.0]] * 4
     scores = clustering_scores(embeddings, [0, 0, 1, 1, 2, 2, 3, 3], num_clusters=2)
     assert scores["normalized_mutual_information"] == pytest.approx(2 * math.log(2) / (math.log(4) + math.log(2)))
 
 
 def test_random_labels_score_about_0_adjusted():
-    embeddings, _ = places(num_classes=8)
+    embeddings, _ = class_centres_with_noise(num_classes=8)
     labels = torch.randint(8, (160,), generator=torch.Generator().manual_seed(2))
     scores = clustering_scores(embeddings, labels)
     assert abs(scores["adjusted_mutual_information"]) < 0.05 < scores["normalized_mutual_information"]
 
 
-def test_cosine_does_not_see_lengths():
-    embeddings, labels = places()
+def test_cosine_does_not_depend_on_lengths():
+    embeddings, labels = class_centres_with_noise()
     lengths = torch.logspace(-20, 20, 60).unsqueeze(1)
     assert clustering_scores(embeddings * lengths, labels) == clustering_scores(embeddings, labels)
     assert clustering_scores(embeddings * lengths, labels, distance="euclidean") != clustering_scores(
@@ -44,7 +44,7 @@ def test_cosine_does_not_see_lengths():
     )
 
 
-def test_the_seed_decides():
+def test_the_seed_determines_the_result():
     embeddings = torch.randn(80, 4, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(80) % 5
     results = [clustering_scores(embeddings, labels, seed=seed) for seed in (0, 0, 1)]

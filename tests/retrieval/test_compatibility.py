@@ -1,4 +1,6 @@
+import json
 import math
+from dataclasses import asdict, fields
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,7 +9,7 @@ import torch
 
 from mas_embed import UserError
 from mas_embed.retrieval import evaluate_retrieval
-from mas_embed.retrieval.compatibility import compare_indexes
+from mas_embed.retrieval.compatibility import IndexUpdate, compare_indexes
 from mas_embed.retrieval.compensation import ProcrustesCompensation
 
 DISTANCES = ["cosine", "euclidean", "inner_product"]
@@ -18,10 +20,13 @@ def random(*shape, seed=0):
 
 
 def space(size=6, num_classes=5):
-    """Queries, gallery and items to fit on, around the places of their classes."""
-    places = random(num_classes, size, seed=9)
+    """Queries and gallery near the centres of their classes, and items to fit compensations on."""
+    centres = random(num_classes, size, seed=9)
     labels = {"queries": torch.arange(20) % num_classes, "gallery": torch.arange(60) % num_classes}
-    old = {name: places[kind] + 0.2 * random(len(kind), size, seed=len(kind)) for name, kind in labels.items()}
+    old = {
+        name: centres[of_split] + 0.2 * random(len(of_split), size, seed=len(of_split))
+        for name, of_split in labels.items()
+    }
     return SimpleNamespace(**old, fit=random(80, size, seed=3), labels=tuple(labels.values()))
 
 
@@ -30,14 +35,14 @@ def rotation(size, seed=1):
 
 
 def compare(before, change, **options):
-    """The old space against the one that `change` makes of it."""
+    """Compares the old embeddings with those that `change` returns for them."""
     options = {"fit_on": (before.fit, change(before.fit))} | options
     queries, gallery = (before.queries, change(before.queries)), (before.gallery, change(before.gallery))
     return compare_indexes(*queries, *gallery, *before.labels, **options)
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
-def test_identical_models_keep(distance):
+def test_identical_models_keep_the_gallery(distance):
     result = compare(space(), torch.clone, distance=distance)
     assert result.verdict == "keep"
     assert result.old.as_dict() == result.new.as_dict() == result.mixed.as_dict()
@@ -62,7 +67,7 @@ def test_a_rotated_space_is_restored_by_compensation(distance):
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
-def test_an_unrelated_model_re_embeds(distance):
+def test_an_unrelated_model_needs_a_new_gallery(distance):
     before = space()
     unrelated = space()
     shuffled = torch.randperm(5, generator=torch.Generator().manual_seed(4)).roll(1)
@@ -105,7 +110,7 @@ def test_scores_are_those_of_evaluate_retrieval():
 def test_drift_and_churn_equal_the_loops(distance, by_id):
     before, k = space(), 4
     queries, gallery = before.queries + 0.5 * random(20, 6, seed=7), before.gallery + 0.5 * random(60, 6, seed=8)
-    ids = (torch.arange(20) + 5, torch.arange(60) // 2) if by_id else (None, None)  # two gallery items an id
+    ids = (torch.arange(20) + 5, torch.arange(60) // 2) if by_id else (None, None)  # two gallery items have the same id
     result = compare_indexes(
         before.queries, queries, before.gallery, gallery, *before.labels,
         distance=distance, k=k, query_ids=ids[0], gallery_ids=ids[1],
@@ -115,11 +120,11 @@ def test_drift_and_churn_equal_the_loops(distance, by_id):
         product, lengths = sum(a * b for a, b in zip(one, other, strict=True)), math.hypot(*one) * math.hypot(*other)
         return {"cosine": product / lengths, "euclidean": -math.dist(one, other), "inner_product": product}[distance]
 
-    def nearest(asked, searched):
+    def nearest(queries, gallery):
         found = []
-        for query, row in enumerate(asked.tolist()):
-            kept = [item for item in range(60) if not by_id or ids[1][item] != ids[0][query]]
-            found.append(set(sorted(kept, key=lambda item: -score(row, searched[item].tolist()))[:k]))
+        for query, row in enumerate(queries.tolist()):
+            items = [item for item in range(60) if not by_id or ids[1][item] != ids[0][query]]
+            found.append(set(sorted(items, key=lambda item: -score(row, gallery[item].tolist()))[:k]))
         return found
 
     old = nearest(before.queries, before.gallery)
@@ -136,7 +141,7 @@ def test_drift_and_churn_equal_the_loops(distance, by_id):
     assert result.drift_quantiles[0.5] == pytest.approx((sorted(drift)[29] + sorted(drift)[30]) / 2)
 
 
-def test_cosine_sees_no_lengths():
+def test_cosine_does_not_depend_on_lengths():
     before, turn, lengths = space(), rotation(6), torch.logspace(-9, 9, 60, dtype=torch.float64).unsqueeze(1)
     expected = compare(before, lambda rows: rows @ turn)
     before.gallery = before.gallery * lengths
@@ -146,7 +151,7 @@ def test_cosine_sees_no_lengths():
         assert result.compensated[name].as_dict() == pytest.approx(scores.as_dict())
 
 
-def test_the_tolerance_decides():
+def test_the_verdict_depends_on_the_tolerance():
     before = space()
     change = {"fit_on": None, "distance": "euclidean"}
     moved = lambda rows: rows + 0.9  # noqa: E731
@@ -159,21 +164,48 @@ def test_the_tolerance_decides():
     assert at_the_gap.verdict == "keep"
 
 
-def test_an_update_that_hurt_is_told():
+def test_the_reason_mentions_an_update_that_hurts():
     before = space()
     result = compare(before, lambda rows: rows + 3 * random(*rows.shape, seed=len(rows)))
     assert result.new.mean_average_precision < result.old.mean_average_precision - 0.1
     assert "the old model on its own gallery was better" in result.reason
 
 
-def test_own_estimators_by_name():
+def test_custom_estimators_by_name():
     turn = rotation(6)
     result = compare(space(), lambda rows: rows @ turn, compensate={"mine": ProcrustesCompensation()})
     assert list(result.compensated) == ["mine"]
     assert result.compensation == "mine"
 
 
-def test_it_reads_well():
+def test_summary_holds_the_metrics_by_name_and_the_quantiles():
+    turn = rotation(6)
+    result = compare(space(), lambda rows: rows @ turn, k=4)
+    update = result.summary(after="split 2")
+    assert isinstance(update, IndexUpdate)
+    assert (update.after, update.k, update.verdict) == ("split 2", 4, "compensate")
+    assert update.old_on_old == result.old.as_dict()
+    assert update.new_on_new == result.new.as_dict()
+    assert update.new_on_old == result.mixed.as_dict()
+    assert update.compensated == {name: scores.as_dict() for name, scores in result.compensated.items()}
+    assert (update.churn, update.churn_re_embedded) == (result.churn, result.churn_re_embedded)
+    assert (update.compensation, update.reason) == (result.compensation, result.reason)
+    assert update.drift.mean == pytest.approx(sum(result.drift.tolist()) / 60)
+    assert list(update.drift.quantiles) == ["0.05", "0.25", "0.5", "0.75", "0.95"]
+    in_order = sorted(result.drift.tolist())
+    assert update.drift.quantiles["0.5"] == pytest.approx((in_order[29] + in_order[30]) / 2)
+
+
+def test_as_dict_is_the_summary_without_a_name_and_survives_json():
+    turn = rotation(6)
+    result = compare(space(), lambda rows: rows @ turn)
+    dictionary = result.as_dict()
+    assert list(dictionary) == [field.name for field in fields(IndexUpdate) if field.name != "after"]
+    assert dictionary | {"after": "any"} == asdict(result.summary(after="any"))
+    assert json.loads(json.dumps(dictionary)) == dictionary
+
+
+def test_the_text_shows_verdict_scores_drift_and_churn():
     turn = rotation(6)
     text = str(compare(space(), lambda rows: rows @ turn))
     assert text.startswith("compensate: new queries reach a mAP of 0.")
@@ -196,11 +228,11 @@ def test_it_reads_well():
         (
             {"new_gallery": random(60, 5)},
             {},
-            r"gallery must be the same items embedded in one size, got \[60, 6\] and \[60, 5\]",
+            r"gallery must be embeddings of the same items, of equal size, got \[60, 6\] and \[60, 5\]",
         ),
-        ({"new_queries": random(19, 6)}, {}, "old and new queries must be the same items"),
+        ({"new_queries": random(19, 6)}, {}, "old and new queries must be embeddings of the same items"),
         ({"new_queries": random(20, 6) * torch.nan}, {}, "new queries contain NaN"),
-        ({}, {"fit_on": (random(3, 6), random(2, 6))}, "old and new fit_on must be the same items"),
+        ({}, {"fit_on": (random(3, 6), random(2, 6))}, "old and new fit_on must be embeddings of the same items"),
         ({}, {"fit_on": (random(3, 6), torch.zeros(3, 6))}, "new fit_on contain an all-zero embedding"),
         (
             {},

@@ -21,7 +21,7 @@ def rotation(size, seed=1):
 
 
 def drifted_by_loops(gallery, old, new, sigma):
-    """The paper's formula, weight by weight."""
+    """The formula of the paper, computed weight by weight."""
     moved = []
     for row in gallery.tolist():
         total, drift = 0.0, [0.0] * len(row)
@@ -48,13 +48,13 @@ def test_drift_of_two_items_by_hand():
     torch.testing.assert_close(result, torch.tensor([[(near + 3 * far) / (near + far)], [1.0 + 2.0]]))
 
 
-def test_drift_far_from_everything_is_the_nearest_items():
+def test_far_vectors_take_the_drift_of_the_nearest_item():
     old, new = torch.tensor([[0.0], [1.0]]), torch.tensor([[5.0], [3.0]])
     result = DriftCompensation().fit(old, new).transform(torch.tensor([[1e6]], dtype=torch.float64))
     assert result.item() == 1e6 + 2.0
 
 
-def test_drift_in_blocks_changes_nothing(monkeypatch):
+def test_drift_does_not_depend_on_the_block_size(monkeypatch):
     old, new, gallery = random(40, 3), random(40, 3, seed=1), random(25, 3, seed=2)
     whole = DriftCompensation().fit(old, new).transform(gallery)
     monkeypatch.setattr("mas_embed.retrieval.compensation.BLOCK_ELEMENTS", 100)
@@ -74,7 +74,7 @@ def test_ridge_restores_an_affine_map():
     torch.testing.assert_close(result, gallery @ matrix + offset, rtol=0, atol=1e-6)
 
 
-def test_ridge_minimises_what_it_says():
+def test_ridge_minimises_the_documented_objective():
     old, new, strength = random(20, 3), random(20, 3, seed=1), 0.1
     mean, drift = old.mean(0), (new - old).mean(0)
     scale = ((old - mean) ** 2).sum() / 3
@@ -84,7 +84,7 @@ def test_ridge_minimises_what_it_says():
         RidgeCompensation(strength).fit(old, new).transform(mean + torch.eye(3)) - torch.eye(3) - mean - drift
     ).detach()
     (gradient,) = torch.autograd.grad(loss, slope)
-    assert gradient.abs().max() > 1  # not at zero, but at what was fitted
+    assert gradient.abs().max() > 1  # zero is not the minimum
     slope.data = fitted
     loss = (((old - mean) @ slope - (new - old - drift)) ** 2).sum() + strength * scale * (slope**2).sum()
     assert torch.autograd.grad(loss, slope)[0].abs().max() < 1e-10
@@ -102,7 +102,7 @@ def test_procrustes_is_orthogonal_and_beats_other_rotations():
 
 @pytest.mark.parametrize("name", COMPENSATIONS)
 def test_directions_without_data_stay_as_they_are(name):
-    """Items that fill the first two of four dimensions, and turn there."""
+    """The fitted items span the first two of four dimensions, and rotate in them."""
     old = torch.nn.functional.pad(random(30, 2), (0, 2))
     new = torch.nn.functional.pad(old[:, :2] @ rotation(2), (0, 2))
     moved = COMPENSATIONS[name]().fit(old, new).transform(torch.eye(4, dtype=torch.float64))
@@ -111,7 +111,7 @@ def test_directions_without_data_stay_as_they_are(name):
 
 @pytest.mark.parametrize("name", COMPENSATIONS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-def test_nothing_moved_moves_nothing_and_the_dtype_stays(name, dtype):
+def test_without_drift_the_gallery_and_its_dtype_do_not_change(name, dtype):
     old, gallery = random(30, 5).to(dtype), random(10, 5, seed=1).to(dtype)
     result = COMPENSATIONS[name]().fit(old, old).transform(gallery)
     assert result.dtype == dtype
@@ -130,7 +130,7 @@ def test_bad_input_is_one_sentence(name):
     estimator = COMPENSATIONS[name]()
     with pytest.raises(UserError, match=r"must be fitted before it transforms: call fit\(old, new\)"):
         estimator.transform(torch.ones(1, 2))
-    with pytest.raises(UserError, match=r"the same items in one size, got \[3, 2\] and \[4, 2\]"):
+    with pytest.raises(UserError, match=r"the same items, of equal size, got \[3, 2\] and \[4, 2\]"):
         estimator.fit(torch.ones(3, 2), torch.ones(4, 2))
     with pytest.raises(UserError, match="new contain NaN"):
         estimator.fit(torch.ones(3, 2), torch.full((3, 2), torch.nan))

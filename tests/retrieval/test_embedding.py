@@ -17,7 +17,7 @@ def model(dtype=torch.float32):
 
 
 def batch_by_batch(network, inputs=INPUTS):
-    """The linear layer alone, batch by batch."""
+    """The output of the linear layer without dropout, in the batches of `loader`."""
     with torch.no_grad():
         return torch.cat([network[0](inputs[start : start + 4]) for start in range(0, len(inputs), 4)])
 
@@ -28,13 +28,13 @@ def loader(**options):
 
 @pytest.mark.parametrize("batches", [INPUTS.split(4), loader()], ids=["tuple", "loader"])
 @pytest.mark.parametrize("num_items", [None, 11])
-def test_every_way_gives_the_same_bits(batches, num_items, tmp_path):
+def test_every_destination_gives_the_same_bits(batches, num_items, tmp_path):
     network = model()
     expected = batch_by_batch(network)
     assert torch.equal(embed(network, batches, num_items=num_items), expected)
-    given = torch.full((11, 2), torch.nan)
-    assert embed(network, batches, out=given, num_items=num_items) is given
-    assert torch.equal(given, expected)
+    out = torch.full((11, 2), torch.nan)
+    assert embed(network, batches, out=out, num_items=num_items) is out
+    assert torch.equal(out, expected)
     array = np.zeros((11, 2), dtype=np.float64)
     assert torch.equal(embed(network, batches, out=array, num_items=num_items), expected.double())
     np.testing.assert_array_equal(array, expected.numpy())
@@ -60,7 +60,7 @@ def test_dtypes_on_disk(dtype, tmp_path):
     assert torch.equal(mapped, expected.to(mapped.dtype))
 
 
-def test_a_batch_without_items_is_no_item(tmp_path):
+def test_an_empty_batch_adds_nothing(tmp_path):
     network, batches = model(), [INPUTS[:4], INPUTS[:0], INPUTS[4:]]
     assert torch.equal(embed(network, batches), embed(network, batches, out=tmp_path / "rows.npy"))
 
@@ -79,7 +79,7 @@ def test_many_rows_on_disk(tmp_path):
         (loader(sampler=list(range(11)) * 2), 22),
     ],
 )
-def test_the_sampler_tells_the_size(batches, size):
+def test_the_number_of_items_follows_the_sampler(batches, size):
     assert embed(model(), batches).shape == (size, 2)
 
 
@@ -88,7 +88,7 @@ class Stream(IterableDataset):
         return iter(INPUTS)
 
 
-def test_a_stream_tells_nothing_and_works():
+def test_a_stream_of_unknown_length():
     network = model()
     assert torch.equal(embed(network, DataLoader(Stream(), batch_size=4)), batch_by_batch(network))
 
@@ -126,7 +126,7 @@ def changing(network, batch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_items": 12}, "12 items were expected but 11 were embedded; pass their number as num_items"),
+        ({"num_items": 12}, "12 items were expected but 11 were embedded; pass the right number as num_items"),
         ({"num_items": 7}, "7 items were expected but at least 8 were embedded"),
         ({"out": torch.zeros(10, 2)}, "10 items were expected but at least 11 were embedded"),
         ({"out": torch.zeros(11, 3)}, r"out must have shape \[11, 2\], got \[11, 3\]"),

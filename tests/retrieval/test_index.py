@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from mas_embed import UserError
-from mas_embed.runtime.atomic_files import write_tensors
-from mas_embed.runtime.fingerprint import fingerprint_of
 from mas_embed.retrieval.index import RetrievalIndex
 from mas_embed.retrieval.search import import_faiss
+from mas_embed.runtime.atomic_files import write_tensors
+from mas_embed.runtime.fingerprint import fingerprint_of
 
 FACTORIES = ["Flat", "IVF4,Flat", "HNSW8", "IVF4,PQ2x4", "PCA4,IVF4,SQ8"]
 
@@ -76,11 +76,11 @@ def test_a_mapped_index_is_not_in_memory_and_does_not_grow(factory, tmp_path):
     assert_same(search(RetrievalIndex.load(tmp_path / "copy")), search(loaded))
 
 
-def test_saving_again_replaces_and_a_torn_save_does_not(tmp_path, monkeypatch):
+def test_saving_again_replaces_the_index_and_a_failed_save_does_not(tmp_path, monkeypatch):
     build().save(tmp_path / "index")
     more = build(gallery=GALLERY[:50])
     with monkeypatch.context() as patched:
-        patched.setattr("mas_embed.retrieval.index.write_tensors", torn)
+        patched.setattr("mas_embed.retrieval.index.write_tensors", fail)
         with pytest.raises(OSError, match="disk full"):
             more.save(tmp_path / "index")
     assert len(RetrievalIndex.load(tmp_path / "index")) == 200
@@ -89,23 +89,23 @@ def test_saving_again_replaces_and_a_torn_save_does_not(tmp_path, monkeypatch):
     assert len(list((tmp_path / "index").iterdir())) == 2
 
 
-def torn(*arguments):
+def fail(*arguments):
     raise OSError("disk full")
 
 
-def test_growing_equals_building_at_once():
+def test_adding_equals_building_at_once():
     index = build(gallery=GALLERY[:120])
     index.add(GALLERY[120:], LABELS[120:], IDS[120:])
     assert_same(search(index), search(build()))
 
 
-def test_ids_are_positions_where_none_are_given():
+def test_ids_default_to_positions():
     index = RetrievalIndex.build(GALLERY[:3], [0, 1, 2])
     index.add(GALLERY[3:5], [3, 4])
     assert index.ids.tolist() == [0, 1, 2, 3, 4]
 
 
-def test_a_failed_add_leaves_the_index_as_it_was(monkeypatch):
+def test_a_failed_add_does_not_change_the_index(monkeypatch):
     monkeypatch.setattr("mas_embed.retrieval.index.ROWS_AT_ONCE", 2)
     index, bad = build(), GALLERY.clone()
     expected = search(index)
@@ -128,7 +128,7 @@ def test_a_mapped_array_can_be_indexed(tmp_path):
 
 
 class Compiled(nn.Module):
-    """What `torch.compile` makes of a model, as far as its parameters' names go."""
+    """Has the parameter names of a model that `torch.compile` returned."""
 
     def __init__(self, model):
         super().__init__()
@@ -156,8 +156,8 @@ def test_queries_of_another_model_are_refused():
     assert_same(unknown.search(QUERIES, 3, allow_other_model=True), expected)
 
 
-def test_what_is_not_found_has_no_label():
-    """Four far groups, one list each; a query looks into one list of 5 items and asks for 8."""
+def test_missing_neighbours_are_padded():
+    """Four distant groups in one list each; a query for 8 items searches one list of 5 items."""
     centres = torch.eye(4).repeat_interleave(5, dim=0)
     index = RetrievalIndex.build(
         centres + 0.01 * random(20, 4), torch.arange(20) // 5 - 1, factory="IVF4,Flat", fingerprint="one"
@@ -196,11 +196,11 @@ def test_training_on_a_sample_follows_the_seed():
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
-def test_cosine_does_not_see_the_scale(scale):
+def test_cosine_does_not_depend_on_the_scale(scale):
     np.testing.assert_array_equal(search(build(gallery=GALLERY * scale), QUERIES * scale).ids, search(build()).ids)
 
 
-def test_duplicates_and_a_k_of_everything():
+def test_duplicates_are_all_found_if_k_is_the_size_of_the_index():
     index = RetrievalIndex.build(torch.ones(6, 2), torch.arange(6), fingerprint="one")
     found = index.search(torch.ones(1, 2), 6, fingerprint="one")
     assert sorted(found.ids[0]) == list(range(6))
@@ -219,7 +219,7 @@ def test_duplicates_and_a_k_of_everything():
         ("IDMap,Flat", 200, "cannot add to an index 'IDMap,Flat': add does not make sense"),
     ],
 )
-def test_what_faiss_cannot_do_is_one_sentence(factory, num_items, message):
+def test_errors_of_faiss_are_one_sentence(factory, num_items, message):
     with pytest.raises(UserError, match=message):
         build(factory, gallery=GALLERY[:num_items])
 
@@ -229,7 +229,7 @@ def test_what_faiss_cannot_do_is_one_sentence(factory, num_items, message):
     [
         ({"gallery": torch.full((2, 8), torch.nan)}, "embeddings contain NaN"),
         ({"gallery": torch.zeros(2, 8)}, "all-zero embedding, which has no cosine"),
-        ({"gallery": torch.full((2, 8), 1e19), "distance": "euclidean"}, "squares exceed float32"),
+        ({"gallery": torch.full((2, 8), 1e19), "distance": "euclidean"}, "squared length exceeds the range of float32"),
         ({"gallery": torch.zeros(0, 8)}, "embeddings must hold at least one embedding"),
         ({"gallery": GALLERY[:4], "ids": [1]}, "4 embeddings but 1 ids"),
         ({"distance": "manhattan"}, "distance must be one of cosine, euclidean, inner_product, got 'manhattan'"),
@@ -256,7 +256,7 @@ def test_bad_queries_are_one_sentence(queries, k, message):
         search(build(), queries, k)
 
 
-def test_other_bad_use_is_one_sentence():
+def test_bad_parameters_are_one_sentence():
     with pytest.raises(UserError, match="cannot set 'nprobe' of an index 'Flat'"):
         build().set_search_parameters({"nprobe": 3})
     with pytest.raises(UserError, match="the gallery must hold the index's 200 items, got 3"):

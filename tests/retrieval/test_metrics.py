@@ -10,14 +10,14 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from sklearn.metrics import average_precision_score
 
 from mas_embed import UserError, evaluate_retrieval
-from mas_embed.retrieval.similarity import QuickScores
+from mas_embed.retrieval.similarity import ApproximateScores
 
 KS = (1, 2, 4, 8)
 
 
 @pytest.fixture(params=["sorted", "counted"], autouse=True)
-def way(request, monkeypatch):
-    """Every test of this file judges both ways of ranking."""
+def ranking_method(request, monkeypatch):
+    """Every test in this file runs with both methods of ranking."""
     monkeypatch.setattr("mas_embed.retrieval.ranking.DENSE_SHARE", {"sorted": 0.0, "counted": 1.0}[request.param])
     return request.param
 
@@ -45,16 +45,16 @@ def data(num_queries=30, num_gallery=50, size=5, num_classes=4, seed=0, low=-3, 
     )
 
 
-def assert_equals_oracles(result, scores, is_relevant, keep=None):
-    """Every value of every query against the loops; `keep` [Q, G] leaves items out."""
+def assert_equals_oracles(result, scores, is_relevant, is_ranked=None):
+    """Compares every value of every query with the loops; items that are False in `is_ranked` [Q, G] are left out."""
     for query in range(len(scores)):
-        kept = keep[query] if keep is not None else np.ones(scores.shape[1], dtype=bool)
-        own_scores, own_relevant = scores[query][kept].tolist(), is_relevant[query][kept].tolist()
-        if not any(own_relevant):
+        ranked = is_ranked[query] if is_ranked is not None else np.ones(scores.shape[1], dtype=bool)
+        query_scores, query_relevant = scores[query][ranked].tolist(), is_relevant[query][ranked].tolist()
+        if not any(query_relevant):
             assert all(np.isnan(values[query]) for values in result.per_query.values())
             continue
-        expected = cut_measures(own_scores, own_relevant, result.recall_at)
-        expected["average_precision"] = average_precision(own_scores, own_relevant)
+        expected = cut_measures(query_scores, query_relevant, result.recall_at)
+        expected["average_precision"] = average_precision(query_scores, query_relevant)
         assert {name: values[query] for name, values in result.per_query.items()} == pytest.approx(expected, rel=1e-12)
 
 
@@ -108,8 +108,8 @@ def test_queries_as_gallery_leave_themselves_out_by_identity(distance):
     embeddings, labels, *_ = data(num_queries=40, num_classes=3, size=2)  # size 2: many duplicates of every point
     assert len(np.unique(embeddings, axis=0)) < 35
     result = evaluate_retrieval(embeddings, labels, distance=distance)
-    keep = ~np.eye(40, dtype=bool)
-    assert_equals_oracles(result, scores_of(embeddings, embeddings, distance), labels[:, None] == labels, keep)
+    is_ranked = ~np.eye(40, dtype=bool)
+    assert_equals_oracles(result, scores_of(embeddings, embeddings, distance), labels[:, None] == labels, is_ranked)
 
 
 def test_overlap_is_by_id_wherever_the_item_stands():
@@ -129,9 +129,9 @@ def test_overlap_is_by_id_wherever_the_item_stands():
         gallery_ids=ids[shuffled],
         distance="inner_product",
     )
-    keep = ids[:20, None] != ids[shuffled]
+    is_ranked = ids[:20, None] != ids[shuffled]
     assert_equals_oracles(
-        result, scores_of(embeddings, gallery, "inner_product"), labels[:, None] == gallery_labels, keep
+        result, scores_of(embeddings, gallery, "inner_product"), labels[:, None] == gallery_labels, is_ranked
     )
 
 
@@ -181,6 +181,47 @@ def test_queries_without_a_relevant_item_are_left_out_and_counted():
     assert np.isnan(result.per_query["average_precision"][1])
 
 
+def test_means_by_group_by_hand():
+    """The four queries' average precisions are 1, 1/2, none and 1/2."""
+    queries, gallery = [[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], [[1.0, 0.1], [0.1, 1.0]]
+    result = evaluate_retrieval(queries, [0, 1, 7, 0], gallery, [0, 1], recall_at=(1,))
+    first, second, third, empty = result.means_by_group([2, 1, 1, 0])
+    assert first["mean_average_precision"] == 3 / 4
+    assert first["precision_at_1"] == first["recall_at_1"] == 1 / 2
+    assert third["mean_average_precision"] == third["mean_reciprocal_rank"] == 1 / 2
+    assert first.keys() == second.keys() == empty.keys() == result.means.keys()
+    assert all(math.isnan(value) for means in (second, empty) for value in means.values())
+
+
+def test_means_by_group_equal_separate_calls_bit_for_bit():
+    """All classes of the gallery have the same size, so no query is padded and its sums have the same terms in every call."""
+    generator = np.random.default_rng(0)
+    queries, gallery = generator.normal(size=(70, 5)), generator.normal(size=(120, 5))
+    query_labels, gallery_labels = generator.integers(7, size=70), np.arange(120) % 6  # class 6 has no relevant item
+    options = {"precision_at": (3,), "ndcg_at": (4,), "average_precision_at": (5,)}
+    result = evaluate_retrieval(queries, query_labels, gallery, gallery_labels, **options)
+    start, sizes = 0, [20, 1, 9, 40]
+    for size, means in zip(sizes, result.means_by_group(sizes), strict=True):
+        group = slice(start, start + size)
+        alone = evaluate_retrieval(queries[group], query_labels[group], gallery, gallery_labels, **options)
+        assert means == alone.means
+        start += size
+
+
+def test_one_group_of_all_queries_has_the_same_means():
+    queries, query_labels, gallery, gallery_labels = data()
+    result = evaluate_retrieval(queries, query_labels, gallery, gallery_labels)
+    assert result.means_by_group([30]) == [result.means]
+
+
+@pytest.mark.parametrize("sizes", [[], [29], [30, 1], [31, -1]])
+def test_groups_that_do_not_hold_all_queries_are_refused(sizes):
+    queries, query_labels, gallery, gallery_labels = data()
+    result = evaluate_retrieval(queries, query_labels, gallery, gallery_labels)
+    with pytest.raises(UserError, match=r"the sizes of the groups must be >= 0 and add up to 30, got \["):
+        result.means_by_group(sizes)
+
+
 def test_blocks_change_nothing(monkeypatch):
     queries, query_labels, gallery, gallery_labels = data()
     whole = evaluate_retrieval(queries, query_labels, gallery, gallery_labels)
@@ -192,7 +233,7 @@ def test_blocks_change_nothing(monkeypatch):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_cuts_equal_the_loops(seed):
+def test_metrics_at_cutoffs_equal_the_loops(seed):
     queries, query_labels, gallery, gallery_labels = data(seed=seed)
     result = evaluate_retrieval(
         queries, query_labels, gallery, gallery_labels,
@@ -205,10 +246,10 @@ def test_cuts_equal_the_loops(seed):
         for k in (3, 200):
             expected[f"precision_at_{k}"] = sum(ranked[:k]) / k
         for k in (5, 200):
-            gain = sum(1 / math.log2(2 + place) for place, hit in enumerate(ranked[:k]) if hit)
-            expected[f"ndcg_at_{k}"] = gain / sum(1 / math.log2(2 + place) for place in range(min(k, sum(ranked))))
+            gain = sum(1 / math.log2(2 + index) for index, hit in enumerate(ranked[:k]) if hit)
+            expected[f"ndcg_at_{k}"] = gain / sum(1 / math.log2(2 + index) for index in range(min(k, sum(ranked))))
         for k in (4, 200):
-            total = sum(sum(ranked[: place + 1]) / (place + 1) for place, hit in enumerate(ranked[:k]) if hit)
+            total = sum(sum(ranked[: index + 1]) / (index + 1) for index, hit in enumerate(ranked[:k]) if hit)
             expected[f"average_precision_at_{k}_over_relevant"] = total / sum(ranked)
             expected[f"average_precision_at_{k}_over_min"] = total / min(k, sum(ranked))
             expected[f"average_precision_at_{k}_over_found"] = total / max(1, sum(ranked[:k]))
@@ -216,7 +257,7 @@ def test_cuts_equal_the_loops(seed):
         assert expected.keys() <= result.as_dict().keys()
 
 
-def test_cuts_of_a_hand_computed_ranking():
+def test_metrics_at_cutoffs_of_a_hand_computed_ranking():
     """Relevance by rank: no, yes, yes, no, yes."""
     gallery, relevant = [[5.0], [4.0], [3.0], [2.0], [1.0]], [[False, True, True, False, True]]
     result = evaluate_retrieval(
@@ -291,21 +332,21 @@ def test_counting_needs_no_sorting_where_scores_differ(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     gallery, labels = torch.randn(2000, 16, generator=generator), torch.arange(2000) % 100
     monkeypatch.setattr("mas_embed.retrieval.ranking.DENSE_SHARE", 1.0)
-    monkeypatch.setattr("mas_embed.retrieval.ranking.Ranking._all_exact", None)  # what sorting calls
+    monkeypatch.setattr("mas_embed.retrieval.ranking.Ranking._exact_scores_of_all", None)  # sorting calls it
     scores = evaluate_retrieval(gallery[:50], labels[:50], gallery, labels)
     assert 0 < scores.mean_average_precision < 1
 
 
-def test_quick_scores_of_less_precision_are_not_trusted(monkeypatch):
+def test_approximate_scores_beyond_their_error_bound_are_not_used(monkeypatch):
     queries, query_labels, gallery, gallery_labels = data()
     expected = evaluate_retrieval(queries, query_labels, gallery, gallery_labels)
-    real = QuickScores.__call__
+    real = ApproximateScores.__call__
 
     def rough(self, block):
         scores, offset, error = real(self, block)
         return scores.bfloat16().float(), offset, error
 
-    monkeypatch.setattr(QuickScores, "__call__", rough)
+    monkeypatch.setattr(ApproximateScores, "__call__", rough)
     result = evaluate_retrieval(queries, query_labels, gallery, gallery_labels)
     for name, values in expected.per_query.items():
         np.testing.assert_array_equal(values, result.per_query[name])
@@ -367,8 +408,10 @@ def test_lengths_that_differ_by_more_than_a_float_holds_lose_no_query():
     assert np.isfinite(result.per_query["average_precision"]).all()
     # The longest queries' products are all large enough to be told apart
     for query in range(50, 60):
-        keep = np.arange(60) != query
-        expected = average_precision((rows @ rows[query])[keep].tolist(), (labels == labels[query])[keep].tolist())
+        is_other = np.arange(60) != query
+        expected = average_precision(
+            (rows @ rows[query])[is_other].tolist(), (labels == labels[query])[is_other].tolist()
+        )
         assert result.per_query["average_precision"][query] == pytest.approx(expected)
 
 
@@ -404,7 +447,11 @@ ROWS, LABELS = [[1.0, 0.0], [0.0, 1.0]], [0, 0]
         ((ROWS, LABELS, [[1.0, 0.0, 0.0]], [0]), {}, "2 dimensions and the gallery 3"),
         ((ROWS, [0]), {}, "2 embeddings but 1 query_labels"),
         ((ROWS, LABELS, ROWS), {}, "gallery and gallery_labels go together"),
-        ((ROWS, LABELS, ROWS, LABELS), {"query_ids": [0, 1]}, "query_ids and gallery_ids go together"),
+        (
+            (ROWS, LABELS, ROWS, LABELS),
+            {"query_ids": [0, 1]},
+            "query_ids and gallery_ids go together and require a gallery",
+        ),
         ((ROWS, LABELS, np.zeros((0, 2)), []), {}, "gallery must hold at least one embedding"),
         ((ROWS, [0.5, 1.0]), {}, "query_labels must be integers"),
         (([1.0, 2.0], [0, 0]), {}, r"queries must be real numbers of shape \[N, D\], got torch.float64 of shape \[2\]"),
@@ -418,9 +465,9 @@ ROWS, LABELS = [[1.0, 0.0], [0.0, 1.0]], [0, 0]
         ((ROWS, LABELS), {"recall_at": (0,)}, "whole numbers >= 1"),
         ((ROWS, [0, 1]), {}, "no query has a relevant item"),
         ((ROWS, None), {}, "query_labels is None"),
-        ((ROWS, LABELS), {"relevant": [[1], [0]]}, "relevant takes the place of the labels"),
-        ((ROWS, None, ROWS), {"relevant": [[0]]}, "relevant is for 1 queries, but there are 2"),
-        ((ROWS, None, ROWS), {"relevant": [[0], [2]]}, "relevant names the gallery item 2"),
+        ((ROWS, LABELS), {"relevant": [[1], [0]]}, "relevant replaces the labels"),
+        ((ROWS, None, ROWS), {"relevant": [[0]]}, "one row for each of the 2 queries, got 1"),
+        ((ROWS, None, ROWS), {"relevant": [[0], [2]]}, "relevant lists the gallery item 2, which does not exist"),
         ((ROWS, None, ROWS), {"relevant": np.ones((2, 3), dtype=bool)}, r"must have shape \[2, 2\], got \[2, 3\]"),
         ((ROWS, None, ROWS), {"relevant": [[0], [0]], "gallery_ids": [4, 4]}, "gallery_ids must all differ"),
         ((ROWS, None, ROWS), {"relevant": [[0, 1], [1, 0]]}, "give it as booleans"),

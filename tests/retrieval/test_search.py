@@ -21,7 +21,7 @@ def test_finds_the_nearest_by_full_sort(distance):
     }[distance]
     best = expected.topk(5)
     np.testing.assert_array_equal(positions, best.indices)
-    unit = scores / best.values.numpy()  # of one scale for all
+    unit = scores / best.values.numpy()  # the same constant for all queries and items
     np.testing.assert_allclose(unit, np.full_like(unit, unit[0, 0]), rtol=1e-3)
     if distance == "cosine":
         np.testing.assert_allclose(scores, best.values, rtol=1e-5)
@@ -47,7 +47,7 @@ def test_torch_is_imported_before_faiss():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_embed_is_ordered_in_eval_mode_and_restores():
+def test_embed_keeps_the_order_and_restores_the_mode():
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Dropout(0.9))
     inputs = torch.randn(7, 3)
     embeddings = embed(model, inputs.split(3))
