@@ -13,8 +13,8 @@ import json
 import tempfile
 from pathlib import Path
 
-from mas_embed.config.schema import load_config
-from mas_embed.experiment.runner import run_experiment
+from mas_embed import load_config, run_experiment
+from mas_embed.experiment import ExperimentCallback, RunRecord
 from mas_embed.report import summary_table
 from mas_embed.runtime.environment import describe_environment
 
@@ -22,6 +22,13 @@ OUTPUTS = {
     "projection": {"output": "projection"},
     "squared_norm before normalisation": {"output": "squared_norm", "embed": "unnormalized"},
 }
+
+
+class PrintRuns(ExperimentCallback):
+    """Prints a line for every training that has ended."""
+
+    def on_run_recorded(self, record: RunRecord) -> None:
+        print(f"{record.method}  seed {record.seed}", flush=True)
 
 
 def main() -> None:
@@ -45,16 +52,12 @@ def main() -> None:
         ],
     )
 
-    def show(event: dict[str, object]) -> None:
-        if event["event"] == "run":
-            print(f"{event['method']}  seed {event['seed']}", flush=True)
-
     with tempfile.TemporaryDirectory() as folder:
-        results = run_experiment(config, Path(folder) / "run", on_event=show)
+        results = run_experiment(config, Path(folder) / "run", callbacks=[PrintRuns()])
     print(f"\n{summary_table(results).to_markdown()}\n")
     measures: dict[str, list[float]] = {}
-    for run in results["runs"]:
-        measures.setdefault(run["method"], []).append(run["measures"][results["primary_metric"]]["final_average"])
+    for run in results.runs:
+        measures.setdefault(run.method, []).append(run.matrix(results.primary_metric).final_average)
     means = {method: sum(values) / len(values) for method, values in measures.items()}
     for title in OUTPUTS:
         chosen = max(arguments.strengths, key=lambda strength: means[f"{title} {strength:g}"])

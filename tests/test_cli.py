@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from test_experiment import TINY
+from tiny_experiment import TINY
 
 from mas_embed.cli import main
 
@@ -143,3 +143,39 @@ def test_an_interrupt_says_how_to_go_on(mas_embed, config, tmp_path, monkeypatch
     result = mas_embed("run", config, "--out", tmp_path / "run")
     assert result.returncode == 130
     assert "--resume" in result.stderr
+
+
+def test_list_shows_kinds_components_and_options(mas_embed):
+    kinds = mas_embed("list").stdout
+    assert "datasets" in kinds and "callbacks" in kinds
+    methods = mas_embed("list", "methods").stdout
+    assert "mas" in methods and "Memory Aware Synapses" in methods
+    options = mas_embed("list", "methods", "mas").stdout
+    assert "strength" in options and "1.0" in options and "Aljundi" in options
+    for arguments, message in ((["method"], "did you mean 'methods'"), (["methods", "maas"], "did you mean 'mas'")):
+        result = mas_embed("list", *arguments)
+        assert result.returncode == 2 and message in result.stderr
+
+
+def test_a_module_in_the_working_directory_brings_components(mas_embed, config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_components.py").write_text(
+        "from mas_embed import METHODS, Method\n\n@METHODS.register('mine')\nclass Mine(Method):\n    pass\n"
+    )
+    arguments = [config, "--set", "methods=[mine]", "--set", "evaluation.follow_index=false"]
+    assert mas_embed("run", *arguments).returncode == 2
+    result = mas_embed("run", *arguments, "--import", "my_components", "--out", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    assert "mine" in result.stdout
+    missing = mas_embed("check", config, "--import", "not_there")
+    assert (missing.returncode, len(missing.stderr.splitlines())) == (2, 1)
+    assert "cannot import 'not_there', given by --import: ModuleNotFoundError" in missing.stderr
+
+
+def test_the_version_and_the_module(mas_embed):
+    version = mas_embed("--version").stdout
+    assert re.fullmatch(r"mas-embed \d+\.\d+\.\d+\n", version)
+    result = subprocess.run(
+        [sys.executable, "-m", "mas_embed", "--version"], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == version

@@ -51,6 +51,9 @@ def resolve_options(
             continue
         elif parameter.default is parameter.empty and name not in inherited:
             raise UserError(f"{where} needs the option '{name}'; add {where}.{name} to the config")
+        elif isinstance(parameter.default, tuple) and _is_plain(parameter.default):
+            # YAML has lists only: the default in the form that it has once it is written and read again
+            resolved[name] = _checked(f"{where}.{name}", parameter, list(parameter.default))
         elif _is_plain(parameter.default):
             resolved[name] = parameter.default
     return resolved

@@ -232,15 +232,14 @@ def _first_mistake(error: ValidationError) -> UserError:
     return UserError(f"{path}={first['input']!r} is not accepted: {first['msg'][0].lower()}{first['msg'][1:]}")
 
 
-def _section_at(path: Sequence[str | int]) -> type[BaseModel]:
+def _section_at(path: Sequence[str | int]) -> type[Section]:
     """The section at a path of keys and list positions."""
-    section: Any = Config
+    section: type[Section] = Config
     for key in path:
-        expected = section.model_fields[key].annotation if isinstance(key, str) and _is_section(section) else section
-        inner = [kind for kind in (expected, *get_args(expected)) if _is_section(kind)]
-        section = inner[0] if inner else expected
-    assert _is_section(section)
-    return section  # type: ignore[no-any-return]
+        if isinstance(key, str) and key in section.model_fields:  # else a position in a list, or a name that the user chose
+            expected = section.model_fields[key].annotation
+            section = next(kind for kind in (expected, *get_args(expected)) if _is_section(kind))
+    return section
 
 
 def _is_section(kind: Any) -> bool:

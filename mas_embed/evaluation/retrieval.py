@@ -83,7 +83,9 @@ class RetrievalEvaluator:
             raise UserError(f"batch_size must be at least 1, got {batch_size}")
         self.distance, self.recall_at = distance, tuple(recall_at)
         self.follow_index, self.batch_size = follow_index, batch_size
-        self._forget()
+        self._held_out: _HeldOut | None = None
+        self._stale_galleries: list[Tensor] = []  # of the splits learned so far, as they were first stored
+        self._before: _Before | None = None
 
     def check(self, splits: Sequence[Split]) -> list[str]:
         """The names of the metrics; raises `UserError` for a query whose class the gallery of all splits lacks."""
@@ -144,9 +146,7 @@ class RetrievalEvaluator:
         return {"distance": self.distance, "recall_at": list(self.recall_at), "follow_index": self.follow_index}
 
     def _forget(self) -> None:
-        self._held_out: _HeldOut | None = None
-        self._stale_galleries: list[Tensor] = []  # of the splits learned so far
-        self._before: _Before | None = None
+        self._held_out, self._stale_galleries, self._before = None, [], None
 
     def _embed_held_out(self, model: nn.Module, splits: Sequence[Split]) -> _HeldOut:
         """The held-out items of every split; embedded again only if the weights have changed since the last time."""

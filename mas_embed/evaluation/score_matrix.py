@@ -73,7 +73,7 @@ class ScoreMatrix:
     @property
     def num_averaged(self) -> dict[str, int]:
         """By measure over how many splits its mean is taken; 0 where the measure is NaN."""
-        terms = (self._final_scores(), self._falls(), self._changes(), self._learned_scores())
+        terms = map(np.asarray, (self._final_scores(), self._falls(), self._changes(), self._learned_scores()))
         return {name: int(np.isfinite(values).sum()) for name, values in zip(MEASURES, terms, strict=True)}
 
     def forward_transfer(self, initial: ArrayLike) -> float:
@@ -96,8 +96,7 @@ class ScoreMatrix:
     def _falls(self) -> list[float]:
         last = len(self.scores) - 1
         earlier = range(last) if self.is_sequential else range(0)
-        # fmax is NaN only where no score of the split was measured before the last
-        return [float(np.fmax.reduce(self.scores[j:last, j]) - self.scores[last, j]) for j in earlier]
+        return [_largest(self.scores[j:last, j]) - float(self.scores[last, j]) for j in earlier]
 
     def _changes(self) -> list[float]:
         last = len(self.scores) - 1
@@ -110,6 +109,12 @@ class ScoreMatrix:
                 f"{name} must have one score per split, shape [{self.scores.shape[1]}], got {list(array.shape)}"
             )
         return array
+
+
+def _largest(values: NDArray[np.float64]) -> float:
+    """The largest of the values that are not NaN; NaN if there is none."""
+    measured = values[~np.isnan(values)]
+    return float(measured.max()) if len(measured) else float("nan")
 
 
 def _mean(values: Sequence[float] | NDArray[np.float64]) -> float:

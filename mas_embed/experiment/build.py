@@ -72,27 +72,28 @@ def build_training(config: Config, method: MethodSection, splits: Sequence[Split
         config: that names them.
         method: one of its methods, or one with other options.
         splits: from `build_splits`.
-        seed: of the initial weights.
+        seed: of the initial weights of the model and the loss.
 
     Raises:
         UserError: names the key of the component that cannot be built.
     """
-    model = build_model(config, splits, seed=seed)
-    loss = _build_loss(config.loss, "loss", model, splits)
-    built = _build_method(method, f"methods.{method.title}", model, loss, splits)
-    built.name = method.title
-    importance_data = config.importance_of(method)
-    return Training(
-        model=model,
-        splits=[join_splits(splits)] if built.joins_splits else splits,
-        evaluate_on=splits if built.joins_splits else None,
-        method=built,
-        loss=loss,
-        miner=_build_miner(config),
-        recipe=_build_recipe(config),
-        evaluator=_build_evaluator(config, splits),
-        importance_data=None if importance_data == "train" else _subset(config, importance_data, splits).part.inputs,
-    )
+    with seeded(seed):  # proxies and the like are drawn at random, too
+        model = build_model(config, splits, seed=seed)
+        loss = _build_loss(config.loss, "loss", model, splits)
+        built = _build_method(method, f"methods.{method.title}", model, loss, splits)
+        built.name = method.title
+        importance_data = config.importance_of(method)
+        return Training(
+            model=model,
+            splits=[join_splits(splits)] if built.joins_splits else splits,
+            evaluate_on=splits if built.joins_splits else None,
+            method=built,
+            loss=loss,
+            miner=_build_miner(config),
+            recipe=_build_recipe(config),
+            evaluator=_build_evaluator(config, splits),
+            importance_data=None if importance_data == "train" else _subset(config, importance_data, splits).part.inputs,
+        )
 
 
 def build_model(config: Config, splits: Sequence[Split], *, seed: int) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -78,8 +78,9 @@ def _try_method(method: MethodSection, training: Training) -> None:
     keys = {"method": f"methods.{method.title}", "model": "model", "loss": "loss"}
     for split_index, split in enumerate((training.splits[0], training.splits[-1])):
         event = Event(training.method.name, 0, split.name, split_index, 2)
-        batches = training_batches(split.train, batch_size=recipe.batch_size, sampler=recipe.sampler)
-        if training.importance_data is not None:
+        if training.importance_data is None:
+            batches: Iterable[Any] = training_batches(split.train, batch_size=recipe.batch_size, sampler=recipe.sampler)
+        else:
             batches = ordered_batches(training.importance_data, batch_size=recipe.batch_size)
         try:
             learn_split(

@@ -106,7 +106,11 @@ class RunRecord(BaseModel):
         if not any(rows):
             return None
         fresh = self.scores[metric]
-        return ScoreMatrix(np.array([row or fresh[index] for index, row in enumerate(rows)], dtype=np.float64))
+        missing: list[float | None] = [None] * len(fresh[0])
+        return ScoreMatrix(
+            # A row is shorter where the splits that were not learned yet were not evaluated
+            np.array([[*(row or fresh[i]), *missing][: len(missing)] for i, row in enumerate(rows)], dtype=np.float64)
+        )
 
     @property
     def index_updates(self) -> list[IndexUpdate]:
@@ -243,7 +247,8 @@ def join_results(results: Mapping[str, Results]) -> Results:
                     f"{name} has {key} {getattr(one, key)}, but {first_name} has {getattr(first, key)}; they do not compare"
                 )
     counts = Counter(method for one in results.values() for method in one.methods)
-    runs, selections = [], {}
+    runs: list[RunRecord] = []
+    selections: dict[str, Selection] = {}
     for name, one in results.items():
         titles = {method: method if counts[method] == 1 else f"{method} ({Path(name).name})" for method in one.methods}
         runs += [run.model_copy(update={"method": titles[run.method]}) for run in one.runs]

@@ -15,6 +15,7 @@ from mas_embed.data import Split, check_splits, ordered_batches
 from mas_embed.errors import UserError
 from mas_embed.evaluation import BEFORE_FIRST, Evaluation, Evaluator, RetrievalEvaluator, ScoreMatrix
 from mas_embed.methods import Loss, Method
+from mas_embed.runtime.forward import unwrap_compiled
 from mas_embed.runtime.seeding import seeded
 from mas_embed.training.callbacks import Callback, Callbacks, Event, RunEnd, SplitEnd
 from mas_embed.training.checkpoint import load_checkpoint, save_checkpoint
@@ -91,13 +92,15 @@ def train_sequence(
         seed: of batches, miners and whatever the model draws; mixed with the split's index.
 
     Raises:
-        UserError: a split is empty or the evaluator refuses it; there is a checkpoint and `resume` is False, or it is one of
+        UserError: a split is empty or the evaluator refuses it; the method was made with another model; there is a checkpoint and `resume` is False, or it is one of
             another sequence; its folder does not exist; both the accelerator and the recipe accumulate gradients.
         RunError: training diverged.
     """
     evaluated_splits = splits if evaluate_on is None else evaluate_on
     check_splits(splits)
     check_splits(evaluated_splits)
+    if unwrap_compiled(method.model)[0] is not unwrap_compiled(model)[0]:
+        raise UserError("the method was made with another model; make it with the model that is trained, as in MAS(model)")
     evaluator = RetrievalEvaluator() if evaluator is None else evaluator
     accelerator = _accelerator(accelerator, recipe)
     plan = _plan(splits, evaluated_splits, method, recipe, seed)

@@ -1,18 +1,19 @@
-"""What training does to an index that was made before it."""
+"""How every split is ranked, and what training does to vectors that were stored before it."""
 
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from small import pull_together, small_model, small_splits
+from small import Recorder, Stopped, small_model, small_splits, train
 
-from mas_embed import Finetune, Frozen, compare_indexes, evaluate_retrieval, train_sequence
+from mas_embed import Finetune, Frozen, RetrievalEvaluator, Split, UserError, compare_indexes, evaluate_retrieval
+from mas_embed.data import Part
 from mas_embed.methods import Method
 
 
-class Keeper(Method):
-    """Keeps a copy of the model as it was after every split."""
+class ModelKeeper(Method):
+    """Stores a copy of the model as it was after every split."""
 
     def __init__(self, model):
         super().__init__(model)
@@ -22,14 +23,15 @@ class Keeper(Method):
         self.models.append({name: value.clone() for name, value in self.model.state_dict().items()})
 
 
-def train(make_method, splits, **options):
+def train_and_keep(splits):
+    """The models after every split, and the result."""
     model = small_model()
-    method = make_method(model)
-    defaults = {"loss": pull_together, "epochs": 2, "batch_size": 4, "recall_at": (1,)}
-    return model, method, train_sequence(model, splits, method=method, **(defaults | options))
+    keeper = ModelKeeper(model)
+    _, result = train(lambda _: keeper, model, splits)
+    return keeper.models, result
 
 
-def as_embeddings(weights, inputs):
+def embed_with(weights, inputs):
     model = small_model()
     model.load_state_dict(weights)
     with torch.no_grad():
@@ -38,36 +40,37 @@ def as_embeddings(weights, inputs):
 
 def test_items_keep_the_vector_of_the_split_in_which_they_were_learned():
     splits = small_splits()
-    _, keeper, result = train(Keeper, splits)
+    models, result = train_and_keep(splits)
     gallery_labels = torch.cat([split.gallery.labels for split in splits])
     gallery_ids = torch.cat([split.gallery.ids for split in splits])
-    for after in range(len(splits)):
+    assert result.details[0]["stale_gallery"] is None  # no vector is older than the model
+    for after in (1, 2):
         gallery = [
-            as_embeddings(keeper.models[min(place, after)], split.gallery.inputs) for place, split in enumerate(splits)
+            embed_with(models[min(index, after)], split.gallery.inputs) for index, split in enumerate(splits[: after + 1])
         ]
-        gallery[after + 1 :] = [
-            as_embeddings(keeper.models[after], split.gallery.inputs) for split in splits[after + 1 :]
-        ]
-        for place, split in enumerate(splits):
+        gallery += [embed_with(models[after], split.gallery.inputs) for split in splits[after + 1 :]]
+        for index, split in enumerate(splits):
             expected = evaluate_retrieval(
-                as_embeddings(keeper.models[after], split.query.inputs), split.query.labels, torch.cat(gallery), gallery_labels,
+                embed_with(models[after], split.query.inputs), split.query.labels, torch.cat(gallery), gallery_labels,
                 query_ids=split.query.ids, gallery_ids=gallery_ids, recall_at=(1,),
             )  # fmt: skip
-            found = result.scores_on_kept["mean_average_precision"][after, place]
+            found = result.details[after]["stale_gallery"]["mean_average_precision"][index]
             assert found == pytest.approx(expected.mean_average_precision)
 
 
 def test_an_index_is_compared_across_each_split_on_the_splits_before_it():
     splits = small_splits()
-    _, keeper, result = train(Keeper, splits)
-    assert [step["after"] for step in result.indexes] == [split.name for split in splits[1:]]
+    models, result = train_and_keep(splits)
+    updates = [details["index_update"] for details in result.details]
+    assert updates[0] is None
+    assert [update["after"] for update in updates[1:]] == [split.name for split in splits[1:]]
     before = [split.query for split in splits[:2]]  # the small splits' queries are their gallery
     labels, ids = (torch.cat([getattr(part, name) for part in before]) for name in ("labels", "ids"))
-    old, new = (torch.cat([as_embeddings(weights, part.inputs) for part in before]) for weights in keeper.models[1:3])
-    fit_on = tuple(as_embeddings(weights, splits[2].train.inputs) for weights in keeper.models[1:3])
+    old, new = (torch.cat([embed_with(weights, part.inputs) for part in before]) for weights in models[1:3])
+    fit_on = tuple(embed_with(weights, splits[2].train.inputs) for weights in models[1:3])
     expected = compare_indexes(old, new, old, new, labels, labels, query_ids=ids, gallery_ids=ids, fit_on=fit_on,
                                k=min(10, len(labels) - 1)).as_dict()  # fmt: skip
-    found = result.indexes[1]
+    found = updates[2]
     assert found["verdict"] == expected["verdict"]
     assert found["new_on_old"]["r_precision"] == pytest.approx(expected["new_on_old"]["r_precision"])
     for name, scores in expected["compensated"].items():
@@ -77,31 +80,98 @@ def test_an_index_is_compared_across_each_split_on_the_splits_before_it():
 
 def test_a_model_that_does_not_change_keeps_its_index():
     for make_method, options in ((Frozen, {}), (Finetune, {"optimizer": partial(torch.optim.SGD, lr=0.0)})):
-        *_, result = train(make_method, small_splits(), **options)
-        assert [step["verdict"] for step in result.indexes] == ["keep", "keep"]
-        assert all(step["churn"] == step["drift"]["mean"] == 0 for step in result.indexes)
+        _, result = train(make_method, **options)
+        updates = [details["index_update"] for details in result.details[1:]]
+        assert [update["verdict"] for update in updates] == ["keep", "keep"]
+        assert all(update["churn"] == update["drift"]["mean"] == 0 for update in updates)
         for name, matrix in result.scores.items():
-            np.testing.assert_array_equal(matrix.scores, result.scores_on_kept[name].scores)
+            for row, details in zip(matrix.scores[1:], result.details[1:], strict=True):
+                assert details["stale_gallery"][name] == row.tolist()
 
 
-def test_no_index_is_watched_where_other_splits_are_judged_or_nobody_asks():
+def test_no_index_is_followed_unless_it_is_asked_for():
+    _, result = train(evaluator=RetrievalEvaluator(follow_index=False))
+    assert result.details == [{}] * 3
+
+
+def test_where_other_splits_are_evaluated_no_update_of_their_index_is_seen():
     splits = small_splits()
-    for options in ({"watch_index": False}, {"evaluate_on": splits}):
-        *_, result = train(Finetune, splits, **options)
-        assert (result.scores_on_kept, result.indexes) == ({}, [])
+    _, result = train(splits=splits[:1], evaluate_on=splits)
+    assert result.details == [{"stale_gallery": None, "index_update": None}]
 
 
-def test_resume_goes_on_with_the_kept_gallery(tmp_path):
-    *_, expected = train(Finetune, small_splits())
+class CountingModel(torch.nn.Module):
+    """Counts the items that it embeds in eval mode."""
 
-    def stop(event):
-        if event["event"] == "split" and event["split_index"] == 1:
-            raise KeyboardInterrupt
+    def __init__(self):
+        super().__init__()
+        self.inner = small_model()
+        self.num_embedded = 0
 
+    def forward(self, inputs):
+        if not self.training:
+            type(self).total += len(inputs)
+        return self.inner(inputs)
+
+
+def test_every_held_out_item_is_embedded_once_by_the_same_weights():
+    splits, num_held_out = small_splits(), sum(len(split.gallery) for split in small_splits())
+    num_train = len(splits[0].train)
+    for make_method, num_evaluations, num_compared in ((Finetune, 4, 2), (Frozen, 2, 2)):
+        CountingModel.total = 0
+        train(make_method, CountingModel(), splits)
+        # Training inputs before and after each update but the first, to fit compensations on
+        assert CountingModel.total == num_evaluations * num_held_out + 2 * num_compared * num_train
+
+
+def test_an_evaluator_can_be_used_for_another_sequence():
+    evaluator = RetrievalEvaluator(recall_at=(1,))
+    _, first = train(evaluator=evaluator)
+    _, other = train(evaluator=evaluator, splits=small_splits(2))
+    _, again = train(evaluator=evaluator)
+    assert again.details == first.details
+    assert len(other.details) == 2
+
+
+@pytest.mark.parametrize("split_index", [0, 1])
+def test_resume_goes_on_with_the_stale_gallery(tmp_path, split_index):
+    _, expected = train()
     checkpoint = tmp_path / "c.safetensors"
-    with pytest.raises(KeyboardInterrupt):
-        train(Finetune, small_splits(), checkpoint=checkpoint, on_event=stop)
-    *_, resumed = train(Finetune, small_splits(), checkpoint=checkpoint, resume=True)
-    assert resumed.indexes == expected.indexes
-    for name, matrix in expected.scores_on_kept.items():
-        np.testing.assert_array_equal(matrix.scores, resumed.scores_on_kept[name].scores)
+    stopper = Recorder(lambda event: type(event).__name__ == "SplitEnd" and event.split_index == split_index)
+    with pytest.raises(Stopped):
+        train(checkpoint=checkpoint, callbacks=[stopper])
+    _, resumed = train(checkpoint=checkpoint, resume=True)
+    assert resumed.details == expected.details
+    for name, matrix in expected.scores.items():
+        np.testing.assert_array_equal(matrix.scores, resumed.scores[name].scores)
+
+
+def test_a_query_class_that_no_gallery_has_is_refused():
+    splits = small_splits()
+    gallery = splits[1].gallery
+    chosen = gallery.labels != 3
+    lacking = Split(
+        "s1", splits[1].train, splits[1].query, Part(gallery.inputs[chosen], gallery.labels[chosen], gallery.ids[chosen])
+    )
+    with pytest.raises(UserError, match="split 's1' has queries of class 3, but no gallery"):
+        train(splits=[splits[0], lacking, splits[2]])
+
+
+def test_a_class_whose_only_gallery_image_is_the_query_is_refused():
+    splits = small_splits()
+    lonely = Part(splits[0].query.inputs[:1], torch.tensor([77]), torch.tensor([5]))
+    with pytest.raises(UserError, match="class 77"):
+        RetrievalEvaluator().check([Split("lonely", splits[0].train, lonely, lonely), *splits[1:]])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"distance": "manhattan"}, "distance must be one of cosine, euclidean, inner_product, got 'manhattan'"),
+        ({"recall_at": ()}, "recall_at must hold whole numbers >= 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+    ],
+)
+def test_options_outside_their_range(options, message):
+    with pytest.raises(UserError, match=message):
+        RetrievalEvaluator(**options)

@@ -60,9 +60,30 @@ def test_other_shapes_are_refused(scores):
         ScoreMatrix(scores)
 
 
-def test_scores_that_are_not_finite_are_refused():
+def test_infinite_scores_are_refused():
     with pytest.raises(UserError, match="finite"):
-        ScoreMatrix([[float("nan")]])
+        ScoreMatrix([[float("inf")]])
+
+
+def test_measures_use_the_scores_that_were_measured_and_say_how_many():
+    nan = math.nan
+    scores = ScoreMatrix([[0.9, nan, nan, nan], [nan, nan, nan, nan], [0.7, 0.6, 0.8, nan], [0.5, 0.4, 0.9, nan]])
+    assert scores.final_average == pytest.approx((0.5 + 0.4 + 0.9) / 3)
+    assert scores.learning == pytest.approx((0.9 + 0.8) / 2)
+    assert scores.forgetting == pytest.approx(((0.9 - 0.5) + (0.6 - 0.4) + (0.8 - 0.9)) / 3)
+    assert scores.backward_transfer == pytest.approx(((0.5 - 0.9) + (0.9 - 0.8)) / 2)
+    assert scores.num_averaged == {"final_average": 3, "forgetting": 3, "backward_transfer": 2, "learning": 2}
+    assert scores.intransigence([1, 1, 1, 1]) == pytest.approx((0.1 + 0.2) / 2)
+
+
+def test_where_nothing_was_measured_a_measure_is_nan():
+    scores = ScoreMatrix([[0.9, math.nan], [math.nan, 0.8]])
+    assert math.isnan(scores.forgetting) and math.isnan(scores.backward_transfer)
+    assert math.isnan(scores.forward_transfer([math.nan, 0.1]))
+    assert scores.num_averaged == {"final_average": 1, "forgetting": 0, "backward_transfer": 0, "learning": 2}
+    assert ScoreMatrix([[0.9, 0.7]]).num_averaged == {
+        "final_average": 2, "forgetting": 0, "backward_transfer": 0, "learning": 0,
+    }  # fmt: skip
 
 
 def test_reference_scores_of_a_wrong_length_are_refused():

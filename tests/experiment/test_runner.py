@@ -3,29 +3,15 @@ import shutil
 
 import numpy as np
 import pytest
-import yaml
+from small import Stopped
+from tiny_experiment import TINY, load_from
 
-from mas_embed import UserError, experiment, load_config, run_experiment
+from mas_embed import UserError, load_config, read_results, run_experiment
 from mas_embed.errors import RunError
+from mas_embed.experiment import ExperimentCallback, runner
 from mas_embed.experiment.runner import runs_of
 from mas_embed.report import cost_table, selection_table, summary_table
 from mas_embed.runtime.environment import describe_environment
-
-TINY = {
-    "name": "tiny",
-    "seeds": [0, 1],
-    "data": {"name": "digits", "num_splits": 2},
-    "model": {"name": "small_conv", "embedding_size": 4, "width": 2},
-    "loss": {"name": "TripletMarginLoss"},
-    "methods": ["finetune", "frozen", {"name": "mas", "strength": 10, "output": "projection"}, "joint"],
-    "training": {"epochs": 1, "batch_size": 128, "sampler": {"name": "MPerClassSampler", "m": 4}},
-}
-
-
-def load_from(folder, values):
-    """A config by way of a file in the folder."""
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
-    return load_config(folder / "tiny.yaml")
 
 
 @pytest.fixture
@@ -41,16 +27,41 @@ def finished(tmp_path_factory):
 
 
 def scores_of(results):
-    return [
-        (run["method"], run["seed"], run["scores"], run["initial"], run["all"], run["measures"])
-        for run in results["runs"]
-    ]
+    return [run.model_dump(exclude={"seconds"}) for run in results.runs]
+
+
+class Listener(ExperimentCallback):
+    """Writes down what happens, and stops at the event for which `stop_at(kind, method, seed, split_index)` is true."""
+
+    def __init__(self, stop_at=lambda *event: False):
+        self.events = []
+        self._stop_at = stop_at
+
+    def _record(self, *event):
+        self.events.append(event)
+        if self._stop_at(*event):
+            raise Stopped
+
+    def on_epoch_end(self, event):
+        self._record("epoch", event.method, event.seed, event.split_index)
+
+    def on_split_end(self, event):
+        self._record("split", event.method, event.seed, event.split_index)
+
+    def on_run_recorded(self, record):
+        self._record("run", record.method, record.seed, None)
+
+    def on_run_skipped(self, run):
+        self._record("skip", run.method.title, run.seed, None)
+
+    def on_candidate_end(self, method, candidate):
+        self._record("candidate", method, candidate.options, None)
 
 
 def test_the_run_directory(finished):
     assert sorted(path.name for path in finished.iterdir()) == [
-        "config.yaml", "environment.json", "finetune", "frozen", "joint", "mas", "old_index.png", "report.html", "results.json",
-        "scores.png",
+        "config.yaml", "environment.json", "finetune", "frozen", "joint", "mas", "report.html", "results.json",
+        "scores.png", "stale_gallery.png",
     ]  # fmt: skip
     for method in ("finetune", "frozen", "joint", "mas"):
         for seed in (0, 1):
@@ -60,7 +71,7 @@ def test_the_run_directory(finished):
             ]
     results = json.loads((finished / "results.json").read_text())
     assert results.keys() == {"schema", "name", "splits", "primary_metric", "runs", "selections"}
-    assert (results["schema"], results["name"], results["splits"]) == (1, "tiny", ["0-4", "5-9"])
+    assert (results["schema"], results["name"], results["splits"]) == (2, "tiny", ["0-4", "5-9"])
     assert [(run["method"], run["seed"]) for run in results["runs"]] == [
         (method, seed) for seed in (0, 1) for method in ("finetune", "frozen", "mas", "joint")
     ]
@@ -76,31 +87,27 @@ def test_the_run_directory(finished):
 
 
 def test_measures_are_those_of_the_matrix(finished):
-    for run in json.loads((finished / "results.json").read_text())["runs"]:
-        matrix, measures = run["scores"]["r_precision"], run["measures"]["r_precision"]
+    for run in read_results(finished).runs:
+        matrix, measures = run.scores["r_precision"], run.measures["r_precision"]
         assert measures["final_average"] == pytest.approx(sum(matrix[-1]) / 2)
         if len(matrix) == 2:
             assert measures["forgetting"] == pytest.approx(matrix[0][0] - matrix[1][0])
-            assert measures["forward_transfer"] == pytest.approx(matrix[0][1] - run["initial"]["r_precision"][1])
+            assert measures["forward_transfer"] == pytest.approx(matrix[0][1] - run.initial["r_precision"][1])
 
 
 def test_every_method_of_a_seed_starts_from_the_same_weights(finished):
-    runs = json.loads((finished / "results.json").read_text())["runs"]
+    runs = read_results(finished).runs
     for seed in (0, 1):
-        initial = [run["initial"] for run in runs if run["seed"] == seed]
+        initial = [run.initial for run in runs if run.seed == seed]
         assert all(other == initial[0] for other in initial)
     # Nothing to protect yet: after the first split the methods are still the same
-    first = {
-        run["method"]: run["scores"]["mean_average_precision"][0]
-        for run in runs
-        if run["seed"] == 0 and run["method"] != "joint"
-    }
+    first = {run.method: run.scores["mean_average_precision"][0] for run in runs if run.seed == 0 and run.method != "joint"}
     assert first["finetune"] == first["frozen"] == first["mas"]
 
 
 def test_the_same_config_gives_the_same_scores(finished, tiny, tmp_path):
     again = run_experiment(tiny(), tmp_path / "again")
-    assert scores_of(again) == scores_of(json.loads((finished / "results.json").read_text()))
+    assert scores_of(again) == scores_of(read_results(finished))
     assert (tmp_path / "again" / "config.yaml").read_text() == (finished / "config.yaml").read_text()
 
 
@@ -112,12 +119,8 @@ def test_the_written_config_repeats_the_run(finished, tmp_path):
         ),
         tmp_path / "r",
     )
-    expected = [
-        run
-        for run in json.loads((finished / "results.json").read_text())["runs"]
-        if (run["method"], run["seed"]) == ("mas", 1)
-    ]
-    assert again["runs"][0]["scores"] == expected[0]["scores"]
+    (expected,) = (run for run in read_results(finished).runs if (run.method, run.seed) == ("mas", 1))
+    assert again.runs[0].scores == expected.scores
 
 
 EVERY_METHOD = [
@@ -131,9 +134,9 @@ EVERY_METHOD = [
 
 def test_every_method_of_a_config_is_trained(tiny, tmp_path):
     results = run_experiment(tiny(methods=EVERY_METHOD, seeds=[0]), tmp_path / "run")
-    first = [run["scores"]["mean_average_precision"][0] for run in results["runs"]]
+    first = [run.scores["mean_average_precision"][0] for run in results.runs]
     assert all(row == first[0] for row in first)  # nothing to protect yet
-    last = {run["method"]: run["scores"]["mean_average_precision"][1] for run in results["runs"]}
+    last = {run.method: run.scores["mean_average_precision"][1] for run in results.runs}
     assert len({tuple(row) for row in last.values()}) == len(last) == len(EVERY_METHOD)
 
 
@@ -157,29 +160,21 @@ def test_overwrite_replaces_a_run_and_nothing_else(finished, tiny, tmp_path):
     (out / "notes.txt").write_text("mine")
     (out / "mas" / "thoughts.txt").write_text("mine too")
     results = run_experiment(tiny(methods=["finetune"], seeds=[0]), out, overwrite=True)
-    assert len(results["runs"]) == 1
+    assert len(results.runs) == 1
     assert not (out / "joint").exists()
     assert (out / "notes.txt").read_text() == "mine"
     assert [path.name for path in (out / "mas").iterdir()] == ["thoughts.txt"]
 
 
-class Stopped(Exception):
-    pass
-
-
 @pytest.mark.parametrize("stop_at", [("epoch", "mas", 1, 1), ("split", "finetune", 0, 0), ("run", "frozen", 0, None)])
 def test_resumed_is_uninterrupted(finished, tiny, tmp_path, stop_at):
-    def stop(event):
-        if (event["event"], event["method"], event["seed"], event.get("split_index")) == stop_at:
-            raise Stopped
-
     with pytest.raises(Stopped):
-        run_experiment(tiny(), tmp_path / "run", on_event=stop)
-    events = []
-    results = run_experiment(tiny(), tmp_path / "run", resume=True, on_event=events.append)
-    assert scores_of(results) == scores_of(json.loads((finished / "results.json").read_text()))
+        run_experiment(tiny(), tmp_path / "run", callbacks=[Listener(lambda *event: event == stop_at)])
+    listener = Listener()
+    results = run_experiment(tiny(), tmp_path / "run", resume=True, callbacks=[listener])
+    assert scores_of(results) == scores_of(read_results(finished))
     num_done = {"epoch": 6, "split": 0, "run": 2}[stop_at[0]]
-    assert [event["event"] for event in events].count("skip") == num_done
+    assert [event[0] for event in listener.events].count("skip") == num_done
 
 
 def test_another_config_is_not_resumed(finished, tiny, tmp_path):
@@ -198,7 +193,7 @@ def test_another_config_is_not_resumed(finished, tiny, tmp_path):
             "training.sampler on split '0-4': .* m=200 images per class, but class",
         ),
         ({"loss": {"name": "TripletMarginLoss", "triplets_per_anchor": "some"}}, "loss"),
-        ({"loss": {"name": "ProxyNCALoss", "num_classes": "ten", "embedding_size": 4}}, "loss"),
+        ({"loss": {"name": "ProxyNCALoss", "num_classes": "ten"}}, "loss"),
         ({"model": {"name": "small_conv", "channels": 3}}, "model does not work with these options: .*channels"),
         (
             {"methods": ["mas"]},
@@ -208,14 +203,23 @@ def test_another_config_is_not_resumed(finished, tiny, tmp_path):
         ({"training": {"sampler": {"name": "MPerClassSampler", "m": 0}}}, "m, images per class, must be at least 1"),
         ({"training": {"optimizer": {"name": "LBFGS"}}}, "training.optimizer does not work with these options"),
         (
-            {"loss": {"name": "ArcFaceLoss", "num_classes": 2, "embedding_size": 4}},
-            "loss does not work with these options",
+            {"loss": {"name": "ArcFaceLoss", "num_classes": 2}},
+            "loss: num_classes is 2 in the config, but 10 in this run; leave it out to have it filled in",
         ),
+        (
+            {"loss": {"name": "ProxyAnchorLoss", "embedding_size": 5}},
+            "loss: embedding_size is 5 in the config, but 4 in this run",
+        ),
+        ({"evaluation": {"primary_metric": "recall_at_3"}}, "unknown evaluation.primary_metric 'recall_at_3': did you mean"),
+        ({"evaluation": {"recall_at": []}}, "evaluation: recall_at must hold whole numbers >= 1"),
+        ({"training": {"scheduler": {"name": "ReduceLROnPlateau"}}}, "training.scheduler does not work with these options"),
+        ({"training": {"scheduler": {"name": "CosineAnnealingLR", "T_max": 0}}}, "training.scheduler does not work"),
+        ({"importance": {"data": "ones"}, "subsets": {"ones": {"labels": ["one"]}}}, "subsets.ones: the labels of this data set have no names"),
         ({"methods": [{"name": "mas", "embed": "state_dict"}]}, "methods.mas"),
         ({"methods": [{"name": "combine", "methods": ["mas"]}]}, "methods.combine: combine needs at least two methods"),
         ({"methods": [{"name": "combine", "methods": ["lwf", "si"]}]}, "methods.combine: si must be the first"),
         (
-            {"methods": ["ewc"], "loss": {"name": "ProxyNCALoss", "num_classes": 10, "embedding_size": 4}},
+            {"methods": ["ewc"], "loss": "ProxyNCALoss"},
             "methods.ewc: EWC takes the gradient of the training loss, but ProxyNCALoss has parameters",
         ),
         ({"methods": [{"name": "replay", "share": 1}]}, "methods.replay: share must be from 0 to below 1, got 1"),
@@ -259,65 +263,97 @@ SELECT = {"name": "mas", "output": "projection", "select": {"strength": [1, 100]
 def test_options_are_selected_on_the_validation_part_and_their_cost_is_told(tiny, tmp_path):
     config = tiny(methods=["finetune", SELECT], seeds=[0])
     results = run_experiment(config, tmp_path / "run")
-    selection = results["selections"]["mas"]
-    assert [candidate["options"] for candidate in selection["candidates"]] == [{"strength": 1}, {"strength": 100}]
-    for candidate in selection["candidates"]:
+    selection = results.selections["mas"]
+    assert [candidate.options for candidate in selection.candidates] == [{"strength": 1}, {"strength": 100}]
+    for candidate in selection.candidates:
         alone = tiny(
             data=TINY["data"] | {"held_out": "validation"},
-            methods=[{"name": "mas", "output": "projection", **candidate["options"]}],
+            methods=[{"name": "mas", "output": "projection", **candidate.options}],
             seeds=[7, 8],
         )
         runs = run_experiment(alone, tmp_path / f"alone{candidate['options']['strength']}")["runs"]
-        finals = [run["measures"]["mean_average_precision"]["final_average"] for run in runs]
-        assert candidate["values"] == finals
-        assert candidate["mean"] == pytest.approx(np.mean(finals))
-        assert candidate["seconds"] > 0
-    best = max(selection["candidates"], key=lambda candidate: candidate["mean"])
-    assert selection["chosen"] == best["options"]
-    (run,) = (run for run in results["runs"] if run["method"] == "mas")
-    assert run["options"]["strength"] == best["options"]["strength"]
-    assert "select" not in run["options"]
+        finals = [run.measures["mean_average_precision"]["final_average"] for run in runs]
+        assert candidate.values == finals
+        assert candidate.mean == pytest.approx(np.mean(finals))
+        assert candidate.seconds > 0
+    best = max(selection.candidates, key=lambda candidate: candidate.mean)
+    assert selection.chosen == best.options
+    (run,) = (run for run in results.runs if run.method == "mas")
+    assert run.options["strength"] == best.options["strength"]
+    assert "select" not in run.options
     table = selection_table(results)
     assert [row[-1] for row in table.rows].count("chosen") == 1
 
 
 def test_a_candidate_that_fails_is_told_and_another_chosen(tiny, tmp_path, monkeypatch):
-    real = experiment.train_sequence
+    real = runner.train_sequence
 
     def failing(model, splits, *, method, **options):
         if getattr(method, "strength", 0) == 100:
             raise RunError("training diverged, the loss is nan")
         return real(model, splits, method=method, **options)
 
-    monkeypatch.setattr(experiment, "train_sequence", failing)
+    monkeypatch.setattr(runner, "train_sequence", failing)
     results = run_experiment(tiny(methods=[SELECT], seeds=[0]), tmp_path / "run")
-    assert results["selections"]["mas"]["chosen"] == {"strength": 1}
-    assert results["selections"]["mas"]["candidates"][1]["error"] == "seed 7: training diverged, the loss is nan"
+    assert results.selections["mas"].chosen == {"strength": 1}
+    assert results.selections["mas"].candidates[1].error == "seed 7: training diverged, the loss is nan"
     assert "training diverged" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_stopped_selection_goes_on_where_it_was(tiny, tmp_path):
     config = tiny(methods=[SELECT], seeds=[0])
-    events = []
-
-    def stop(event):
-        if event["event"] == "candidate":
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_experiment(config, tmp_path / "run", on_event=stop)
-    resumed = run_experiment(config, tmp_path / "run", resume=True, on_event=events.append)
-    assert [event["options"] for event in events if event["event"] == "candidate"] == [{"strength": 100}]
+    with pytest.raises(Stopped):
+        run_experiment(config, tmp_path / "run", callbacks=[Listener(lambda kind, *_: kind == "candidate")])
+    listener = Listener()
+    resumed = run_experiment(config, tmp_path / "run", resume=True, callbacks=[listener])
+    assert [event[2] for event in listener.events if event[0] == "candidate"] == [{"strength": 100}]
     assert scores_of(resumed) == scores_of(run_experiment(config, tmp_path / "whole"))
 
 
 def test_what_a_method_keeps_is_written_down(tiny, tmp_path):
     methods = ["finetune", {"name": "replay", "buffer_size": 10}]
     results = run_experiment(tiny(methods=methods, seeds=[0]), tmp_path / "run")
-    finetune, replay = results["runs"]
-    assert (finetune["keeps"], finetune["kept_bytes"], replay["keeps"]) == ("nothing", 0, "data")
-    assert replay["kept_bytes"] == 10 * (64 * 4 + 8 + 8 + 8)
+    finetune, replay = results.runs
+    assert (finetune.keeps, finetune.num_bytes, replay.keeps) == ("nothing", 0, "data")
+    assert replay.num_bytes == 10 * (64 * 4 + 8 + 8 + 8)
     steps = [json.loads(line) for line in (tmp_path / "run/finetune/seed0/log.jsonl").read_text().splitlines()]
-    assert finetune["num_steps"] == sum(step.get("num_batches", 0) for step in steps) > 0
+    assert finetune.num_steps == sum(step.get("num_batches", 0) for step in steps) > 0
     assert cost_table(results).rows[1][:2] == ["replay", "data"]
     assert summary_table(results).rows[1][0] == "replay (keeps data)"
+
+
+@pytest.mark.parametrize("name", ["ProxyAnchorLoss", "ArcFaceLoss"])
+def test_classes_and_embedding_sizes_need_not_be_counted_by_hand(tiny, tmp_path, name):
+    results = run_experiment(tiny(loss=name, methods=["finetune"], seeds=[0]), tmp_path / "run")
+    assert results.runs[0].num_steps > 0
+    assert "num_classes" not in (tmp_path / "run" / "config.yaml").read_text()
+    stated = tiny(loss={"name": name, "num_classes": 10, "embedding_size": 4}, methods=["finetune"], seeds=[0])
+    assert run_experiment(stated, tmp_path / "stated").runs[0].scores == results.runs[0].scores
+
+
+def test_scores_that_were_not_measured_are_null(tiny, tmp_path):
+    evaluation = {"every": 2, "only_learned": True}
+    results = run_experiment(
+        tiny(data={"name": "digits", "num_splits": 5}, methods=["finetune", "joint"], seeds=[0], evaluation=evaluation),
+        tmp_path / "run",
+    )
+    raw = json.loads((tmp_path / "run" / "results.json").read_text())["runs"]
+    is_measured = [[score is not None for score in row] for row in raw[0]["scores"]["r_precision"]]
+    nothing = [False] * 5
+    assert is_measured == [nothing, [True, True, False, False, False], nothing, [True] * 4 + [False], [True] * 5]
+    assert raw[0]["num_averaged"] == {"final_average": 5, "forgetting": 4, "backward_transfer": 2, "learning": 3}
+    assert raw[1]["scores"]["r_precision"][0].count(None) == 0
+    assert read_results(tmp_path / "run") == results
+    assert "learning is a mean over 3 of 5 splits" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_callbacks_of_a_config_write_into_the_folder_of_the_run(tiny, tmp_path):
+    config = tiny(callbacks=[{"name": "step_log", "every": 2}], methods=["finetune"], seeds=[0])
+    results = run_experiment(config, tmp_path / "run")
+    lines = (tmp_path / "run" / "finetune" / "seed0" / "steps.jsonl").read_text().splitlines()
+    steps = [json.loads(line) for line in lines]
+    assert [step["step"] % 2 for step in steps] == [0] * len(steps)
+    assert 2 * len(steps) <= results.runs[0].num_steps < 2 * len(steps) + 4
+    assert steps[0].keys() == {
+        "split", "split_index", "num_splits", "epoch", "step", "loss", "penalty", "learning_rate",
+    }  # fmt: skip

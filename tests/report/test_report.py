@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 from mas_embed import UserError
+from mas_embed.experiment import Results
 from mas_embed.report import (
-    followed_tables,
-    join_results,
-    read_results,
+    index_table,
+    metric_name,
     scores_figure,
     split_table,
+    stale_gallery_figure,
     summary_table,
+    tracked_tables,
     write_report,
 )
 
@@ -26,21 +28,26 @@ def run(method, seed, matrix, seconds=2.0):
         "learning": float(np.mean(np.diag(matrix))) if sequential else None,
     }
     return {
-        "method": method, "seed": seed, "options": {}, "scores": {"recall_at_1": matrix}, "initial": {"recall_at_1": [0.1, 0.1]},
-        "all": {"recall_at_1": 0.5}, "measures": {"recall_at_1": measures},
+        "method": method, "seed": seed, "scores": {"recall_at_1": matrix}, "initial": {"recall_at_1": [0.1, 0.1]},
+        "pooled": {"recall_at_1": 0.5}, "measures": {"recall_at_1": measures}, "details": [{} for _ in matrix],
         "seconds": {"training": seconds, "importance": 1.0, "evaluation": 9.0},
     }  # fmt: skip
 
 
 @pytest.fixture
-def results():
+def content():
     runs = [
         run("a", 0, [[0.9, 0.1], [0.5, 0.7]]),
         run("joint", 0, [[0.8, 0.9]]),
         run("a", 1, [[0.7, 0.3], [0.5, 0.9]], seconds=4.0),
         run("joint", 1, [[0.8, 0.9]]),
     ]
-    return {"schema": 1, "name": "two <splits>", "splits": ["x", "y"], "primary_metric": "recall_at_1", "runs": runs}
+    return {"schema": 2, "name": "two <splits>", "splits": ["x", "y"], "primary_metric": "recall_at_1", "runs": runs}
+
+
+@pytest.fixture
+def results(content):
+    return Results.model_validate(content)
 
 
 def test_the_table_by_hand(results):
@@ -56,25 +63,77 @@ def test_the_table_by_hand(results):
 
 def test_the_papers_table_by_hand(results):
     table = split_table(results)
-    assert table.header == ["method", "x", "y", "all"]
+    assert table.header == ["method", "x", "y", "pooled"]
     assert table.rows == [
         ["a", ".500 ± .000", ".800 ± .141", ".500 ± .000"],
         ["joint", ".800 ± .000", ".900 ± .000", ".500 ± .000"],
     ]
 
 
-def test_what_was_followed_by_hand(results):
-    assert followed_tables(results) == []
-    for record, values in zip(results["runs"], ([0.9, 0.4], [0.8], [0.7, 0.6], [0.8]), strict=True):
-        record["followed"] = {"cats": values}
-    (table,) = followed_tables(results)
+def test_tracked_subsets_by_hand(results, content):
+    assert tracked_tables(results) == []
+    for record, values in zip(content["runs"], ([0.9, 0.4], [0.8], [0.7, 0.6], [0.8]), strict=True):
+        record["details"] = [{"tracked": {"cats": value}} for value in values]
+    (table,) = tracked_tables(Results.model_validate(content))
     assert table.title == "two <splits>: mAP of 'cats' after every split"
     assert table.header == ["method", "after x", "after y"]
     assert table.rows == [["a", ".800 ± .141", ".500 ± .141"], ["joint", "-", ".800 ± .000"]]
 
 
+def test_the_index_table_by_hand(results, content):
+    assert index_table(results) is None
+    for record, stale, drift in ((content["runs"][0], [0.3, 0.7], 0.2), (content["runs"][2], [0.1, 0.9], 0.4)):
+        scores = {"recall_at_1": stale[0]}
+        update = {
+            "after": "y", "old_on_old": scores, "new_on_new": scores, "new_on_old": scores, "compensated": {"ridge": scores},
+            "drift": {"mean": drift, "quantiles": {}}, "k": 1, "churn": 0.5, "churn_re_embedded": 0.5, "verdict": "keep",
+            "compensation": "ridge", "reason": "",
+        }  # fmt: skip
+        record["details"] = [{}, {"stale_gallery": {"recall_at_1": stale}, "index_update": update}]
+    with_updates = Results.model_validate(content)
+    table = index_table(with_updates)
+    assert table.header[1:7] == ["fresh gallery", "stale gallery", "old on old", "new on new", "new on old", "with ridge"]
+    assert table.rows == [
+        ["a", ".650 ± .071", ".500 ± .000", ".200", ".200", ".200", ".200", ".300", ".500", "keep 2"],
+    ]
+    (panel,) = (axis for axis in stale_gallery_figure(with_updates).axes if axis.get_title())
+    assert panel.get_title() == "a"  # joint training has no update
+    np.testing.assert_allclose(panel.lines[0].get_ydata(), [0.8, 0.65])
+    np.testing.assert_allclose(panel.lines[1].get_ydata(), [0.8, 0.5])
+
+
+def test_scores_that_were_not_measured_are_left_out(content):
+    content["runs"] = [run("a", 0, [[0.9, 0.1], [0.5, 0.7]])]
+    content["runs"][0]["scores"]["recall_at_1"] = [[None, None], [0.5, 0.7]]
+    results = Results.model_validate(content)
+    figure = scores_figure(results)
+    axes = [axis for axis in figure.axes if axis.get_title()]
+    assert [text.get_text() for text in axes[0].texts] == ["0.50", "0.70"]
+    np.testing.assert_allclose(axes[1].lines[0].get_xdata(), [1])
+    assert split_table(results).rows == [["a", ".500", ".700", ".500"]]
+
+
+@pytest.mark.parametrize(
+    ("metric", "name"),
+    [
+        ("mean_average_precision", "mAP"),
+        ("mean_average_precision_at_r", "mAP@R"),
+        ("mean_average_precision_found_at_100", "mAP found@100"),
+        ("mean_average_precision_order_2", "mAP order 2"),
+        ("r_precision", "R-precision"),
+        ("mean_reciprocal_rank", "MRR"),
+        ("precision_at_1", "precision@1"),
+        ("image_to_fact_k10", "image to fact K10"),
+        ("image_to_fact_mrr", "image to fact MRR"),
+        ("accuracy", "accuracy"),
+    ],
+)
+def test_metrics_as_people_write_them(metric, name):
+    assert metric_name(metric) == name
+
+
 def test_one_seed_has_no_deviation(results):
-    results["runs"] = results["runs"][:2]
+    results.runs = results.runs[:2]
     assert summary_table(results).rows[0][1] == ".600"
     assert summary_table(results).title.endswith("of 1 seed")
 
@@ -89,67 +148,41 @@ def test_the_figure_shows_every_method_and_split(results):
     np.testing.assert_allclose(axes[3].lines[0].get_ydata(), [0.2, 0.8])
 
 
-def test_the_page_stands_alone(results, tmp_path):
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    (tmp_path / "config.yaml").write_text("name: <b>")
-    write_report(tmp_path)
-    page = (tmp_path / "report.html").read_text()
+def write(folder, content, config=""):
+    folder.mkdir(exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(content))
+    (folder / "config.yaml").write_text(config)
+    return folder
+
+
+def test_the_page_stands_alone(content, tmp_path):
+    write_report(write(tmp_path / "run", content, "name: <b>"))
+    page = (tmp_path / "run" / "report.html").read_text()
     assert "two &lt;splits&gt;" in page
     assert "name: &lt;b&gt;" in page
     assert ".650 ± .071" in page
     picture = base64.b64decode(re.search('base64,([^"]+)', page).group(1))
-    assert picture == (tmp_path / "scores.png").read_bytes()
+    assert picture == (tmp_path / "run" / "scores.png").read_bytes()
     assert not re.search(r'(src|href)="http', page)
 
 
-def test_no_results(results, tmp_path):
-    with pytest.raises(UserError, match="name the directory of a run"):
-        write_report(tmp_path)
-    (tmp_path / "results.json").write_text("{")
-    with pytest.raises(UserError, match="is not valid JSON"):
-        read_results(tmp_path)
-    for content in ("[]", "{}", '{"schema": 1, "runs": 3}'):
-        (tmp_path / "results.json").write_text(content)
-        with pytest.raises(UserError, match="does not hold the results of a run"):
-            read_results(tmp_path)
-    (tmp_path / "results.json").write_text(json.dumps(results | {"runs": []}))
+def test_no_finished_run(content, tmp_path):
     with pytest.raises(UserError, match="no finished run"):
-        write_report(tmp_path)
+        write_report(write(tmp_path / "run", content | {"runs": []}))
 
 
-def test_several_runs_come_into_one_report(results, tmp_path):
-    other = results | {
-        "name": "other",
-        "runs": [run("a", 0, [[0.9, 0.1], [0.5, 0.7]]), run("b", 0, [[0.9, 0.1], [0.2, 0.4]])],
-    }
-    for name, content in (("one", results), ("two", other)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "results.json").write_text(json.dumps(content))
+def test_several_runs_come_into_one_report(content, tmp_path):
+    other = [run("a", 0, [[0.9, 0.1], [0.5, 0.7]]), run("b", 0, [[0.9, 0.1], [0.2, 0.4]])]
+    folders = [write(tmp_path / "one", content), write(tmp_path / "two", content | {"name": "other", "runs": other})]
     with pytest.raises(UserError, match="a report of several runs needs a directory of its own: give --out"):
-        write_report(tmp_path / "one", tmp_path / "two")
-    write_report(tmp_path / "one", tmp_path / "two", out=tmp_path / "both")
+        write_report(*folders)
+    write_report(*folders, out=tmp_path / "both")
     page = (tmp_path / "both" / "report.html").read_text()
     assert not (tmp_path / "one" / "report.html").exists()
-    rows = summary_table(join_results([tmp_path / "one", tmp_path / "two"])).rows
-    assert [row[0] for row in rows] == ["a (one)", "joint", "a (two)", "b"]
-    assert rows[3][1] == ".300"
-    assert "a (two)" in page
+    assert "a (two)" in page and "two &lt;splits&gt; and other" in page
 
 
-def test_runs_over_other_splits_do_not_compare(results, tmp_path):
-    for name, content in (("one", results), ("two", results | {"splits": ["x", "z"]})):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "results.json").write_text(json.dumps(content))
-    with pytest.raises(
-        UserError, match=r"two has splits \['x', 'z'\], but .*one has \['x', 'y'\]; they do not compare"
-    ):
-        write_report(tmp_path / "one", tmp_path / "two", out=tmp_path / "both")
-
-
-def test_runs_of_other_data_do_not_compare(results, tmp_path):
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "results.json").write_text(json.dumps(results))
-        (tmp_path / name / "config.yaml").write_text(f"data: {{name: folders, root: {name}}}")
+def test_runs_of_other_data_do_not_compare(content, tmp_path):
+    folders = [write(tmp_path / name, content, f"data: {{name: folders, root: {name}}}") for name in ("one", "two")]
     with pytest.raises(UserError, match="two is of other data than .*one"):
-        write_report(tmp_path / "one", tmp_path / "two", out=tmp_path / "both")
+        write_report(*folders, out=tmp_path / "both")

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from mas_embed import Part, UserError, per_class_sampler
-from mas_embed.training.loading import ordered_batches, training_batches
+from mas_embed.data import ordered_batches
+from mas_embed.training import training_batches
 
 
 def part(counts):

@@ -6,14 +6,17 @@ import torch
 from accelerate import Accelerator
 from pytorch_metric_learning.losses import ProxyNCALoss, TripletMarginLoss
 from pytorch_metric_learning.miners import TripletMarginMiner
-from small import pull_together, small_model, small_splits
+from small import Recorder, Stopped, small_model, small_splits, train
 from torch import nn
 
 from mas_embed import (
     MAS,
+    Callback,
     Finetune,
     Frozen,
     Part,
+    Recipe,
+    RetrievalEvaluator,
     Split,
     UserError,
     evaluate_retrieval,
@@ -21,15 +24,9 @@ from mas_embed import (
     per_class_sampler,
     train_sequence,
 )
-from mas_embed.errors import RunError
+from mas_embed.errors import RunError, component_at_fault
 from mas_embed.methods import Method
-from mas_embed.training.step import make_optimizer
-
-
-def train(make_method=Finetune, model=None, splits=None, **options):
-    model = model if model is not None else small_model()
-    defaults = {"loss": pull_together, "epochs": 2, "batch_size": 4, "recall_at": (1,)}
-    return model, train_sequence(model, splits or small_splits(), method=make_method(model), **(defaults | options))
+from mas_embed.training import make_optimizer
 
 
 def assert_same_weights(one, other):
@@ -51,7 +48,7 @@ def test_a_row_is_the_score_of_every_split_against_one_gallery_of_all():
             )  # fmt: skip
         for name, value in expected.as_dict().items():
             assert result.scores[name][2, index] == pytest.approx(value)
-    assert result.all["mean_average_precision"] == pytest.approx(result.scores["mean_average_precision"].final_average)
+    assert result.pooled["mean_average_precision"] == pytest.approx(result.scores["mean_average_precision"].final_average)
     assert set(result.seconds) == {"training", "importance", "evaluation"}
 
 
@@ -114,7 +111,7 @@ def test_frozen_learns_the_first_split_only():
     assert (rows[0] == rows[2]).all()
 
 
-def test_joint_training_is_one_split_judged_on_all():
+def test_joint_training_is_one_split_evaluated_on_all():
     splits = small_splits()
     _, result = train(splits=[join_splits(splits)], evaluate_on=splits)
     assert result.scores["mean_average_precision"].scores.shape == (1, 3)
@@ -197,7 +194,7 @@ def test_accumulated_batches_are_one_large_batch():
     for batch_size, num_batches in ((16, 1), (4, 4)):
         model, _ = train(
             partial(MAS, strength=10.0), loss=mean_length, batch_size=batch_size, splits=small_splits(2, per_class=8),
-            accelerator=Accelerator(gradient_accumulation_steps=num_batches), epochs=3,
+            accumulate=num_batches, epochs=3,
         )  # fmt: skip
         weights.append(model[0].weight.detach())
     torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
@@ -215,14 +212,48 @@ def test_a_method_is_given_labelled_batches_of_mixed_classes():
     assert all(len(labels.unique()) == 2 for _, labels in batches)
 
 
-def test_events_tell_where_training_stands():
-    events = []
-    _, result = train(splits=small_splits(2), on_event=lambda event: events.append(dict(event)))
-    assert [(event["event"], event["split_index"], event.get("epoch")) for event in events] == [
-        ("epoch", 0, 0), ("epoch", 0, 1), ("split", 0, None), ("epoch", 1, 0), ("epoch", 1, 1), ("split", 1, None)
+def test_callbacks_are_told_where_training_stands():
+    recorder = Recorder()
+    _, result = train(splits=small_splits(2), callbacks=[recorder], seed=5)
+    told = [(type(event).__name__, event.split_index, getattr(event, "epoch", None)) for event in recorder.events]
+    assert told == [
+        ("EpochEnd", 0, 0), ("EpochEnd", 0, 1), ("SplitEnd", 0, None), ("EpochEnd", 1, 0), ("EpochEnd", 1, 1), ("SplitEnd", 1, None),
+        ("RunEnd", 1, None),
     ]  # fmt: skip
-    assert events[-1]["scores"]["r_precision"] == result.scores["r_precision"].scores[1].tolist()
-    assert all(event["num_splits"] == 2 for event in events)
+    assert recorder.events[-2].evaluation.scores["r_precision"] == result.scores["r_precision"].scores[1].tolist()
+    assert recorder.events[-1].record is result
+    assert {(event.method, event.seed, event.num_splits) for event in recorder.events} == {("Finetune", 5, 2)}
+    assert [event.split for event in recorder.events] == ["s0"] * 3 + ["s1"] * 4
+
+
+def test_every_step_is_told_with_its_loss_penalty_and_learning_rate():
+    steps = []
+
+    class Steps(Callback):
+        def on_step_end(self, event):
+            steps.append(event)
+
+    recorder = Recorder()
+    halved = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
+    optimizer = partial(torch.optim.SGD, lr=0.1)
+    plain, _ = train(partial(MAS, strength=10.0), optimizer=optimizer, scheduler=halved)
+    watched, _ = train(
+        partial(MAS, strength=10.0), optimizer=optimizer, scheduler=halved, callbacks=[Steps(), recorder]
+    )
+    assert_same_weights(plain, watched)
+    assert [(event.split_index, event.epoch, event.step) for event in steps[:6]] == [
+        (0, epoch, 3 * epoch + step) for epoch in (0, 1) for step in (1, 2, 3)
+    ]
+    assert [event.learning_rate for event in steps[:6]] == [0.1] * 3 + [0.05] * 3
+    assert all(event.penalty == 0 for event in steps[:6])  # nothing to protect yet
+    assert all(event.penalty > 0 for event in steps[6:])
+    epochs = [event for event in recorder.events if type(event).__name__ == "EpochEnd"]
+    for epoch in epochs:
+        own = [event for event in steps if (event.split_index, event.epoch) == (epoch.split_index, epoch.epoch)]
+        assert epoch.loss == pytest.approx(sum(float(event.loss) for event in own) / len(own))
+        assert epoch.num_batches == len(own)
+        assert epoch.penalty == float(own[-1].penalty)
+        assert epoch.learning_rate == own[0].learning_rate
 
 
 def test_optimizer_state_and_proxies_start_fresh_with_every_split():
@@ -258,22 +289,15 @@ def test_a_split_smaller_than_a_batch_is_trained_on():
     assert not torch.equal(one[0].weight, small_model()[0].weight)
 
 
-class Stopped(Exception):
-    pass
-
-
-@pytest.mark.parametrize("stop_at", [("epoch", 0), ("split", 0), ("epoch", 1), ("split", 1), ("epoch", 2)])
+@pytest.mark.parametrize("stop_at", [("EpochEnd", 0), ("SplitEnd", 0), ("EpochEnd", 1), ("SplitEnd", 1), ("EpochEnd", 2)])
 def test_resumed_is_uninterrupted_bit_for_bit(tmp_path, stop_at):
     options = {"loss": TripletMarginLoss(), "miner": TripletMarginMiner(), "sampler": partial(per_class_sampler, m=2)}
     straight, expected = train(MAS, **options)
     path = tmp_path / "checkpoint.safetensors"
 
-    def stop(event):
-        if (event["event"], event["split_index"]) == stop_at:
-            raise Stopped
-
+    stopper = Recorder(lambda event: (type(event).__name__, event.split_index) == stop_at)
     with pytest.raises(Stopped):
-        train(MAS, **options, checkpoint=path, on_event=stop)
+        train(MAS, **options, checkpoint=path, callbacks=[stopper])
     resumed, result = train(
         MAS, **options, checkpoint=path, resume=True, model=small_model(seed=5 if path.exists() else 0)
     )
@@ -297,10 +321,12 @@ def test_a_checkpoint_of_another_sequence_is_not_resumed(tmp_path):
         ({"seed": 1}, "its seed is 0, not 1"),
         ({"splits": small_splits(2)}, "its splits is"),
         ({"make_method": Finetune}, "its method is MAS, not Finetune"),
-        ({"recall_at": (2,)}, "its recall_at is"),
+        ({"epochs": 3}, "its epochs is 2, not 3"),
     ):
         with pytest.raises(UserError, match=f"another sequence: {message}"):
             train(**({"make_method": MAS} | options), checkpoint=path, resume=True)
+    with pytest.raises(UserError, match=r"of an evaluator with recall_at \[1\], but this one has \[2\]"):
+        train(MAS, checkpoint=path, resume=True, evaluator=RetrievalEvaluator(recall_at=(2,)))
     with pytest.raises(UserError, match="does not exist"):
         train(checkpoint=tmp_path / "missing" / "checkpoint.safetensors")
 
@@ -337,9 +363,10 @@ def test_a_class_whose_only_gallery_image_is_the_query_is_refused():
 
 def test_no_splits_and_twice_the_same_name():
     with pytest.raises(UserError, match="at least one split"):
-        model = small_model()
-        train_sequence(model, [], method=Finetune(model), loss=pull_together)
-    with pytest.raises(UserError, match="a name of its own"):
+        train_sequence(small_model(), [], method=Finetune(small_model()), loss=sum)
+    with pytest.raises(UserError, match="the method was made with another model"):
+        train_sequence(small_model(), small_splits(), method=Finetune(small_model()), loss=sum)
+    with pytest.raises(UserError, match="the names of splits must differ"):
         train(splits=[small_splits()[0]] * 2)
 
 
@@ -413,3 +440,75 @@ def test_importance_data_is_seen_after_every_split_without_labels():
     for batches in watcher.seen:
         assert [len(batch) for batch in batches] == [4, 3]
         assert torch.equal(torch.cat(batches), inputs)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"epochs": 3}, r"has no argument 'epochs' any more: pass recipe=Recipe\(epochs=...\)"),
+        ({"recall_at": (1,)}, r"pass evaluator=RetrievalEvaluator\(recall_at=...\)"),
+        ({"watch_index": False}, r"pass evaluator=RetrievalEvaluator\(follow_index=...\)"),
+        ({"on_event": print}, r"pass callbacks=\["),
+    ],
+)
+def test_an_argument_that_has_moved_names_its_new_place(argument, message):
+    model = small_model()
+    with pytest.raises(UserError, match=message):
+        train_sequence(model, small_splits(), method=Finetune(model), loss=sum, **argument)
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ({"epochs": -1}, "epochs must be a whole number >= 1, got -1"),
+        ({"epochs": 1.5}, "epochs must be a whole number >= 1, got 1.5"),
+        ({"batch_size": 0}, "batch_size must be a whole number >= 1"),
+        ({"num_workers": -1}, "num_workers must be a whole number >= 0"),
+        ({"accumulate": True}, "accumulate must be a whole number >= 1, got True"),
+        ({"clip_norm": 0}, "clip_norm must be greater than 0"),
+    ],
+)
+def test_a_recipe_refuses_numbers_outside_their_range(field, message):
+    with pytest.raises(UserError, match=message):
+        Recipe(**field)
+
+
+def test_gradients_are_clipped_with_the_penalty_in_them():
+    moved = {}
+    for clip_norm in (None, 1e-3):
+        optimizer = partial(torch.optim.SGD, lr=1.0)
+        start = small_model().state_dict()
+        model, _ = train(optimizer=optimizer, clip_norm=clip_norm, epochs=1, splits=small_splits(1))
+        moved[clip_norm] = sum((value - start[name]).norm() ** 2 for name, value in model.state_dict().items()) ** 0.5
+    assert moved[1e-3] <= 3 * 1e-3 * 1.01  # three steps of one norm
+    assert moved[None] > moved[1e-3]
+
+
+def test_the_recipe_and_an_accelerator_do_not_both_accumulate():
+    with pytest.raises(UserError, match="the recipe accumulates the gradients of 2 batches, but an accelerator is given"):
+        train(accumulate=2, accelerator=Accelerator())
+
+
+def test_workers_load_the_same_batches():
+    one, _ = train(epochs=1, splits=small_splits(1))
+    two, _ = train(epochs=1, splits=small_splits(1), num_workers=1)
+    assert_same_weights(one, two)
+
+
+def test_an_exception_names_the_component_that_raised_it():
+    def broken(embeddings, labels, mined):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        train(loss=broken)
+    assert component_at_fault(caught.value) == "loss"
+
+
+def test_a_result_is_printed_as_a_summary():
+    _, result = train(splits=small_splits(2))
+    lines = str(result).splitlines()
+    assert lines[0].startswith("2 splits, 12 batches, training ")
+    assert any(line.startswith("mean_average_precision ") for line in lines)
+    matrix = result.scores["mean_average_precision"].scores
+    assert lines[-1].split() == ["s1", *(f"{value:.3f}" for value in matrix[1])]
+    assert "array" not in repr(result)
