@@ -14,7 +14,8 @@ import tempfile
 from pathlib import Path
 
 from mas_embed import load_config, run_experiment
-from mas_embed.experiment import ExperimentCallback, RunRecord
+from mas_embed.evaluation import RunRecord
+from mas_embed.experiment import ExperimentCallback
 from mas_embed.report import summary_table
 from mas_embed.runtime.environment import describe_environment
 

@@ -114,7 +114,9 @@ def main() -> None:
         generator.manual_seed(0)
         return evaluate(model, splits, learn, follow_index)
 
-    print("| evaluation of five splits of digits | milliseconds, once | twice | once over twice |\n| --- | ---: | ---: | ---: |")
+    print(
+        "| evaluation of five splits of digits | milliseconds, once | twice | once over twice |\n| --- | ---: | ---: | ---: |"
+    )
     for follow_index, title in ((False, "scores alone"), (True, "with the stale gallery and the index")):
         ways = {
             "once": lambda follow_index=follow_index: run(once, follow_index),

@@ -1,17 +1,18 @@
-"""What the score over all facts and images suffers from, read from the last checkpoints of a run of facts.
+"""Diagnoses why the pooled score of a fact experiment is low, from the last checkpoints of a run.
 
     python benchmarks/fact_interference.py runs/facts_nlvr_semantic
 
-Prints for every method and seed as JSON lines, and as a table (Markdown) the means over the seeds:
+Prints one JSON line for every method and seed, then a Markdown table of the means over the seeds. All columns but the last
+are mean average precision:
 
-- `by split`: mean over the splits of mAP, every split's facts among its own images; `all`: among all images;
-- `extending`: all, where images of facts that extend a fact count as its own;
-- `cosine`: all, by the cosine over the slots that a fact fills, which no scale of the outputs can change;
-- `all slots`: all, by the distance over the wildcards too;
-- `less nearest`: all, by the distance over all slots less its mean to the five nearest facts of the image;
-- `moved`: all, every split's images moved by one vector, such that their mean is that of their facts (needs labels: what
-  a shift of whole splits costs, no remedy);
-- `at home`: share of the images of every split whose nearest fact is one of their own split.
+- `by split`: the facts of every split among its images, mean over the splits; `all`: all facts among all images;
+- `extending`: all, where images of facts that extend the queried fact are relevant too;
+- `cosine`: all, ranked by the cosine over the slots that a fact fills, which does not depend on the scale of the outputs;
+- `all slots`: all, ranked by the distance over all slots, wildcards included;
+- `less nearest`: all, ranked by the distance over all slots minus the image's mean distance to its five nearest facts;
+- `moved`: all, after the images of every split are shifted by one vector so that their mean is the mean of their facts. This
+  needs labels: it measures what the shift of whole splits costs and is not a remedy;
+- `at home`: for every split the share of its images whose nearest fact is one of the split's facts.
 """
 
 from __future__ import annotations
@@ -23,71 +24,84 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mas_embed.config.schema import load_config
-from mas_embed.data import FactSequence, FactTable
-from mas_embed.experiment.runner import make_model, make_splits
-from mas_embed.runtime.atomic_files import read_tensors
+from mas_embed.config import load_config
+from mas_embed.data import ordered_batches
+from mas_embed.experiment import build_model, build_splits, runs_of
+from mas_embed.facts import FactSequence, FactTable, evaluate_fact_retrieval
 from mas_embed.report import Table
 from mas_embed.retrieval import embed, evaluate_retrieval
-from mas_embed.facts.measures import evaluate_fact_retrieval
-from mas_embed.training.loading import ordered_batches
+from mas_embed.runtime.atomic_files import read_tensors
 
 COLUMNS = ("by split", "all", "extending", "cosine", "all slots", "less nearest", "moved")
 
 
 def main() -> None:
-    """Reads the run and prints what was found."""
+    """Reads the run and prints its diagnosis."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    run = parser.parse_args().run
-    config = load_config(run / "config.yaml")
-    splits = make_splits(config)
-    rows = []
-    for method in config.methods:
-        found = []
-        for seed in config.seeds:
-            tensors, _ = read_tensors(run / method.title / f"seed{seed}" / "checkpoint.safetensors")
-            model = make_model(config, splits, seed=seed)
-            model.load_state_dict(
-                {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
-            )
-            found.append(
-                diagnose([embed(model, ordered_batches(split.gallery, batch_size=256)) for split in splits], splits)
-            )
-            print(json.dumps({"benchmark": "fact_interference", "method": method.title, "seed": seed, **found[-1]}))
-        means = torch.tensor([[values[name] for name in COLUMNS] for values in found]).mean(0)
-        at_home = torch.tensor([values["at home"] for values in found]).mean(0)
-        rows.append([method.title, *(f"{value:.3f}" for value in means), " ".join(f"{share:.2f}" for share in at_home)])
+    parser.add_argument("run", type=Path, help="the directory of a finished run with a data set of facts")
+    folder = parser.parse_args().run
+    config = load_config(folder / "config.yaml")
+    splits = build_splits(config)
+    assert isinstance(splits, FactSequence), "the run has no facts"
+    diagnoses: dict[str, list[dict[str, float | list[float]]]] = {method.title: [] for method in config.methods}
+    for run in runs_of(config):
+        model = build_model(config, splits, seed=run.seed)
+        tensors, _ = read_tensors(folder / run.folder / "checkpoint.safetensors")
+        prefix = "model/"
+        model.load_state_dict(
+            {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        )
+        embeddings = [embed(model, ordered_batches(split.gallery, batch_size=256)) for split in splits]
+        found = diagnose(embeddings, splits)
+        diagnoses[run.method.title].append(found)
+        print(json.dumps({"benchmark": "fact_interference", "method": run.method.title, "seed": run.seed, **found}))
+    rows = [as_row(method, found) for method, found in diagnoses.items()]
     print("\n" + Table("", ["method", *COLUMNS, "at home"], rows).to_markdown())
 
 
+def as_row(method: str, diagnoses: list[dict[str, float | list[float]]]) -> list[str]:
+    """The row of a method in the table: means over the seeds."""
+    means = torch.tensor([[values[name] for name in COLUMNS] for values in diagnoses]).mean(0)
+    at_home = torch.tensor([values["at home"] for values in diagnoses]).mean(0)
+    return [method, *(f"{value:.3f}" for value in means), " ".join(f"{share:.2f}" for share in at_home)]
+
+
 def diagnose(embeddings: list[Tensor], splits: FactSequence) -> dict[str, float | list[float]]:
-    """The scores of one model, by the names of the columns; embeddings by split."""
-    facts, labels = splits.facts, [split.gallery.labels for split in splits]
-    images, together = torch.cat(embeddings), torch.cat(labels)
-    moved = [own - own.mean(0) + facts.targets[wanted].mean(0) for own, wanted in zip(embeddings, labels, strict=True)]
-    by_split = [precision(own, wanted, facts) for own, wanted in zip(embeddings, labels, strict=True)]
-    extending = evaluate_fact_retrieval(images, together, facts.vectors, facts.weights, match="extending")
+    """The values of one model by column.
+
+    Args:
+        embeddings: of the gallery images, by split.
+        splits: of the run.
+    """
+    facts, labels_by_split = splits.facts, [split.gallery.labels for split in splits]
+    by_split = list(zip(embeddings, labels_by_split, strict=True))
+    images, labels = torch.cat(embeddings), torch.cat(labels_by_split)
+    precisions = [precision(split_images, split_labels, facts) for split_images, split_labels in by_split]
+    moved = [
+        split_images - split_images.mean(0) + facts.targets[split_labels].mean(0)
+        for split_images, split_labels in by_split
+    ]
+    extending = evaluate_fact_retrieval(images, labels, facts.vectors, facts.weights, match="extending")
     distances = torch.cdist(facts.targets, images)
     return {
-        "by split": sum(by_split) / len(by_split),
-        "all": precision(images, together, facts),
+        "by split": sum(precisions) / len(precisions),
+        "all": precision(images, labels, facts),
         "extending": extending.mean_average_precision,
-        "cosine": cosine_precision(images, together, facts),
-        "all slots": ranked_precision(-distances, together),
-        "less nearest": ranked_precision(distances.sort(0).values[:5].mean(0) - distances, together),
-        "moved": precision(torch.cat(moved), together, facts),
-        "at home": [share_at_home(own, wanted, facts) for own, wanted in zip(embeddings, labels, strict=True)],
+        "cosine": cosine_precision(images, labels, facts),
+        "all slots": ranked_precision(-distances, labels),
+        "less nearest": ranked_precision(distances.sort(0).values[:5].mean(0) - distances, labels),
+        "moved": precision(torch.cat(moved), labels, facts),
+        "at home": [share_at_home(split_images, split_labels, facts) for split_images, split_labels in by_split],
     }
 
 
 def precision(images: Tensor, labels: Tensor, facts: FactTable) -> float:
-    """Mean average precision of the facts of some images."""
+    """Mean average precision of the facts of the images."""
     return evaluate_fact_retrieval(images, labels, facts.vectors, facts.weights, facts=labels).mean_average_precision
 
 
 def cosine_precision(images: Tensor, labels: Tensor, facts: FactTable) -> float:
-    """The same by the cosine over the slots that a fact fills."""
+    """Mean average precision of the facts of the images by the cosine over the slots that a fact fills."""
     values = []
     for fact in labels.unique().tolist():
         slots = (facts.weights[fact] > 0).repeat_interleave(facts.vectors.shape[2])
@@ -97,7 +111,7 @@ def cosine_precision(images: Tensor, labels: Tensor, facts: FactTable) -> float:
 
 
 def ranked_precision(scores: Tensor, labels: Tensor) -> float:
-    """The same by any scores of images for facts [F, N], higher is nearer."""
+    """Mean average precision of the facts of the images by scores [F, N], where a higher score is nearer."""
     from sklearn.metrics import average_precision_score
 
     values = [average_precision_score((labels == fact).numpy(), scores[fact].numpy()) for fact in labels.unique()]
@@ -105,7 +119,7 @@ def ranked_precision(scores: Tensor, labels: Tensor) -> float:
 
 
 def share_at_home(images: Tensor, labels: Tensor, facts: FactTable) -> float:
-    """How many images of a split have one of its facts as their nearest, over all slots."""
+    """Share of the images of a split whose nearest fact, over all slots, is one of the split's facts."""
     nearest = torch.cdist(images, facts.targets).argmin(1)
     return float(torch.isin(nearest, labels.unique()).double().mean())
 

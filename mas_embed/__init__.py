@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from mas_embed.evaluation import EVALUATORS as EVALUATORS
     from mas_embed.evaluation import Evaluation as Evaluation
     from mas_embed.evaluation import Evaluator as Evaluator
+    from mas_embed.evaluation import Results as Results
     from mas_embed.evaluation import RetrievalEvaluator as RetrievalEvaluator
     from mas_embed.evaluation import ScoreMatrix as ScoreMatrix
     from mas_embed.evaluation import SparseEvaluator as SparseEvaluator
-    from mas_embed.experiment import Results as Results
-    from mas_embed.experiment import read_results as read_results
+    from mas_embed.evaluation import read_results as read_results
     from mas_embed.experiment import run_experiment as run_experiment
     from mas_embed.importance import Importance as Importance
     from mas_embed.importance import OnlineImportance as OnlineImportance
@@ -103,7 +103,16 @@ _NAMES = {
         "compare_indexes",
         "evaluate_retrieval",
     ],
-    "evaluation": ["EVALUATORS", "Evaluation", "Evaluator", "RetrievalEvaluator", "ScoreMatrix", "SparseEvaluator"],
+    "evaluation": [
+        "EVALUATORS",
+        "Evaluation",
+        "Evaluator",
+        "Results",
+        "RetrievalEvaluator",
+        "ScoreMatrix",
+        "SparseEvaluator",
+        "read_results",
+    ],
     "data": ["DATASETS", "Part", "Split", "SplitSequence", "digits", "image_folders", "join_splits"],
     "models": ["EmbeddingNet", "MODELS", "small_conv"],
     "losses": ["LOSSES"],
@@ -118,7 +127,7 @@ _NAMES = {
         "train_sequence",
     ],
     "config": ["load_config"],
-    "experiment": ["Results", "read_results", "run_experiment"],
+    "experiment": ["run_experiment"],
     "errors": ["RunError", "UserError"],
     "runtime.fingerprint": ["fingerprint_of"],
     "runtime.seeding": ["seeded"],

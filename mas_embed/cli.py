@@ -20,20 +20,17 @@ from rich.table import Table as RichTable
 from mas_embed.config import Config, constructor_parameters, load_config
 from mas_embed.data import DATASETS, ordered_batches
 from mas_embed.errors import RunError, UserError, unknown_name
-from mas_embed.evaluation import EVALUATORS
+from mas_embed.evaluation import EVALUATORS, Candidate, Results, RunRecord
 from mas_embed.experiment import (
     ERROR_FILE,
     ExperimentCallback,
-    Results,
     Run,
-    RunRecord,
     build_model,
     build_splits,
     dry_run,
     num_trainings,
     run_experiment,
 )
-from mas_embed.experiment.results import Candidate
 from mas_embed.importance import explain_coverage
 from mas_embed.importance.rules.absolute_products import has_compiled_products
 from mas_embed.losses import LOSSES, MINERS

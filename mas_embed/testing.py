@@ -1,81 +1,93 @@
-"""What every method promises, as checks that can be run on a method of one's own."""
+"""A test of the contract of `Method`, for methods of this package and of users."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
+from mas_embed.data import Part, Split, ordered_batches
 from mas_embed.methods import Elastic, Method
+from mas_embed.runtime.seeding import seeded
+from mas_embed.training import Callbacks, Event, Learner, Recipe, Stopwatch, learn_split
 
-Batches = list[tuple[Tensor, Tensor]]
 Factory = Callable[..., Method]
 
-
-@dataclass(frozen=True)
-class Setting:
-    """How a split is trained: `num_micro_batches` backward passes for a step, gradients clipped to `clip` if it is given."""
-
-    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-    clip: float | None = None
-    num_micro_batches: int = 1
-
-
-SETTINGS = {
-    "SGD": Setting(partial(torch.optim.SGD, lr=0.05)),
-    "SGD with momentum and weight decay": Setting(partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-2)),
-    "Adam": Setting(partial(torch.optim.Adam, lr=0.01)),
-    "AdamW": Setting(partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)),
-    "SGD with clipping": Setting(partial(torch.optim.SGD, lr=0.05), clip=0.1),
-    "SGD with accumulated gradients": Setting(partial(torch.optim.SGD, lr=0.05), num_micro_batches=3),
+RECIPES = {
+    "SGD": Recipe(optimizer=partial(torch.optim.SGD, lr=0.05), epochs=2, batch_size=6),
+    "SGD with momentum and weight decay": Recipe(
+        optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-2), epochs=2, batch_size=6
+    ),
+    "Adam": Recipe(optimizer=partial(torch.optim.Adam, lr=0.01), epochs=2, batch_size=6),
+    "AdamW": Recipe(optimizer=partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1), epochs=2, batch_size=6),
+    "SGD with clipping": Recipe(optimizer=partial(torch.optim.SGD, lr=0.05), epochs=2, batch_size=6, clip_norm=0.1),
+    "SGD with accumulated gradients": Recipe(
+        optimizer=partial(torch.optim.SGD, lr=0.05), epochs=2, batch_size=6, accumulate=3
+    ),
 }
 
 
 def check_method(factory: Factory) -> None:
-    """Raises `AssertionError`, with a sentence that says which, if a method breaks a promise that `Method` makes.
+    """Raises `AssertionError` if a method violates the contract of `Method`; the message names the violated rule.
 
-    Trains a small network in float64 over splits of random points, and checks that
+    Trains a small float64 network on splits of random points and checks the following rules:
 
-    - strength 0, where the method has a strength, is finetune bit for bit, and its own strength is not: under SGD, momentum
-      and weight decay, Adam, AdamW, clipping and accumulated gradients;
-    - `penalty()` is 0 before the first `consolidate`, and its gradient is what `add_penalty_grad` adds; for an `Elastic` method
-      it is 0 at the anchor, and off it what a plain loop gives;
-    - the state is made of tensors, numbers and dicts of them, and training goes on from it bit for bit;
-    - nothing is left on the model: attributes, hooks, `.grad`, `requires_grad`, mode, random state; frozen parameters stay;
-    - a parameter that is added to the model is free until the next `consolidate`.
+    - A method with an attribute `strength` trains bit for bit like finetuning at strength 0, and differently at its default
+      strength. Checked with SGD, momentum and weight decay, Adam, AdamW, gradient clipping, and gradient accumulation.
+    - `penalty()` is 0 before the first `consolidate`, and `add_penalty_grad` adds its gradient. The penalty of an `Elastic`
+      method is 0 at the anchor, and elsewhere has the value that a plain loop computes.
+    - The state consists of tensors, numbers and dicts of them, and training continues from it bit for bit.
+    - Attributes, hooks, `.grad`, `requires_grad` and mode of the model, frozen parameters, and the random state of torch are
+      unchanged.
+    - A parameter that is added to the model is not pulled before the next `consolidate`.
 
     Args:
-        factory: `(model, **options) -> Method`: the class, or `functools.partial(EWC, loss=loss)`. If what it makes has an
-            attribute `strength`, `strength` must be one of the options.
+        factory: `(model, **options) -> Method`: the class, or `functools.partial(EWC, loss=loss)`, for example. If the method
+            has an attribute `strength`, the factory must accept an option `strength`.
 
     Example:
         >>> from mas_embed import MAS
         >>> check_method(MAS)
     """
+    _check_side_effects(factory)
     _check_strength(factory)
     _check_penalty_before_the_first_split(factory)
     _check_gradient_form(factory)
     _check_elastic_penalty(factory)
     _check_resume(factory)
-    _check_nothing_is_left(factory)
+    _check_model_is_unchanged(factory)
     _check_grown_parameter(factory)
+
+
+def _check_side_effects(factory: Factory) -> None:
+    """Checks the random state and `.grad`; first, because a side effect on the training itself can fail any later check."""
+    model = _network()
+    method = factory(model)
+    for split_index in range(2):
+        random_state = _train(model, method, split_index, RECIPES["SGD"])
+        expected_state = _train(_network(), Method(model), split_index, RECIPES["SGD"])
+        is_same_state = torch.equal(random_state, expected_state) or not method.is_learning
+        assert is_same_state, "the method must not draw from torch's global generator"
+        assert all(p.grad is None for p in model.parameters()), "consolidate() must leave .grad as it was"
 
 
 def _check_strength(factory: Factory) -> None:
     if not hasattr(factory(_network()), "strength"):
         return
-    for name, setting in SETTINGS.items():
-        finetuned, _ = _trained(Method, setting)
-        without, _ = _trained(partial(factory, strength=0.0), setting)
-        assert _is_same(finetuned, without), f"strength 0 must be finetune bit for bit; under {name} it is not"
-        protected, _ = _trained(factory, setting)
+    for name, recipe in RECIPES.items():
+        finetuned, _ = _trained(Method, recipe)
+        without, _ = _trained(partial(factory, strength=0.0), recipe)
+        assert _is_same(finetuned, without), (
+            f"strength 0 must train bit for bit like finetuning; under {name} it does not"
+        )
+        protected, _ = _trained(factory, recipe)
         assert not _is_same(finetuned, protected), (
-            f"under {name} the method does nothing: training ends as finetune does"
+            f"under {name} the method does nothing: the trained model is that of finetuning"
         )
         is_finite = all(bool(value.isfinite().all()) for value in protected.state_dict().values())
         assert is_finite, f"under {name} training diverges"
@@ -87,8 +99,8 @@ def _check_penalty_before_the_first_split(factory: Factory) -> None:
     assert method.penalty().shape == (), "penalty() must be a scalar, a tensor of shape []"
     assert method.penalty().item() == 0, "penalty() must be exactly 0 before the first consolidate"
     method.add_penalty_grad()
-    untouched = all(p.grad is None or not p.grad.any() for p in model.parameters())
-    assert untouched, "add_penalty_grad() must add nothing before the first consolidate"
+    is_unchanged = all(p.grad is None or not p.grad.any() for p in model.parameters())
+    assert is_unchanged, "add_penalty_grad() must add nothing before the first consolidate"
 
 
 def _check_gradient_form(factory: Factory) -> None:
@@ -111,7 +123,7 @@ def _check_elastic_penalty(factory: Factory) -> None:
     method = factory(model)
     if not isinstance(method, Elastic):
         return
-    _train(model, method, _split(0), SETTINGS["SGD"])
+    _train(model, method, 0, RECIPES["SGD"])
     assert method.penalty().item() == 0, "penalty() must be exactly 0 at the anchor"
     _move(model)
     expected, total, num_values = 0.0, 0.0, 0
@@ -124,14 +136,14 @@ def _check_elastic_penalty(factory: Factory) -> None:
             total, num_values = total + importance, num_values + 1
     expected *= method.strength * (num_values / total if method.normalize else 1.0)
     difference = abs(method.penalty().item() - expected)
-    assert expected > 0, "no parameter has any importance: nothing is protected"
+    assert expected > 0, "every parameter has zero importance, so nothing is protected"
     assert difference <= 1e-10 * expected, (
         f"penalty() must be strength * sum of importance * (theta - anchor)^2, {expected}"
     )
 
 
 def _check_resume(factory: Factory) -> None:
-    model, method = _trained(factory, SETTINGS["Adam"], num_splits=2)
+    model, method = _trained(factory, RECIPES["Adam"], num_splits=2)
     _check_is_plain(method.state_dict())
     state, weights = copy.deepcopy(method.state_dict()), copy.deepcopy(model.state_dict())
     resumed_model = _network(seed=1)
@@ -139,25 +151,23 @@ def _check_resume(factory: Factory) -> None:
     resumed_model.load_state_dict(weights)
     resumed.load_state_dict(state)
     for split_index in (2, 3):
-        for own, going_on in ((model, method), (resumed_model, resumed)):
-            _train(own, going_on, _split(split_index), SETTINGS["Adam"])
-        assert _is_same(model, resumed_model), "training must go on from a loaded state bit for bit; it does not"
+        for trained_model, trained_method in ((model, method), (resumed_model, resumed)):
+            _train(trained_model, trained_method, split_index, RECIPES["Adam"])
+        assert _is_same(model, resumed_model), "training must continue from a loaded state bit for bit; it does not"
 
 
-def _check_nothing_is_left(factory: Factory) -> None:
+def _check_model_is_unchanged(factory: Factory) -> None:
     model = _network()
     frozen = next(model.parameters()).requires_grad_(False)
-    before, value, random_state = _described(model), frozen.clone(), torch.get_rng_state()
+    before, frozen_value = _description(model), frozen.clone()
     method = factory(model)
     for split_index in range(2):
-        _train(model, method, _split(split_index), SETTINGS["SGD"])
-        assert all(p.grad is None for p in model.parameters()), "consolidate() must leave .grad as it was"
-    for name, described in _described(model).items():
-        assert described == before[name], (
-            f"the method must leave nothing on the model, but '{name or 'the model'}' changed"
+        _train(model, method, split_index, RECIPES["SGD"])
+    for name, description in _description(model).items():
+        assert description == before[name], (
+            f"the method must not change attributes, hooks or modes of modules, but '{name or 'the model'}' changed"
         )
-    assert torch.equal(random_state, torch.get_rng_state()), "the method must not draw from torch's global generator"
-    assert torch.equal(frozen, value), "a frozen parameter must stay as it is"
+    assert torch.equal(frozen, frozen_value), "the method must not change a frozen parameter"
 
 
 def _check_grown_parameter(factory: Factory) -> None:
@@ -174,44 +184,38 @@ def _check_grown_parameter(factory: Factory) -> None:
     method.after_step(torch.optim.SGD(model.parameters(), lr=0.1))
     for name, parameter in grown.items():
         is_free = not _gradient(parameter).any() and bool((parameter == 3.0).all())
-        assert is_free, f"a parameter that was added later must be free, but 'grown.{name}' is pulled"
+        assert is_free, f"a parameter that was added later must not be pulled, but 'grown.{name}' is"
     model.zero_grad()
-    _train(model, method, _split(2), SETTINGS["SGD"])
+    _train(model, method, 2, RECIPES["SGD"])
 
 
-def _trained(factory: Factory, setting: Setting, *, num_splits: int = 3) -> tuple[nn.Module, Method]:
+def _trained(factory: Factory, recipe: Recipe, *, num_splits: int = 3) -> tuple[nn.Module, Method]:
     model = _network()
     method = factory(model)
     for split_index in range(num_splits):
-        _train(model, method, _split(split_index), setting)
+        _train(model, method, split_index, recipe)
     return model, method
 
 
-def _train(model: nn.Module, method: Method, batches: Batches, setting: Setting, *, num_epochs: int = 2) -> None:
-    """One split, with every hook where a training loop calls it."""
-    optimizer = setting.optimizer([parameter for parameter in model.parameters() if parameter.requires_grad])
-    if not method.is_learning:
-        return
-    method.begin_split()
-    for step, batch in enumerate(batches * num_epochs, start=1):
-        inputs, labels = method.extend_batch(*batch)
-        embeddings = model(inputs)
-        extra = method.batch_penalty(inputs, embeddings)
-        value = loss(*method.extend_embeddings(embeddings, labels))
-        ((value if extra is None else value + extra) / setting.num_micro_batches).backward()
-        if step % setting.num_micro_batches:
-            continue
-        method.add_penalty_grad()
-        if setting.clip is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), setting.clip)
-        optimizer.step()
-        method.after_step(optimizer)
-        optimizer.zero_grad()
-    method.consolidate(batches)
+def _train(model: nn.Module, method: Method, split_index: int, recipe: Recipe) -> Tensor:
+    """Trains on one split as `train_sequence` does; returns the state of torch's random generator afterwards."""
+    split = _split(split_index)
+    with seeded(split_index):
+        if method.is_learning:
+            accelerator = Accelerator(gradient_accumulation_steps=recipe.accumulate, device_placement=False)
+            learn_split(
+                Learner(model, method, loss, None, recipe, accelerator),
+                split,
+                consolidate_on=ordered_batches(split.train, batch_size=recipe.batch_size),
+                callbacks=Callbacks(()),
+                event=Event(method.name, 0, split.name, split_index, split_index + 1),
+                stopwatch=Stopwatch(),
+            )
+        return torch.get_rng_state()
 
 
-def loss(embeddings: Tensor, labels: Tensor, mined: Any = None) -> Tensor:  # noqa: ARG001  (called as other losses are)
-    """A training loss without randomness or parameters: squared distances within classes, and nearness between them."""
+def loss(embeddings: Tensor, labels: Tensor, mined: Any = None) -> Tensor:  # noqa: ARG001  (the signature of all losses)
+    """A training loss without randomness or parameters, which decreases as classes become compact and move apart."""
     distances = (embeddings[:, None] - embeddings).square().sum(dim=2)
     return torch.where(labels[:, None] == labels, distances, torch.exp(-distances)).mean()
 
@@ -222,16 +226,17 @@ def _network(seed: int = 0) -> nn.Module:
         return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
 
 
-def _split(split_index: int, *, num_batches: int = 3, batch_size: int = 6) -> Batches:
-    """Batches of random points of two classes, which no other split has."""
+def _split(split_index: int, *, num_batches: int = 3, batch_size: int = 6) -> Split:
+    """A split of random points in two classes that no other split has."""
     generator = torch.Generator().manual_seed(split_index)
-    labels = 2 * split_index + torch.arange(batch_size) % 2
-    return [(torch.randn(batch_size, 3, generator=generator).double(), labels) for _ in range(num_batches)]
+    labels = 2 * split_index + torch.arange(num_batches * batch_size) % 2
+    part = Part(torch.randn(len(labels), 3, generator=generator).double(), labels)
+    return Split(f"split {split_index}", part, part, part)
 
 
 def _moved(factory: Factory) -> tuple[nn.Module, Method]:
-    """A model that has left the place where the last of two splits ended."""
-    model, method = _trained(factory, SETTINGS["SGD"], num_splits=2)
+    """A method after two splits, and its model with parameters that then changed at random."""
+    model, method = _trained(factory, RECIPES["SGD"], num_splits=2)
     _move(model)
     return model, method
 
@@ -251,14 +256,16 @@ def _is_same(one: nn.Module, other: nn.Module) -> bool:
     return all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
 
 
-def _described(model: nn.Module) -> dict[str, Any]:
-    """What of each module must not change: attributes, hooks, mode, which parameters it has and which are frozen."""
-    described = {}
+def _description(model: nn.Module) -> dict[str, Any]:
+    """By module name everything that must not change: attributes, hooks, mode, and the identity and freezing of parameters."""
+    description = {}
     for name, module in model.named_modules():
-        plain = {key: copy.copy(value) for key, value in vars(module).items() if key not in ("_parameters", "_buffers")}
-        own = [(key, id(p), p.requires_grad) for key, p in module.named_parameters(recurse=False)]
-        described[name] = (plain, own)
-    return described
+        attributes = {
+            key: copy.copy(value) for key, value in vars(module).items() if key not in ("_parameters", "_buffers")
+        }
+        parameters = [(key, id(p), p.requires_grad) for key, p in module.named_parameters(recurse=False)]
+        description[name] = (attributes, parameters)
+    return description
 
 
 def _check_is_plain(state: Any, path: str = "state") -> None:

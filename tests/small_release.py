@@ -6,19 +6,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-# id: words, split; ids with gaps, not in the order of the splits
+# By id the words and the split; the ids have gaps and are not in the order of the splits
 FACTS = {
     7: (("person", "", ""), 1),
     2: (("person", "riding", ""), 1),
     11: (("dog", "", ""), 2),
     4: (("person", "riding", "horse"), 2),
 }
-ROW = ["image_links", "NLP_links", "SPO", "id", "w_s", "w_p", "w_o"]
+COLUMNS = ["image_links", "NLP_links", "SPO", "id", "w_s", "w_p", "w_o"]
 
 
 def numbers_of(fact_id):
-    """Six numbers a fact, different for every slot, in absent ones too."""
-    return [fact_id + place / 8 for place in range(6)]
+    """Six numbers for a fact, all different, also in absent slots."""
+    return [fact_id + index / 8 for index in range(6)]
 
 
 def write_csv(path, columns, rows):
@@ -28,7 +28,7 @@ def write_csv(path, columns, rows):
 
 
 def write_release(root, train=6, test=3):
-    """Every image has the colour (fact id, its number, 0 for train or 1 for test)."""
+    """Writes a release; every image has the colour (fact id, its number, 0 for train or 1 for test)."""
     (root / "NLP_feat/facts").mkdir(parents=True)
     rows = {(split, part): [] for split in (1, 2) for part in ("train", "test")}
     for fact_id, (words, split) in FACTS.items():
@@ -42,9 +42,9 @@ def write_release(root, train=6, test=3):
                 Image.fromarray(colour).save(path)
                 weights = [int(bool(word)) for word in words]
                 rows[split, part].append([link, f"facts/{fact_id}.txt", f"<{','.join(words)}>", fact_id, *weights])
-    for (split, part), own in rows.items():
-        write_csv(root / f"splits/2tasks_random/B{split}_{part}.csv", ROW, own)
+    for (split, part), lines in rows.items():
+        write_csv(root / f"splits/2tasks_random/B{split}_{part}.csv", COLUMNS, lines)
     for split in (1, 2):
-        own = [[fact_id, sum(map(bool, words)), *words] for fact_id, (words, at) in FACTS.items() if at == split]
-        write_csv(root / f"splits/2tasks_random/B{split}_facts.csv", ["id", "type", "S", "P", "O"], own)
+        lines = [[fact_id, sum(map(bool, words)), *words] for fact_id, (words, at) in FACTS.items() if at == split]
+        write_csv(root / f"splits/2tasks_random/B{split}_facts.csv", ["id", "type", "S", "P", "O"], lines)
     return root

@@ -10,9 +10,9 @@ import yaml
 
 from mas_embed import load_config
 from mas_embed.cli import main
+from mas_embed.config.yaml_file import _Loader
 from mas_embed.experiment.runner import run_experiment
 from mas_embed.report import old_index_table, summary_table
-from mas_embed.config.yaml_file import _Loader
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

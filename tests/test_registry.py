@@ -56,7 +56,9 @@ def test_components_of_other_packages_come_in_by_their_entry_points(fresh_entry_
 
 def test_a_package_that_cannot_be_imported_is_a_warning(fresh_entry_points):
     fresh_entry_points("a_package_that_is_not_there")
-    with pytest.warns(UserWarning, match="the components 'a_package_that_is_not_there' of an installed package are missing"):
+    with pytest.warns(
+        UserWarning, match="the components 'a_package_that_is_not_there' of an installed package are missing"
+    ):
         assert len(Registry("method")) == 0
 
 

@@ -1,4 +1,4 @@
-"""Data sets as sequences of splits, by name in `DATASETS`."""
+"""Data sets that are divided into sequences of splits, by name in `DATASETS`."""
 
 from mas_embed.data.batches import ordered_batches
 from mas_embed.data.digits import digits

@@ -1,4 +1,4 @@
-"""Batches of a part or of plain inputs, in order."""
+"""Batches of a part, or of inputs without labels, in order."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from mas_embed.data.split import Part
 
 
 def ordered_batches(items: Part | Any, *, batch_size: int) -> Iterable[Any]:
-    """Batches with every item once, in order, without randomness. Those of a tensor are views of it.
+    """Batches that hold every item once, in order and without randomness. Batches of a tensor are views of it.
 
     Args:
-        items: a part, for batches of (inputs, labels); or inputs, anything with a length and items by position, for batches
+        items: a part, for batches of (inputs, labels); or inputs, which have a length and are indexed by position, for batches
             of inputs alone.
-        batch_size: of all batches but the last, which may be smaller.
+        batch_size: the number of items of a batch; the last batch may be smaller.
     """
     if isinstance(items, Tensor):
         return items.split(batch_size)

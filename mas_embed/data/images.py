@@ -1,4 +1,4 @@
-"""Image files as the inputs of a part: decoded when they are asked for, and kept while they fit."""
+"""Image files as the inputs of a part, which are decoded when they are indexed and cached in memory if they fit."""
 
 from __future__ import annotations
 
@@ -12,35 +12,38 @@ import torch
 from torch import Tensor
 
 from mas_embed.errors import UserError
+from mas_embed.runtime.checks import check_choice
 
 if TYPE_CHECKING:
     from PIL import Image
 
 Normalization = Literal["none", "imagenet"]
 
-# Mean and standard deviation of the colours of ImageNet, which torchvision's weights expect
+# Mean and standard deviation of the colours of ImageNet; torchvision's weights expect images normalized with them
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# Under which a file is looked for that is not there as listed
-STAND_INS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
+# A file that does not exist under its listed name is looked for under these suffixes
+ALTERNATIVE_SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
 
 
 class ImageFiles:
-    """Image files as RGB tensors, float32 [3, size, size]: item i is the file i.
+    """Image files as a sequence of RGB tensors, float32 [3, size, size]: item i is the image of file i.
 
-    An image is scaled until its shorter side is `short_side` pixels, and its centre is cut out; greyscale is repeated in
-    three channels, and scaled to 8 bits where it has 16. What was decoded is kept as bytes if all files together fit.
+    An image is scaled until its shorter side has `short_side` pixels, and its centre is cropped. Greyscale images are repeated
+    in three channels, and scaled to 8 bits if they have 16. Decoded images are cached as bytes if all of them fit in memory.
 
     Args:
-        paths: of the files.
-        size: pixels a side.
-        short_side: pixels of the shorter side before the centre is cut out; None for `size`.
-        normalization: "none" for values in [0, 1], or "imagenet" less the mean and over the standard deviation of ImageNet.
-        keep_megabytes: how much memory decoded images may take; 0 to decode every time.
+        paths: the files.
+        size: height and width of the cropped images, in pixels.
+        short_side: the length of the shorter side before cropping, in pixels; None for `size`.
+        normalization: "none" for values in [0, 1]; "imagenet" subtracts the mean of ImageNet and divides by its standard
+            deviation.
+        keep_megabytes: the memory that the cache may take, in MiB. Without room for all images, none is cached; 0 turns the
+            cache off.
 
     Raises:
-        UserError: sizes that make no sense; when asked for an item, names the file that is no readable image.
+        UserError: the sizes or the normalization are not accepted. On indexing: the file is not a readable image.
     """
 
     def __init__(
@@ -55,22 +58,21 @@ class ImageFiles:
         short_side = size if short_side is None else short_side
         if not 1 <= size <= short_side:
             raise UserError(f"an image needs 1 <= size <= short_side, got size {size} and short_side {short_side}")
-        if normalization not in get_args(Normalization):
-            raise UserError(f"normalization must be 'none' or 'imagenet', got '{normalization}'")
+        check_choice("normalization", normalization, get_args(Normalization))
         self.paths, self.size, self.short_side, self.normalization = list(paths), size, short_side, normalization
-        self._keeps = 3 * size**2 * len(self.paths) <= keep_megabytes * 2**20
-        self._kept: dict[int, Tensor] = {}
+        self._is_cached = 3 * size**2 * len(self.paths) <= keep_megabytes * 2**20
+        self._cache: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
         position = range(len(self))[index]
-        pixels = self._kept.get(position)
+        pixels = self._cache.get(position)
         if pixels is None:
             pixels = read_image(self.paths[position], size=self.size, short_side=self.short_side)
-            if self._keeps:
-                self._kept[position] = pixels
+            if self._is_cached:
+                self._cache[position] = pixels
         image = pixels.float() / 255
         if self.normalization == "none":
             return image
@@ -79,55 +81,57 @@ class ImageFiles:
 
 
 def read_image(path: Path, *, size: int, short_side: int) -> Tensor:
-    """The centre of an image, uint8 [3, size, size], after its shorter side was scaled to `short_side`.
+    """The centre of an image, uint8 [3, size, size], after its shorter side was scaled to `short_side` pixels.
 
     Raises:
-        UserError: names the file that is missing, truncated or no image.
+        UserError: the file is missing, is truncated, or is not an image; the message names it.
     """
     from PIL import Image
     from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 
     try:
         with Image.open(path) as image:
-            colours = _in_eight_bits(image).convert("RGB")
+            colours = _as_eight_bits(image).convert("RGB")
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or "it is no image, or a truncated one"
+        reason = getattr(error, "strerror", None) or "it is not an image, or it is truncated"
         raise UserError(f"cannot read the image {path}: {reason}") from None
     if min(colours.size) != short_side:
         colours = resize(colours, [short_side])
     return pil_to_tensor(center_crop(colours, [size]))
 
 
-def _in_eight_bits(image: Image.Image) -> Image.Image:
-    """The image itself, or greyscale of 16 bits scaled to 8, where Pillow would clip it."""
+def _as_eight_bits(image: Image.Image) -> Image.Image:
+    """The image, scaled from 16 to 8 bits if it is a 16-bit greyscale image, whose values Pillow would clip."""
     from PIL import Image
 
-    # Pillow opens 16 bits of these formats, in some versions, as 32
+    # Some versions of Pillow open 16-bit files of these formats as 32-bit images
     if not (image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))):
         return image
-    grey = np.asarray(image).astype(np.float64) / 257  # 65535 is 255
+    grey = np.asarray(image).astype(np.float64) / 257  # 65535 becomes 255
     return Image.fromarray(grey.round().astype(np.uint8))
 
 
 def find_inside(folder: Path, link: str, *, listed_in: str) -> Path:
-    """The file that a relative link names inside a folder; a missing file may be there as .png, .jpg or .jpeg, or in capitals.
+    """The path of a file inside a folder that a list names by its relative path.
+
+    If the file does not exist, the same name is tried with the suffixes .png, .jpg and .jpeg, in lower and upper case.
 
     Args:
-        folder: which the file must not leave, not by a symbolic link either.
-        link: as it was listed, its folders apart by "/".
-        listed_in: where, for messages.
+        folder: the folder that must hold the file. The path must not leave it, not even through a symbolic link.
+        link: the relative path as it is listed, with "/" between folders.
+        listed_in: where the path is listed, such as "line 3 of list.csv", for error messages.
 
     Raises:
-        UserError: the link leads outside, or to no file.
+        UserError: the path leads outside of the folder, or the file does not exist.
     """
     listed = PurePosixPath(link)
     path = folder / listed
-    for candidate in (path, *(path.with_suffix(suffix) for suffix in STAND_INS if path.suffix)):
+    for candidate in (path, *(path.with_suffix(suffix) for suffix in ALTERNATIVE_SUFFIXES if path.suffix)):
         if not _is_inside(folder, candidate):
             leaves = listed.is_absolute() or ".." in listed.parts
             reason = "; give paths inside it" if leaves else " by a symbolic link; put the files themselves there"
             raise UserError(f"{listed_in} lists '{link}', which lies outside {folder}{reason}")
-        if os.path.isfile(candidate):  # which takes a name that no file can have for a missing one
+        if os.path.isfile(candidate):  # False, without an error, for a name that no file can have
             return candidate
     raise UserError(f"{listed_in} lists '{link}', but there is no such file in {folder}")
 
@@ -135,7 +139,7 @@ def find_inside(folder: Path, link: str, *, listed_in: str) -> Path:
 def _is_inside(folder: Path, path: Path) -> bool:
     try:
         return path.resolve().is_relative_to(folder.resolve())
-    except ValueError:  # a name that no file can have, nor one outside
+    except ValueError:  # no file can have this name, neither inside nor outside
         return True
-    except (OSError, RuntimeError):  # a loop of links
+    except (OSError, RuntimeError):  # symbolic links that form a loop
         return False

@@ -1,38 +1,44 @@
-"""Which items of a data set are trained on, and which are held out."""
+"""The division of a data set into training, validation and test items."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mas_embed.errors import UserError
+from mas_embed.runtime.checks import check_choice
 
 HeldOut = Literal["test", "validation"]
 
 
 def check_held_out(held_out: str) -> None:
-    """Raises `UserError` for anything but "test" and "validation"."""
-    if held_out not in ("test", "validation"):
-        raise UserError(f"held_out must be 'test' or 'validation', got '{held_out}'")
+    """Raises `UserError` unless `held_out` is "test" or "validation"."""
+    check_choice("held_out", held_out, get_args(HeldOut))
 
 
 def partition(labels: Tensor, held_out: HeldOut, seed: int) -> tuple[Tensor, Tensor]:
-    """Positions of training items and of held-out items, drawn class by class: test a quarter, validation a fifth of the rest.
+    """The positions of the training items and of the held-out items of a data set.
+
+    Of every class, a quarter of the items is drawn for testing, and a fifth of the others for validation. The remaining items
+    are for training.
 
     Args:
         labels: [N].
-        held_out: which of the two parts is returned as held out; the other is in neither result.
-        seed: of the draw.
+        held_out: whether the test items or the validation items are returned as held out. The other ones are in neither
+            result.
+        seed: of the random draw.
+
+    Returns:
+        The sorted positions of the training items, and those of the held-out items.
     """
     generator = np.random.default_rng(seed)
-    train, held = [], []
+    train, evaluated = [], []
     for label in labels.unique():
         order = torch.from_numpy(generator.permutation((labels == label).nonzero()[:, 0].numpy()))
         test, rest = order.split([len(order) // 4, len(order) - len(order) // 4])
         validation, remaining = rest.split([len(rest) // 5, len(rest) - len(rest) // 5])
         train.append(remaining)
-        held.append(test if held_out == "test" else validation)
-    return torch.cat(train).sort().values, torch.cat(held).sort().values
+        evaluated.append(test if held_out == "test" else validation)
+    return torch.cat(train).sort().values, torch.cat(evaluated).sort().values

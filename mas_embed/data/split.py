@@ -1,4 +1,4 @@
-"""A split: the data that is learned in one step of a sequence, and the held-out items on which it is evaluated."""
+"""Splits, which are the elements of a sequence: training items, and held-out items for evaluation."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _UNUSED_IDS = itertools.count(2**40)
 
 @dataclass(frozen=True)
 class Part(Dataset[tuple[Any, int]]):
-    """Labelled inputs: the training items, the queries or the gallery of a split. Item i is `(inputs[i], labels[i])`.
+    """Inputs with labels: the training items, the queries or the gallery of a split. Item i is `(inputs[i], labels[i])`.
 
     Args:
-        inputs: anything with a length and items by position: a tensor [N, ...], or a sequence that loads on demand.
+        inputs: a tensor [N, ...], or a sequence that loads its items when they are indexed.
         labels: [N] int64.
-        ids: [N] int64, which item of the data set each is: an item that is both query and gallery is recognised by its id.
-            Left out, they are numbers that no other part has.
+        ids: [N] int64, the identity of each item in the data set, by which an item that is both a query and in the gallery is
+            recognised. By default, the items get ids that no other part has.
 
     Raises:
-        UserError: inputs, labels and ids differ in number.
+        UserError: the numbers of inputs, labels and ids differ.
     """
 
     inputs: Any
@@ -42,7 +42,7 @@ class Part(Dataset[tuple[Any, int]]):
             object.__setattr__(self, "ids", torch.tensor([next(_UNUSED_IDS) for _ in range(len(self.labels))]).long())
         if not len(self.inputs) == len(self.labels) == len(self.ids):
             raise UserError(
-                f"a part has {len(self.inputs)} inputs, {len(self.labels)} labels and {len(self.ids)} ids; give one each"
+                f"a part has {len(self.inputs)} inputs, {len(self.labels)} labels and {len(self.ids)} ids; give as many of each"
             )
 
     def __len__(self) -> int:
@@ -57,11 +57,11 @@ class Split:
     """One element of a sequence of splits.
 
     Args:
-        name: shown in tables and figures.
+        name: the name of the split in tables and figures.
         train: the items that are trained on.
-        query: held-out items that are searched for.
-        gallery: held-out items that are searched, together with those of every other split. May be the same object as
-            `query`: each query's own item is then left out by its id.
+        query: held-out items, each of which is a query for items of its class.
+        gallery: held-out items that are searched, together with the galleries of all other splits. It may be the same object
+            as `query`; a query never finds the gallery item with its own id.
     """
 
     name: str
@@ -71,14 +71,16 @@ class Split:
 
 
 class SplitSequence(list[Split]):
-    """A sequence of splits with further knowledge of its data; a data set without any may return a plain list.
+    """A list of splits with names for its labels and values for other components. Both are optional.
+
+    A data set that has neither may return a plain list of splits.
 
     Args:
-        splits: in the order in which they are learned.
-        label_names: by name the labels that it stands for, so that a config can select items by name.
-        provides: values that other components of a config may need, by the name of their option: a loss with an option
-            `vector_size` is given `provides["vector_size"]`. The names are repeated where the data set is registered,
-            `DATASETS.register(..., provides=[...])`.
+        splits: the splits in the order in which they are learned.
+        label_names: for each name the labels that have it, so that a config can select items by name.
+        provides: values for options of other components in a config: a loss with an option `vector_size` is given
+            `provides["vector_size"]`. The names must also be given when the data set is registered, as in
+            `DATASETS.register(..., provides=["vector_size"])`.
     """
 
     def __init__(
@@ -94,10 +96,10 @@ class SplitSequence(list[Split]):
 
 
 def check_splits(splits: Sequence[Split]) -> None:
-    """Refuses a sequence that cannot be trained or evaluated.
+    """Raises `UserError` for a sequence that cannot be trained on or evaluated.
 
     Raises:
-        UserError: no splits, two of one name, or an empty part.
+        UserError: there is no split, two splits have the same name, or a part is empty.
     """
     if not splits:
         raise UserError("a sequence needs at least one split")
@@ -111,7 +113,7 @@ def check_splits(splits: Sequence[Split]) -> None:
 
 
 def join_parts(parts: Sequence[Part]) -> Part:
-    """All items of several parts as one, in order; ids stay. Inputs that load on demand still do.
+    """One part with the items of several parts, in order and with their ids. Inputs that load on demand still do so.
 
     Example:
         >>> part = Part(torch.zeros(2, 3), torch.tensor([0, 1]))
@@ -127,7 +129,7 @@ def join_parts(parts: Sequence[Part]) -> Part:
 
 
 def join_splits(splits: Sequence[Split], name: str = "all") -> Split:
-    """The sequence as one split that holds everything: training on it is joint training."""
+    """One split with the items of all splits of a sequence; training on it is joint training."""
     return Split(
         name,
         join_parts([split.train for split in splits]),

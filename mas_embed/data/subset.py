@@ -1,4 +1,4 @@
-"""Some items of a sequence of splits, selected by split, part and label."""
+"""Subsets of the items of a sequence of splits, selected by split, part and label."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from torch.utils.data import Subset as ItemsByPosition
 
 from mas_embed.data.split import Part, Split, SplitSequence, join_parts
 from mas_embed.errors import UserError, unknown_name
+from mas_embed.runtime.checks import check_choice
 
 PartName = Literal["train", "query", "gallery"]
 
 
 @dataclass(frozen=True)
 class Subset:
-    """Items of one or more splits.
+    """Selected items of one or more splits.
 
     Args:
         part: the items.
-        splits: indices of the splits that the items are from.
+        splits: the indices of the splits that the items come from.
         labels: the selected labels, sorted.
     """
 
@@ -38,17 +39,17 @@ def select_subset(
     part: PartName = "train",
     labels: Sequence[int | str] | None = None,
 ) -> Subset:
-    """The items of some splits that have some labels.
+    """The items of one split or of all splits that have one of the given labels.
 
     Args:
-        splits: a sequence.
-        split: the name of one of them; None for all.
-        part: "train", "query" or "gallery".
-        labels: numbers, or names as in `SplitSequence.label_names`, each for all labels of that name; None for all labels of
-            the items.
+        splits: the sequence.
+        split: the name of the split to select from; None for all splits.
+        part: the part to select from: "train", "query" or "gallery".
+        labels: numbers, or names from `SplitSequence.label_names`, each of which selects all labels with that name; None
+            selects every item.
 
     Raises:
-        UserError: an unknown split, part or name, or a label that none of the items has.
+        UserError: the split, the part or a name is unknown, or no item of the part has one of the labels.
 
     Example:
         >>> from mas_embed.data import digits
@@ -58,8 +59,7 @@ def select_subset(
     names = [one.name for one in splits]
     if split is not None and split not in names:
         raise unknown_name("split", split, names)
-    if part not in get_args(PartName):
-        raise unknown_name("part", part, get_args(PartName))
+    check_choice("part", part, get_args(PartName))
     indices = [index for index, name in enumerate(names) if split in (None, name)]
     items = join_parts([getattr(splits[index], part) for index in indices])
     present = items.labels.unique()
@@ -77,11 +77,12 @@ def select_subset(
 
 
 def _label_numbers(label: int | str, splits: Sequence[Split]) -> set[int]:
+    """The labels that a number or a name stands for."""
     if isinstance(label, int):
         return {label}
     names = splits.label_names if isinstance(splits, SplitSequence) else {}
     if not names:
-        raise UserError(f"the labels of this data set have no names, so they are given as numbers, got '{label}'")
+        raise UserError(f"the labels of this data set have no names; give them as numbers, got '{label}'")
     if label not in names:
         raise unknown_name("label", label, names)
     return set(names[label])

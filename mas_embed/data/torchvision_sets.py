@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from mas_embed.data.partition import HeldOut, check_held_out
 from mas_embed.data.split import DATASETS, Part, Split
 from mas_embed.errors import UserError
+from mas_embed.runtime.checks import check_choice
 
 Dataset = Literal["MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100"]
 
@@ -27,67 +28,68 @@ def torchvision_images(
     held_out: HeldOut = "test",
     seed: int = 0,
 ) -> list[Split]:
-    """A data set of torchvision, dealt into splits of consecutive classes.
+    """A data set of torchvision, divided into splits of consecutive classes.
 
-    What torchvision calls the training set is divided: of every class a fifth is the validation part, the rest is trained on.
-    The test part is torchvision's test set. Held-out images are queries and gallery at once.
+    A fifth of torchvision's training images of every class is held out for validation, and the others are trained on. The test
+    images are those of torchvision's test set. The held-out images are both queries and gallery.
 
     Args:
         dataset: "MNIST", "FashionMNIST", "KMNIST", "CIFAR10" or "CIFAR100".
-        root: where torchvision keeps it.
-        num_splits: divides the number of classes.
-        images_per_class: at most so many of every class in the training set, and half as many in the test set, drawn at
-            random; None: all.
-        download: fetch it if it is not there.
-        held_out: "test" for figures that are reported, "validation" for choosing options.
-        seed: of the draw and the partition.
+        root: the folder in which torchvision stores the data set.
+        num_splits: the number of splits; it must divide the number of classes.
+        images_per_class: the largest number of images of a class that is drawn from the training set; half as many are drawn
+            from the test set. None takes all images.
+        download: whether torchvision downloads the data set if `root` does not hold it.
+        held_out: the images on which the splits are evaluated: "test" for reported results, "validation" for choosing
+            options.
+        seed: of the random draw of images and of the division into training and validation images.
 
     Returns:
-        Inputs float32 [N, C, size, size] in [0, 1], in memory.
+        Splits that are named after their classes, "0-1" first, in memory; inputs float32 [N, C, size, size] in [0, 1].
 
     Raises:
-        UserError: the data set is not there, or `num_splits` does not divide its classes.
+        UserError: `root` does not hold the data set, or `num_splits` does not divide its number of classes.
     """
+    check_choice("dataset", dataset, get_args(Dataset))
     check_held_out(held_out)
     images, labels = _torchvision_arrays(dataset, root, train=True, download=download)
     generator = np.random.default_rng(seed)
-    chosen = _draw(labels, images_per_class, generator)
-    validation = _share(labels, chosen, 0.2, generator)
-    train = chosen[~torch.isin(chosen, validation)]
-    held = Part(images[validation], labels[validation], validation)
+    drawn = _draw(labels, images_per_class, generator)
+    validation = _draw_share(labels, drawn, 0.2, generator)
+    train = drawn[~torch.isin(drawn, validation)]
+    evaluated = Part(images[validation], labels[validation], validation)
     if held_out == "test":
         test_images, test_labels = _torchvision_arrays(dataset, root, train=False, download=download)
-        kept = _draw(test_labels, None if images_per_class is None else images_per_class // 2, generator)
-        held = Part(test_images[kept], test_labels[kept], kept + len(labels))
+        test = _draw(test_labels, None if images_per_class is None else images_per_class // 2, generator)
+        evaluated = Part(test_images[test], test_labels[test], test + len(labels))
     classes = labels.unique()
     if len(classes) % num_splits:
         raise UserError(f"num_splits must divide the {len(classes)} classes of {dataset}, got {num_splits}")
-    return [
-        _split_of_classes(own, Part(images[train], labels[train], train), held) for own in classes.chunk(num_splits)
-    ]
+    trained = Part(images[train], labels[train], train)
+    return [_split(split_classes, trained, evaluated) for split_classes in classes.chunk(num_splits)]
 
 
-def _split_of_classes(classes: Tensor, train: Part, held: Part) -> Split:
-    def own(part: Part) -> Part:
-        chosen = torch.isin(part.labels, classes)
-        return Part(part.inputs[chosen], part.labels[chosen], part.ids[chosen])
+def _split(classes: Tensor, train: Part, evaluated: Part) -> Split:
+    def part_of_classes(part: Part) -> Part:
+        is_selected = torch.isin(part.labels, classes)
+        return Part(part.inputs[is_selected], part.labels[is_selected], part.ids[is_selected])
 
-    judged = own(held)
-    return Split(f"{int(classes[0])}-{int(classes[-1])}", own(train), judged, judged)
+    held_out = part_of_classes(evaluated)
+    return Split(f"{int(classes[0])}-{int(classes[-1])}", part_of_classes(train), query=held_out, gallery=held_out)
 
 
 def _draw(labels: Tensor, per_class: int | None, generator: np.random.Generator) -> Tensor:
-    """Positions of at most `per_class` items of every class, in order; None: of all."""
+    """The sorted positions of at most `per_class` random items of every class; of all items for None."""
     drawn = [_shuffled((labels == label).nonzero()[:, 0], generator)[:per_class] for label in labels.unique()]
     return torch.cat(drawn).sort().values
 
 
-def _share(labels: Tensor, positions: Tensor, share: float, generator: np.random.Generator) -> Tensor:
-    """A share of the positions of every class, in order."""
+def _draw_share(labels: Tensor, positions: Tensor, share: float, generator: np.random.Generator) -> Tensor:
+    """A random share of the given positions of every class, sorted."""
     drawn = []
     for label in labels.unique():
-        own = _shuffled(positions[labels[positions] == label], generator)
-        drawn.append(own[: round(share * len(own))])
+        shuffled = _shuffled(positions[labels[positions] == label], generator)
+        drawn.append(shuffled[: round(share * len(shuffled))])
     return torch.cat(drawn).sort().values
 
 
@@ -99,10 +101,10 @@ def _torchvision_arrays(dataset: str, root: str | Path, *, train: bool, download
     import torchvision
 
     try:
-        found = getattr(torchvision.datasets, dataset)(str(root), train=train, download=download)
+        arrays = getattr(torchvision.datasets, dataset)(str(root), train=train, download=download)
     except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"torchvision does not find {dataset} in {root} ({reason}); set data.download=true") from None
-    pixels = torch.as_tensor(found.data)
+    pixels = torch.as_tensor(arrays.data)
     pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
-    return pixels.float() / 255, torch.as_tensor(found.targets).long()
+    return pixels.float() / 255, torch.as_tensor(arrays.targets).long()

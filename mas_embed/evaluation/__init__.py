@@ -1,4 +1,4 @@
-"""How well a model knows each split of a sequence: evaluators, by name in `EVALUATORS`, and the score matrix."""
+"""How well a model knows each split of a sequence: evaluators, by name in `EVALUATORS`, the score matrix, typed results."""
 
 from mas_embed.evaluation.base import (
     BEFORE_FIRST,
@@ -11,23 +11,45 @@ from mas_embed.evaluation.base import (
     check_evaluable,
     without_details,
 )
+from mas_embed.evaluation.results import (
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    RESULTS_FILE,
+    Candidate,
+    Details,
+    Results,
+    RunRecord,
+    Selection,
+    join_results,
+    read_results,
+)
 from mas_embed.evaluation.retrieval import RetrievalDetails, RetrievalEvaluator
 from mas_embed.evaluation.score_matrix import MEASURES, ScoreMatrix
 from mas_embed.evaluation.sparse import SparseEvaluator
 
 __all__ = [
     "BEFORE_FIRST",
+    "CONFIG_FILE",
+    "ENVIRONMENT_FILE",
     "EVALUATORS",
     "MEASURES",
+    "RESULTS_FILE",
+    "Candidate",
     "CheckSplits",
+    "Details",
     "Evaluation",
     "Evaluator",
     "HasDetails",
+    "Results",
     "RetrievalDetails",
     "RetrievalEvaluator",
+    "RunRecord",
     "ScoreMatrix",
+    "Selection",
     "SparseEvaluator",
     "TrackedDetails",
     "check_evaluable",
+    "join_results",
+    "read_results",
     "without_details",
 ]

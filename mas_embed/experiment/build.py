@@ -92,7 +92,9 @@ def build_training(config: Config, method: MethodSection, splits: Sequence[Split
             miner=_build_miner(config),
             recipe=_build_recipe(config),
             evaluator=_build_evaluator(config, splits),
-            importance_data=None if importance_data == "train" else _subset(config, importance_data, splits).part.inputs,
+            importance_data=None
+            if importance_data == "train"
+            else _subset(config, importance_data, splits).part.inputs,
         )
 
 

@@ -6,16 +6,13 @@ import json
 from pathlib import Path
 
 from mas_embed.errors import UserError
-from mas_embed.experiment import results as results_file
-from mas_embed.experiment.results import Results, read_results
+from mas_embed.evaluation import CONFIG_FILE, ENVIRONMENT_FILE, RESULTS_FILE, Results, read_results
+from mas_embed.report import REPORT_FILES
 from mas_embed.runtime.atomic_files import write_file
 from mas_embed.runtime.environment import describe_environment
 
-CONFIG_FILE = "config.yaml"
-ENVIRONMENT_FILE = "environment.json"
 ERROR_FILE = "error.log"
-REPORT_FILES = ("report.html", "scores.png", "stale_gallery.png")
-FILES = (CONFIG_FILE, ENVIRONMENT_FILE, results_file.FILE_NAME, *REPORT_FILES, ERROR_FILE)
+FILES = (CONFIG_FILE, ENVIRONMENT_FILE, RESULTS_FILE, *REPORT_FILES, ERROR_FILE)
 
 LOG_FILE = "log.jsonl"
 FILES_OF_A_RUN = (LOG_FILE, "checkpoint.safetensors", "steps.jsonl")
@@ -39,7 +36,7 @@ def open_run_directory(out: Path, config_yaml: str, fresh: Results, *, resume: b
     """
     if resume and overwrite:
         raise UserError("--resume keeps what is there and --overwrite replaces it; give one of them")
-    exists = any((out / name).exists() for name in (CONFIG_FILE, results_file.FILE_NAME))
+    exists = any((out / name).exists() for name in (CONFIG_FILE, RESULTS_FILE))
     if exists and not (resume or overwrite):
         raise UserError(
             f"{out} holds a run already: pass --resume to go on with it, --overwrite to replace it, or another --out"
@@ -61,11 +58,11 @@ def _results_to_resume(out: Path, config_yaml: str, fresh: Results) -> Results:
     config_path = out / CONFIG_FILE
     if not config_path.exists() or config_path.read_text(encoding="utf-8") != config_yaml:
         raise UserError(f"{out} holds a run of another config, which this one cannot resume; compare {config_path}")
-    if not (out / results_file.FILE_NAME).exists():
+    if not (out / RESULTS_FILE).exists():
         return fresh.model_copy(deep=True)
     results = read_results(out)
     if any(getattr(results, key) != getattr(fresh, key) for key in ("name", "splits", "primary_metric")):
-        raise UserError(f"{out / results_file.FILE_NAME} is not of this config; start anew with --overwrite")
+        raise UserError(f"{out / RESULTS_FILE} is not of this config; start anew with --overwrite")
     return results
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 from mas_embed.config import Config, MethodSection, candidates_of, with_candidate
 from mas_embed.data import Split
 from mas_embed.errors import RunError, UserError
-from mas_embed.evaluation import without_details
+from mas_embed.evaluation import MEASURES, Candidate, Results, RunRecord, ScoreMatrix, Selection, without_details
 from mas_embed.experiment.build import build_callbacks, build_splits, build_training
 from mas_embed.experiment.dry_run import dry_run
-from mas_embed.experiment.results import Candidate, Results, RunRecord, Selection
 from mas_embed.experiment.run_directory import LOG_FILE, open_run_directory
 from mas_embed.experiment.search import best_candidate, try_candidate
-from mas_embed.training import Callback, EpochLog, train_sequence
+from mas_embed.report import write_report
+from mas_embed.runtime.json_text import json_text
+from mas_embed.training import Callback, EpochLog, SequenceResult, train_sequence
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,6 @@ def run_experiment(
         results.write(out)
         for listener in listeners:
             listener.on_run_recorded(record)
-    from mas_embed.report import write_report  # draws: imported when a run has ended
-
     write_report(out)
     return results
 
@@ -131,15 +131,35 @@ def _train(
     except (RunError, UserError) as error:
         # The config was tried out before: an error now comes from the training itself
         raise RunError(f"{run.method.title} seed {run.seed}: {error}") from error
-    return RunRecord.of_result(
-        result,
-        method=run.method.title,
-        seed=run.seed,
-        options=run.method.options,
-        importance_data=config.importance_of(run.method),
-        keeps=training.method.keeps,
-        num_bytes=training.method.num_bytes,
-    )
+    about = {
+        "method": run.method.title,
+        "seed": run.seed,
+        "options": run.method.options,
+        "importance_data": config.importance_of(run.method),
+        "keeps": training.method.keeps,
+        "num_bytes": training.method.num_bytes,
+    }
+    # By way of JSON, so that a record that was just made equals one that is read
+    return RunRecord.model_validate(json.loads(json_text({**about, **_measured(result)})))
+
+
+def _measured(result: SequenceResult) -> dict[str, Any]:
+    """The part of a record that the training has given."""
+    return {
+        "scores": {name: matrix.scores.tolist() for name, matrix in result.scores.items()},
+        "initial": result.initial,
+        "pooled": result.pooled,
+        "measures": {name: _measures(matrix, result.initial[name]) for name, matrix in result.scores.items()},
+        "num_averaged": next(iter(result.scores.values())).num_averaged,
+        "details": result.details,
+        "num_steps": result.num_steps,
+        "seconds": {name: round(value, 3) for name, value in result.seconds.items()},
+    }
+
+
+def _measures(matrix: ScoreMatrix, initial: list[float]) -> dict[str, float]:
+    measures = {name: getattr(matrix, name) for name in MEASURES}
+    return {**measures, "forward_transfer": matrix.forward_transfer(initial)}
 
 
 def _with_selected_options(

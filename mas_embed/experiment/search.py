@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mas_embed.errors import RunError, UserError
-from mas_embed.experiment.results import Candidate
+from mas_embed.evaluation import Candidate
 
 
 def try_candidate(

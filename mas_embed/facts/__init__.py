@@ -1,14 +1,14 @@
-"""Fact learning, complete: data, networks, loss, measures and evaluator.
+"""Fact learning as a plug-in: its data sets, networks, loss, metrics and evaluator.
 
-A plug-in: importing this package registers its components, and nothing else in mas-embed imports it. It comes in through the
-entry-point group `mas_embed.components`, as components of other packages do.
+Importing this package registers its components. No other part of mas-embed imports it: like the components of any other
+package, it is loaded through the entry-point group `mas_embed.components`.
 """
 
 from mas_embed.facts.digits import fact_digits
 from mas_embed.facts.evaluator import FACT_METRICS, FactEvaluator, score_facts
-from mas_embed.facts.image_list import read_fact_list
+from mas_embed.facts.fact_list import read_fact_list
 from mas_embed.facts.loss import FactLoss, fact_loss
-from mas_embed.facts.measures import evaluate_fact_recognition, evaluate_fact_retrieval
+from mas_embed.facts.metrics import evaluate_fact_recognition, evaluate_fact_retrieval
 from mas_embed.facts.networks import FactNet, sherlock, small_fact_conv, two_branch
 from mas_embed.facts.release import read_fact_release
 from mas_embed.facts.table import FactSequence, FactTable, assign_facts, make_fact_table

@@ -1,4 +1,4 @@
-"""Evaluation by facts: how well facts find their images, and images their facts."""
+"""The evaluator facts: how well facts retrieve their images, and how well the facts of images are recognised."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mas_embed.data import Split, Subset, ordered_batches
+from mas_embed.data import Split, Subset, check_splits, ordered_batches
 from mas_embed.errors import UserError, unknown_name
 from mas_embed.evaluation import EVALUATORS, Evaluation, TrackedDetails
-from mas_embed.facts.measures import FactDistance, evaluate_fact_recognition, evaluate_fact_retrieval
+from mas_embed.facts.metrics import FactDistance, evaluate_fact_recognition, evaluate_fact_retrieval
 from mas_embed.facts.table import FactTable
 from mas_embed.retrieval import embed
 
-# Of every split; mean average precision by order is given beside them for the orders that each split has
+# The metrics of every split. There are also those by order, for the orders that occur in every split; see `score_facts`
 FACT_METRICS = (
     "mean_average_precision",
     "mean_average_precision_found_at_100",
@@ -29,22 +29,21 @@ FACT_METRICS = (
 
 @EVALUATORS.register("facts")
 class FactEvaluator:
-    """Ranks the images of a split for each of its facts and its facts for each image; and all images and facts together.
+    """Retrieves the gallery images of a split by their facts, and recognises the facts of these images.
 
-    The facts of a split are those of its gallery images, whose labels are rows of the table. See `score_facts` for the
-    metrics.
+    A split is scored on its gallery images and the facts that they show; the pooled scores are over the gallery images of all
+    splits and all of their facts. The labels are rows of the table of facts. See `score_facts` for the metrics.
 
     Args:
-        facts: the table; a data set of facts provides it.
+        facts: the table, which the data set provides.
         distance: by which facts are ranked for an image, see `evaluate_fact_recognition`.
-        track: names of subsets whose facts are also scored apart, by mean average precision, each among the images of the
-            splits that the subset is from.
-        subsets: by name, see `select_subset`; a config provides its own.
-        batch_size: of embedding, without gradients.
+        track: names of subsets. The mean average precision of the facts of each is reported after every split, over the
+            gallery images of the splits that the subset is from.
+        subsets: by name, see `select_subset`; an experiment provides those of its config.
+        batch_size: number of images that are embedded at once.
 
     Raises:
-        UserError: an unknown subset or a batch size below 1; on use, a label that is no row of the table, or a tracked fact
-            without an image.
+        UserError: a subset is unknown, or the batch size is below 1.
     """
 
     def __init__(
@@ -66,11 +65,12 @@ class FactEvaluator:
         self.tracked = {name: subsets[name] for name in track}
 
     def check(self, splits: Sequence[Split]) -> Collection[str]:
-        """The names of the metrics of every split.
+        """The names of the metrics of every split, with mean average precision by each order that all splits have.
 
         Raises:
-            UserError: a label is no row of the table, or a tracked fact has no image.
+            UserError: a part is empty, a label is not a row of the table, or a tracked fact has no gallery image.
         """
+        check_splits(splits)
         for split in splits:
             labels = split.gallery.labels
             if int(labels.min()) < 0 or int(labels.max()) >= len(self.facts):
@@ -79,47 +79,55 @@ class FactEvaluator:
                     f"table of {len(self.facts)} facts"
                 )
         for name, subset in self.tracked.items():
-            seen = torch.cat([splits[index].gallery.labels for index in subset.splits])
-            for label in subset.labels[~torch.isin(subset.labels, seen)].tolist():
+            evaluated = torch.cat([splits[index].gallery.labels for index in subset.splits])
+            for label in subset.labels[~torch.isin(subset.labels, evaluated)].tolist():
                 raise UserError(f"'{name}' cannot be tracked: no held-out image shows {self.facts.names[label]}")
-        return FACT_METRICS
+        orders = [set(self.facts.orders[split.gallery.labels].tolist()) for split in splits]
+        by_order = [f"mean_average_precision_order_{order}" for order in sorted(set.intersection(*orders))]
+        return [*FACT_METRICS, *by_order]
 
     def without_details(self) -> FactEvaluator:
         """An evaluator with the same scores that tracks no subset."""
         return FactEvaluator(self.facts, distance=self.distance, batch_size=self.batch_size)
 
     def begin_split(self, model: nn.Module, splits: Sequence[Split], split_index: int) -> None:
-        """Does nothing: the vectors of facts are given, so there is no index that could become stale."""
+        """Does nothing: there is no index that could become stale, because the vectors of facts do not change."""
 
     def evaluate(self, model: nn.Module, splits: Sequence[Split], split_index: int) -> Evaluation:
-        """The scores of every split, of all together, and of the tracked subsets."""
+        """The scores of every split, the scores pooled over all splits, and the scores of the tracked subsets.
+
+        Raises:
+            UserError: `check` refuses the splits.
+        """
         self.check(splits)
         embeddings = [embed(model, ordered_batches(split.gallery, batch_size=self.batch_size)) for split in splits]
         labels = [split.gallery.labels for split in splits]
         by_split = [
-            score_facts(*images, self.facts, distance=self.distance) for images in zip(embeddings, labels, strict=True)
+            score_facts(*items, self.facts, distance=self.distance) for items in zip(embeddings, labels, strict=True)
         ]
         pooled = score_facts(torch.cat(embeddings), torch.cat(labels), self.facts, distance=self.distance)
-        of_every_split = [name for name in pooled if all(name in scores for scores in by_split)]
+        metrics = [name for name in pooled if all(name in scores for scores in by_split)]
+        tracked = {name: self._score_subset(subset, embeddings, labels) for name, subset in self.tracked.items()}
         return Evaluation(
-            {name: [scores[name] for scores in by_split] for name in of_every_split},
-            pooled,
-            TrackedDetails(
-                {name: self._score_subset(subset, embeddings, labels) for name, subset in self.tracked.items()}
-            ),
+            {name: [scores[name] for scores in by_split] for name in metrics}, pooled, TrackedDetails(tracked)
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The settings; nothing is remembered from split to split."""
+        """The settings; the evaluator remembers nothing from split to split."""
         return {"distance": self.distance, "tracked": list(self.tracked)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises `UserError` for the state of an evaluator with other settings."""
+        """Checks the settings in the state; there is nothing else to restore.
+
+        Raises:
+            UserError: the state is of an evaluator with other settings.
+        """
         for name, value in self.state_dict().items():
             if state.get(name) != value:
                 raise UserError(f"the state is of an evaluator with {name} {state.get(name)}, but this one has {value}")
 
     def _score_subset(self, subset: Subset, embeddings: Sequence[Tensor], labels: Sequence[Tensor]) -> float:
+        """The mean average precision of the subset's facts, from the embeddings and labels of each split."""
         return evaluate_fact_retrieval(
             torch.cat([embeddings[index] for index in subset.splits]),
             torch.cat([labels[index] for index in subset.splits]),
@@ -132,12 +140,14 @@ class FactEvaluator:
 def score_facts(
     embeddings: Tensor, labels: Tensor, facts: FactTable, *, distance: FactDistance = "cosine"
 ) -> dict[str, float]:
-    """By metric how well images and their facts find each other; no other facts are asked for or searched.
+    """The scores of images and the facts that they show, by metric; other facts of the table are neither queries nor ranked.
 
-    `mean_average_precision` is that of `evaluate_fact_retrieval` where only images of the same fact are relevant; the same
-    with `_order_1`, `_order_2` and `_order_3` over the facts that fill so many slots, as far as there are any;
-    `_found_at_100` the variant of the release; and under `_extending` images of a fact that extends the one that is asked
-    for are relevant too. `image_to_fact_k1`, `_k5`, `_k10` and `_mrr` are those of `evaluate_fact_recognition`.
+    - `mean_average_precision`: that of `evaluate_fact_retrieval`, where the images labelled with a fact are relevant to it;
+    - `mean_average_precision_found_at_100`: its variant "found at 100";
+    - `mean_average_precision_extending`: the same with `match="extending"`, where images of a fact that extends the queried
+      fact are relevant too;
+    - `mean_average_precision_order_1`, `_order_2` and `_order_3`: over the facts that fill 1, 2 or 3 slots, if there are any;
+    - `image_to_fact_k1`, `_k5`, `_k10` and `_mrr`: those of `evaluate_fact_recognition`.
 
     Args:
         embeddings: [N, 3 V], of the images.

@@ -1,4 +1,4 @@
-"""Networks of fact learning: a shared trunk, a branch for the subject and one for predicate and object.
+"""The networks of fact learning: a shared trunk with one branch for the subject and one for predicate and object.
 
 N images, V size of a word vector.
 """
@@ -17,14 +17,13 @@ from mas_embed.errors import UserError
 from mas_embed.models import MODELS
 from mas_embed.models.trunks import chain_of, copied, load_trunk, split_chain
 
+# Factors on the learning rate, for weights and for biases, by prefix of parameter names; the longest matching prefix counts
 Multipliers = Mapping[str, tuple[float, float]]
 
-# By the beginning of a parameter's name, what the learning rate of weights and of biases is multiplied with; the longest
-# beginning counts. New layers learn ten times as fast.
-NEW_LAYERS: Multipliers = {"": (1, 1), "subject.last": (10, 10), "predicate_object.last": (10, 10)}
+NEW_LAYERS_FASTER: Multipliers = {"": (1, 1), "subject.last": (10, 10), "predicate_object.last": (10, 10)}
 
-# As in the release of Aljundi et al. (2018), by the form of the network
-RELEASE: Mapping[str, Multipliers] = {
+# The factors in the release of Aljundi et al. (2018), by the form of the network
+RELEASE_MULTIPLIERS: Mapping[str, Multipliers] = {
     "model_2": {
         "": (1, 2),
         "subject.last": (10, 20),
@@ -37,13 +36,14 @@ RELEASE: Mapping[str, Multipliers] = {
 
 
 class FactNet(nn.Module):
-    """Embeds images as the vectors of subject, predicate and object side by side, not normalised.
+    """Embeds images as [N, 3 V]: subject, predicate and object side by side, not normalised.
 
     Args:
-        shared: what both branches see, from images.
-        subject: from the shared features to [N, V]; its last layer is called `last`.
-        predicate_object: from the shared features to [N, 2 V]; its last layer is called `last`.
-        multipliers: of learning rates, by the beginning of a parameter's name; see `parameter_groups`.
+        shared: maps images to the features that both branches take.
+        subject: maps the shared features to [N, V]; its last layer is named `last`.
+        predicate_object: maps the shared features to [N, 2 V]; its last layer is named `last`.
+        multipliers: factors on the learning rate by prefix of parameter names, as (weights, biases); the longest matching
+            prefix counts. By default the two last layers learn ten times as fast as the others. See `parameter_groups`.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class FactNet(nn.Module):
         subject: nn.Module,
         predicate_object: nn.Module,
         *,
-        multipliers: Multipliers = NEW_LAYERS,
+        multipliers: Multipliers = NEW_LAYERS_FASTER,
     ) -> None:
         super().__init__()
         self.shared, self.subject, self.predicate_object = shared, subject, predicate_object
@@ -64,7 +64,7 @@ class FactNet(nn.Module):
         return torch.cat([self.subject(features), self.predicate_object(features)], dim=1)
 
     def train(self, mode: bool = True) -> FactNet:
-        """Train mode for what learns: a shared layer whose parameters are all frozen keeps its statistics too."""
+        """Sets the mode, but leaves shared layers whose parameters are all frozen in eval mode, so that their statistics stay."""
         super().train(mode)
         for layer in self.shared.children():
             parameters = list(layer.parameters())
@@ -73,9 +73,9 @@ class FactNet(nn.Module):
         return self
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """The parameters that learn, as a torch optimizer takes them, each group with its multiple of `lr`.
+        """The trainable parameters in groups for a torch optimizer, each with its multiple of the learning rate `lr`.
 
-        Biases have no weight decay, as in the release.
+        Biases have no weight decay, as in the release of Aljundi et al. (2018).
 
         Example:
             >>> net = small_fact_conv(vector_size=5)
@@ -94,8 +94,8 @@ class FactNet(nn.Module):
         ]
 
     def _multiplier(self, name: str, is_bias: bool) -> float:
-        longest = max((start for start in self.multipliers if name.startswith(start)), key=len)
-        return self.multipliers[longest][is_bias]
+        prefix = max((prefix for prefix in self.multipliers if name.startswith(prefix)), key=len)
+        return self.multipliers[prefix][is_bias]
 
 
 @MODELS.register("sherlock")
@@ -107,19 +107,20 @@ def sherlock(
 ) -> FactNet:
     """The Sherlock network (Elhoseiny et al., 2017) on VGG-16, as in the release of Aljundi et al. (2018).
 
-    "model_2" shares everything up to the third pooling; each branch has its own conv4, conv5, fc6 and fc7, both starting
-    from the same weights. "model_1" shares everything up to fc7. Last layers start from N(0, 0.005) and bias 1. The first
-    four convolutions are frozen; the others learn at the release's multiples of the learning rate.
+    "model_2" shares the layers up to the third pooling; each branch has a copy of conv4, conv5, fc6 and fc7, and both copies
+    start from the same weights. "model_1" shares the layers up to fc7. The weights of the last layers are drawn from
+    N(0, 0.005), their biases start at 1. The first four convolutions are frozen; the other layers learn at the multiples of
+    the learning rate that the release uses.
 
     Args:
-        vector_size: V of the word vectors; embeddings are [N, 3 V].
+        vector_size: V, the size of a word vector; the data set provides it. Embeddings are [N, 3 V].
         form: "model_2" or "model_1".
         weights: of VGG-16: "none" (random), "default" (ImageNet, downloaded by torchvision), or the path of a state dict.
 
     Raises:
-        UserError: an unknown form, or weights that cannot be had.
+        UserError: the form is unknown, or the weights cannot be downloaded or read.
     """
-    if form not in RELEASE:
+    if form not in RELEASE_MULTIPLIERS:
         raise UserError(f"the form of the Sherlock network must be 'model_2' or 'model_1', got '{form}'")
     net = two_branch(
         trunk="vgg16",
@@ -128,7 +129,7 @@ def sherlock(
         vector_size=vector_size,
         weights=weights,
     )
-    net.multipliers = dict(RELEASE[form])
+    net.multipliers = dict(RELEASE_MULTIPLIERS[form])
     return net
 
 
@@ -141,18 +142,19 @@ def two_branch(
     vector_size: int = 300,
     weights: str = "none",
 ) -> FactNet:
-    """The two-branch network on any network of torchvision that is a chain of layers.
+    """The two-branch network on any classification network of torchvision that is a chain of layers.
 
     Args:
-        trunk: as torchvision names it.
-        split_after: the last layer that is shared, "layer3" or "features.16"; both branches copy what follows, except for
-            the network's last linear layer, in whose place each has its own, N(0, 0.005) with bias 1.
-        frozen_up_to: the last layer that does not learn; None if all do. Must be shared.
-        vector_size: V of the word vectors; embeddings are [N, 3 V].
+        trunk: the name of the network in torchvision.
+        split_after: the last shared layer, such as "layer3" or "features.16". Both branches copy the layers after it, but
+            instead of the network's last linear layer each has a new one, with weights from N(0, 0.005) and bias 1.
+        frozen_up_to: the last frozen layer, which must be shared; None to freeze no layer.
+        vector_size: V, the size of a word vector; the data set provides it. Embeddings are [N, 3 V].
         weights: of the trunk: "none" (random), "default" (torchvision's, downloaded), or the path of a state dict.
 
     Raises:
-        UserError: an unknown network or layer, a network that is no chain, or weights that cannot be had.
+        UserError: the network or a layer is unknown, the network is not a chain of layers, or the weights cannot be downloaded
+            or read.
     """
     _check_at_least_one(vector_size=vector_size)
     layers, last = chain_of(load_trunk(trunk, weights), trunk)
@@ -160,7 +162,7 @@ def two_branch(
     num_frozen = 0 if frozen_up_to is None else split_chain(layers, frozen_up_to)
     if num_frozen > num_shared:
         raise UserError(
-            f"frozen_up_to='{frozen_up_to}' comes after split_after='{split_after}'; only shared layers freeze"
+            f"frozen_up_to='{frozen_up_to}' comes after split_after='{split_after}'; only shared layers can be frozen"
         )
     shared = copied(dict(itertools.islice(layers.items(), num_shared)))
     for layer in shared[:num_frozen]:
@@ -183,24 +185,25 @@ def small_fact_conv(
     negative_slope: float = 0.0,
     last_bias: bool = True,
 ) -> FactNet:
-    """The two-branch network for images of 28 to 64 pixels a side; its size does not depend on theirs.
+    """The two-branch network for images with a height and width of 28 to 64 pixels.
 
-    Two 3x3 convolutions are shared, each followed by a 2x2 pooling; each branch has one more, pooled to 4x4, a hidden layer
-    and a last layer that starts from N(0, 0.005) with bias 0. Nothing in it is pretrained, so all of it learns at one rate.
+    The shared part has two 3x3 convolutions, each with a 2x2 pooling. Each branch has another convolution, a pooling to 4x4, a
+    hidden layer and a last layer, with weights from N(0, 0.005) and bias 0. Its parameters do not depend on the size of the
+    images. No layer is pretrained, so all learn at the same rate.
 
     Args:
-        vector_size: V of the word vectors; embeddings are [N, 3 V].
+        vector_size: V, the size of a word vector; the data set provides it. Embeddings are [N, 3 V].
         channels: of the images.
-        width: channels of the first convolution; the second has twice, those of the branches four times as many.
+        width: number of channels of the first convolution; the second has twice, those of the branches four times as many.
         hidden: size of the hidden layer.
-        dropout: share of the hidden layer that is dropped in training.
-        negative_slope: of the activations, leaky ReLUs; 0 for ReLUs. A ReLU that is silent on all images of a split leaves its
-            weights without importance; they may change at will, and wake it up for these images later.
-        last_bias: whether the last layers have a bias. Targets have mean zero, so it is of no use for all facts together; facts
-            of one split it moves as a whole.
+        dropout: probability with which a unit of the hidden layer is dropped in training.
+        negative_slope: of the activations, leaky ReLUs; 0 for ReLUs. A ReLU that is inactive on all images of a split gives
+            its weights no importance, so a later split may change them at will and activate it on these images.
+        last_bias: whether the last layers have a bias. The targets have mean zero over all facts, so a bias does not help to
+            distinguish them; it shifts the embeddings of all images alike when a split is learned.
 
     Raises:
-        UserError: a size below 1, or a dropout or a slope outside [0, 1).
+        UserError: a size is below 1, or dropout or negative_slope is outside [0, 1).
     """
     _check_at_least_one(vector_size=vector_size, channels=channels, width=width, hidden=hidden)
     if not 0 <= dropout < 1:
@@ -234,7 +237,7 @@ def _branch(trunk: nn.Module, last: nn.Linear) -> nn.Sequential:
 
 
 def _last_layer(num_features: int, size: int, *, bias: float | None = 1.0) -> nn.Linear:
-    """N(0, 0.005), with such a bias, or none."""
+    """A linear layer with weights from N(0, 0.005) and all biases equal to `bias`; None for no bias."""
     layer = nn.Linear(num_features, size, bias=bias is not None)
     nn.init.normal_(layer.weight, std=0.005)
     if bias is not None:

@@ -1,4 +1,4 @@
-"""Facts in the layout in which the authors released 6DS and LSC."""
+"""The data set facts: a folder in the layout in which its authors released 6DS and LSC."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mas_embed.data import DATASETS, HeldOut, check_held_out
-from mas_embed.data.images import ImageFiles, Normalization, find_inside
+from mas_embed.data import DATASETS, HeldOut, ImageFiles, check_held_out
+from mas_embed.data.images import Normalization, find_inside
 from mas_embed.errors import UserError, unknown_name
-from mas_embed.facts.image_files import Listed, hold_out, make_sequence, read_lines
+from mas_embed.facts.listed_images import ListedImages, hold_out, make_sequence, read_lines
 from mas_embed.facts.table import PROVIDES, FactSequence, FactTable, Words
 
-Weights = tuple[float, ...]  # of the three slots
+Weights = tuple[float, ...]  # of subject, predicate and object
 
 
-class _Rows(NamedTuple):
-    """The lines of one list of images."""
+class _ImageList(NamedTuple):
+    """The image files of one list, and for each the id of its fact."""
 
     paths: list[Path]
     fact_ids: list[int]
 
 
-class _Spelled(NamedTuple):
-    """The words of a fact, and where they are listed."""
+class _ListedWords(NamedTuple):
+    """The words of a fact, and the first line that gives them."""
 
     words: Words
     where: str
 
 
-class _Fact(NamedTuple):
-    """What the lines of an image list say of its fact, and where."""
+class _ListedFact(NamedTuple):
+    """The vectors [3, V] and weights of a fact, and the first line of an image list that gives them."""
 
     vectors: Tensor
     weights: Weights
@@ -45,45 +45,55 @@ class _Fact(NamedTuple):
 
 
 @dataclass
-class _Lists:
-    """What the lists of a release say of facts, by their ids.
+class _FactRegister:
+    """The facts that the files of a release have given so far, by id.
 
     Args:
         vectors_folder: the folder of the files of vectors.
-        spelled: what lists of facts say.
-        seen: what lists of images say.
-        read: the id and the link of every file of vectors that was read.
+        words: from the lists of facts.
+        facts: from the lists of images.
+        read_files: the fact and the link of every file of vectors that has been read.
     """
 
     vectors_folder: Path
-    spelled: dict[int, _Spelled] = field(default_factory=dict)
-    seen: dict[int, _Fact] = field(default_factory=dict)
-    read: set[tuple[int, str]] = field(default_factory=set)
+    words: dict[int, _ListedWords] = field(default_factory=dict)
+    facts: dict[int, _ListedFact] = field(default_factory=dict)
+    read_files: set[tuple[int, str]] = field(default_factory=set)
 
-    def add_words(self, fact_id: int, own: _Spelled) -> None:
-        """Raises `UserError` if the fact was listed with other words."""
-        known = self.spelled.setdefault(fact_id, own)
-        if known.words != own.words:
+    def add_words(self, fact_id: int, listed: _ListedWords) -> None:
+        """Records the words of a fact.
+
+        Raises:
+            UserError: an earlier line gave the fact other words.
+        """
+        known = self.words.setdefault(fact_id, listed)
+        if known.words != listed.words:
             raise UserError(
-                f"{own.where} gives fact {fact_id} the words {own.words}, but {known.where} gave it {known.words}; "
-                "give each fact an id of its own"
+                f"{listed.where} gives fact {fact_id} the words {listed.words}, but {known.where} gave it {known.words}; "
+                "give every fact a different id"
             )
 
-    def add_image(self, fact_id: int, link: str, weights: Weights, where: str) -> None:
-        """Raises `UserError` if the fact was seen with other weights, or with other vectors where its weights are not 0."""
-        fact = self.seen.get(fact_id)
-        if fact is not None and fact.weights != weights:
-            raise UserError(f"{where} gives fact {fact_id} the weights {weights}, but {fact.where} gave {fact.weights}")
-        if (fact_id, link) in self.read:
-            return
-        self.read.add((fact_id, link))
-        path = find_inside(self.vectors_folder, link, listed_in=where)
-        own = _Fact(_read_vectors(path, weights), weights, where)
-        known = self.seen.setdefault(fact_id, own)
-        if not torch.equal(known.vectors, own.vectors):
+    def add_fact(self, fact_id: int, link: str, weights: Weights, where: str) -> None:
+        """Records the weights of a fact and the vectors in the file that `link` names.
+
+        Raises:
+            UserError: an earlier line gave the fact other weights, or other vectors in slots with a weight.
+        """
+        known = self.facts.get(fact_id)
+        if known is not None and known.weights != weights:
             raise UserError(
-                f"{where} gives fact {fact_id} the vectors of {path}, which are not those that {known.where} gave it; "
-                "every line of a fact needs the same numbers"
+                f"{where} gives fact {fact_id} the weights {weights}, but {known.where} gave {known.weights}"
+            )
+        if (fact_id, link) in self.read_files:
+            return
+        self.read_files.add((fact_id, link))
+        path = find_inside(self.vectors_folder, link, listed_in=where)
+        fact = _ListedFact(_read_vectors(path, weights), weights, where)
+        known = self.facts.setdefault(fact_id, fact)
+        if not torch.equal(known.vectors, fact.vectors):
+            raise UserError(
+                f"{where} gives fact {fact_id} the vectors of {path}, which differ from those that {known.where} gave it; "
+                "every line of a fact must give the same vectors"
             )
 
 
@@ -99,55 +109,63 @@ def read_fact_release(
     keep_megabytes: int = 1024,
     seed: int = 0,
 ) -> FactSequence:
-    """A folder in the layout of 6DS and LSC (Aljundi et al., 2018; Elhoseiny et al., 2018) as a sequence of splits.
+    """The splits in a folder with the layout of 6DS and LSC (Aljundi et al., 2018; Elhoseiny et al., 2018).
 
-    Split k is what `splits/<split_name>/B{k}_{train,test}.csv` list, k = 1, 2, ... without a gap. A fact's words are those
-    of `B{k}_facts.csv`; its vectors the numbers of the files in `NLP_feat/` that its lines name, and zero in slots whose
-    weight is 0. Images are decoded on demand; one that is listed as .jpg may be there as .png (see `find_inside`), and
-    greyscale becomes RGB. Rows of the table of facts are in the order of the facts' ids.
+    `splits/<split_name>/B{k}_train.csv` and `B{k}_test.csv` list the images of split k = 1, 2, ..., without a gap, and
+    `B{k}_facts.csv` the words of its facts. Each line of an image list names a file in `NLP_feat/` that holds the vectors of
+    its fact; slots whose weight is 0 get a zero vector. Images are decoded when they are used. An image that is listed as
+    .jpg may be a .png file (see `find_inside`), and greyscale is converted to RGB. The rows of the table of facts are in the
+    order of the facts' ids.
 
     Args:
-        root: the folder that holds `images/`, `NLP_feat/` and `splits/`.
-        split_name: a folder in `splits/`.
-        image_size: pixels a side of the inputs, float32 [3, image_size, image_size].
-        short_side: of an image before its centre is cut out (the release: 256 for 224); None for `image_size`.
+        root: the folder that contains `images/`, `NLP_feat/` and `splits/`.
+        split_name: the name of a folder in `splits/`.
+        image_size: height and width of the inputs in pixels; the inputs are float32 [3, image_size, image_size].
+        short_side: the length in pixels to which the shorter side of an image is resized before the centre crop (the release:
+            256 for 224); None for `image_size`.
         normalization: of colours, "imagenet" or "none" for values in [0, 1].
-        held_out: what splits are judged by: "test" (trained on all that the release trains on), or "validation": a fifth
-            of the training images of each fact, which are then not trained on; an image of several facts, in whatever
-            splits, goes wholly to one side.
-        keep_megabytes: how much memory the decoded images of a part may take; 0 to decode every time.
-        seed: of the partition into train and validation.
+        held_out: the part on which splits are evaluated: "test" (the training part is then that of the release), or
+            "validation". The validation part is a fifth of the training images of each fact, which are then not trained on;
+            an image with several facts, in whichever splits, is on one side with all of them.
+        keep_megabytes: the memory that the decoded images of a part may take; 0 to decode an image each time it is used.
+        seed: of the division into training and validation images.
 
     Raises:
-        UserError: names the file, and its line, that is missing, not as the layout has it, or contradicts an earlier line.
+        UserError: a file is missing, does not have the layout, or contradicts an earlier line; the message names the file and
+            the line.
     """
     check_held_out(held_out)
-    lists, facts = _read_lists(Path(root), _find_splits(Path(root), split_name))
+    images_by_split, facts = _read_splits(Path(root), _find_split_folder(Path(root), split_name))
     if held_out == "validation":
-        lists = hold_out({name: train for name, (train, _) in lists.items()}, every=5, seed=seed)
-    inputs = partial(
+        images_by_split = hold_out({name: train for name, (train, _) in images_by_split.items()}, every=5, seed=seed)
+    make_inputs = partial(
         ImageFiles, size=image_size, short_side=short_side, normalization=normalization, keep_megabytes=keep_megabytes
     )
-    return make_sequence(lists, facts, inputs)
+    return make_sequence(images_by_split, facts, make_inputs)
 
 
-def _read_lists(root: Path, folder: Path) -> tuple[dict[str, tuple[Listed, Listed]], FactTable]:
-    """By name of a split its training and test images; and the table of all facts."""
-    lists = _Lists(root / "NLP_feat")
-    rows: dict[str, list[_Rows]] = {}
+def _read_splits(root: Path, folder: Path) -> tuple[dict[str, tuple[ListedImages, ListedImages]], FactTable]:
+    """By name of a split its training and its test images; and the table of all facts."""
+    register = _FactRegister(root / "NLP_feat")
+    lists: dict[str, list[_ImageList]] = {}
     for name in _split_names(folder):
-        _read_words(folder / f"{name}_facts.csv", lists)
-        rows[name] = [_read_rows(root, folder / f"{name}_{part}.csv", lists) for part in ("train", "test")]
-    facts = _make_table(lists)
+        _read_words(folder / f"{name}_facts.csv", register)
+        lists[name] = [_read_images(root, folder / f"{name}_{part}.csv", register) for part in ("train", "test")]
+    facts = _make_table(register)
     row_of = {fact_id: row for row, fact_id in enumerate(facts.ids.tolist())}
 
-    def listed(own: _Rows) -> Listed:
-        return Listed(own.paths, [row_of[fact_id] for fact_id in own.fact_ids])
+    def with_labels(images: _ImageList) -> ListedImages:
+        return ListedImages(images.paths, [row_of[fact_id] for fact_id in images.fact_ids])
 
-    return {name: (listed(train), listed(test)) for name, (train, test) in rows.items()}, facts
+    return {name: (with_labels(train), with_labels(test)) for name, (train, test) in lists.items()}, facts
 
 
-def _find_splits(root: Path, split_name: str) -> Path:
+def _find_split_folder(root: Path, split_name: str) -> Path:
+    """The folder of the lists.
+
+    Raises:
+        UserError: there is no such folder.
+    """
     folder = root / "splits"
     if not folder.is_dir():
         raise UserError(
@@ -160,13 +178,13 @@ def _find_splits(root: Path, split_name: str) -> Path:
 
 
 def _split_names(folder: Path) -> list[str]:
-    """B1, B2, ... up to the largest number that a file of the folder has.
+    """The names B1, B2, ... up to the largest number in a file name of the folder.
 
     Raises:
-        UserError: one of them lacks its list of training or test images.
+        UserError: the list of training or test images of a split is missing.
     """
-    listed = (re.fullmatch(r"B(\d{1,4})_(train|test|facts)\.csv", entry.name) for entry in folder.iterdir())
-    names = [f"B{index}" for index in range(1, 1 + max((int(match[1]) for match in listed if match), default=1))]
+    matches = (re.fullmatch(r"B(\d{1,4})_(train|test|facts)\.csv", entry.name) for entry in folder.iterdir())
+    names = [f"B{index}" for index in range(1, 1 + max((int(match[1]) for match in matches if match), default=1))]
     for name, part in itertools.product(names, ("train", "test")):
         if not (folder / f"{name}_{part}.csv").is_file():
             raise UserError(
@@ -176,54 +194,60 @@ def _split_names(folder: Path) -> list[str]:
     return names
 
 
-def _read_words(path: Path, lists: _Lists) -> None:
+def _read_words(path: Path, register: _FactRegister) -> None:
+    """Adds the facts of one list of facts to the register."""
     for where, values in read_lines(path, ("id", "S", "P", "O")):
-        lists.add_words(_integer(values["id"], where), _Spelled((values["S"], values["P"], values["O"]), where))
+        words = values["S"], values["P"], values["O"]
+        register.add_words(_parse_id(values["id"], where), _ListedWords(words, where))
 
 
-def _read_rows(root: Path, path: Path, lists: _Lists) -> _Rows:
-    """The lines of one list of images."""
-    rows = _Rows([], [])
+def _read_images(root: Path, path: Path, register: _FactRegister) -> _ImageList:
+    """The images of one list, whose facts are added to the register."""
+    images = _ImageList([], [])
     for where, values in read_lines(path, ("image_links", "NLP_links", "id", "w_s", "w_p", "w_o")):
-        fact_id = _integer(values["id"], where)
-        weights = tuple(_weight(values[column], where) for column in ("w_s", "w_p", "w_o"))
-        lists.add_image(fact_id, values["NLP_links"], weights, where)
-        rows.paths.append(find_inside(root / "images", values["image_links"], listed_in=where))
-        rows.fact_ids.append(fact_id)
-    return rows
+        fact_id = _parse_id(values["id"], where)
+        weights = tuple(_parse_weight(values[column], where) for column in ("w_s", "w_p", "w_o"))
+        register.add_fact(fact_id, values["NLP_links"], weights, where)
+        images.paths.append(find_inside(root / "images", values["image_links"], listed_in=where))
+        images.fact_ids.append(fact_id)
+    return images
 
 
-def _make_table(lists: _Lists) -> FactTable:
-    """The table of the facts that have images, in the order of their ids."""
-    seen = dict(sorted(lists.seen.items()))
-    if not seen:
-        raise UserError(f"the lists of images beside {lists.vectors_folder} are empty; there is nothing to learn")
-    ids = list(seen)
-    for fact_id, fact in seen.items():
-        if fact_id not in lists.spelled:
-            raise UserError(f"{fact.where} is of fact {fact_id}, which no B*_facts.csv lists; add it there")
-        if fact.vectors.shape != seen[ids[0]].vectors.shape:
-            sizes = f"{fact.vectors.numel()} numbers, those of fact {ids[0]} {seen[ids[0]].vectors.numel()}"
-            raise UserError(
-                f"the vectors of fact {fact_id} in {lists.vectors_folder} have {sizes}; all facts need as many"
-            )
-    words = [_filled_words(lists.spelled[fact_id], fact) for fact_id, fact in seen.items()]
-    vectors = torch.stack([fact.vectors for fact in seen.values()])
-    return FactTable(torch.tensor(ids), words, vectors, torch.tensor([fact.weights for fact in seen.values()]))
-
-
-def _filled_words(spelled: _Spelled, fact: _Fact) -> Words:
-    """The words of the slots that have a weight.
+def _make_table(register: _FactRegister) -> FactTable:
+    """The table of the facts that have images, in the order of their ids.
 
     Raises:
-        UserError: one of them has no word.
+        UserError: there is no image, a fact has no words, or the vectors of facts differ in size.
+    """
+    facts = dict(sorted(register.facts.items()))
+    if not facts:
+        raise UserError(f"the lists of images beside {register.vectors_folder} are empty; there is nothing to learn")
+    ids = list(facts)
+    for fact_id, fact in facts.items():
+        if fact_id not in register.words:
+            raise UserError(f"{fact.where} has the fact {fact_id}, which no B*_facts.csv lists; add it there")
+        if fact.vectors.shape != facts[ids[0]].vectors.shape:
+            raise UserError(
+                f"the vectors of fact {fact_id} in {register.vectors_folder} have {fact.vectors.numel()} numbers, but those "
+                f"of fact {ids[0]} have {facts[ids[0]].vectors.numel()}; all facts must have vectors of one size"
+            )
+    words = [_words_with_weight(register.words[fact_id], fact) for fact_id, fact in facts.items()]
+    vectors = torch.stack([fact.vectors for fact in facts.values()])
+    return FactTable(torch.tensor(ids), words, vectors, torch.tensor([fact.weights for fact in facts.values()]))
+
+
+def _words_with_weight(listed: _ListedWords, fact: _ListedFact) -> Words:
+    """The words of the slots that have a weight, "" in the other slots.
+
+    Raises:
+        UserError: a slot that has a weight has no word.
     """
     subject, predicate, object_ = (
-        word if weight else "" for word, weight in zip(spelled.words, fact.weights, strict=True)
+        word if weight else "" for word, weight in zip(listed.words, fact.weights, strict=True)
     )
     if [bool(word) for word in (subject, predicate, object_)] != [weight > 0 for weight in fact.weights]:
         raise UserError(
-            f"{spelled.where} has the words {spelled.words}, but {fact.where} gives them the weights {fact.weights}; "
+            f"{listed.where} has the words {listed.words}, but {fact.where} gives them the weights {fact.weights}; "
             "slots with a weight need words"
         )
     return subject, predicate, object_
@@ -243,15 +267,16 @@ def _read_vectors(path: Path, weights: Weights) -> Tensor:
     return vectors
 
 
-def _integer(value: str, where: str) -> int:
-    """An id, which some writers give a fraction of zero."""
+def _parse_id(value: str, where: str) -> int:
+    """The id of a fact; some programs write it as a decimal number such as 7.0."""
     whole = re.fullmatch(r"([+-]?[0-9]{1,19})(\.0*)?", value)
     if whole is None or not -(2**63) <= int(whole[1]) < 2**63:
         raise UserError(f"{where} must have a whole number of 64 bits as id, got '{value}'")
     return int(whole[1])
 
 
-def _weight(value: str, where: str) -> float:
+def _parse_weight(value: str, where: str) -> float:
+    """The weight of a slot; "true" is 1 and "false" is 0."""
     words = {"true": 1.0, "false": 0.0}
     try:
         weight = words[value.lower()] if value.lower() in words else float(value)

@@ -1,4 +1,4 @@
-"""Facts: the words of a subject, a predicate and an object, their vectors, and how they are dealt into splits.
+"""The table of facts: words and vectors of subject, predicate and object, and the assignment of facts to splits.
 
 F facts, V size of a word vector; slots are in the order subject, predicate, object.
 """
@@ -19,23 +19,23 @@ from mas_embed.errors import UserError
 from mas_embed.facts.word_vectors import phrase_vectors
 
 Words = tuple[str, str, str]
-PROVIDES = ("facts", "vector_size")  # by every data set of facts
+PROVIDES = ("facts", "vector_size")  # every data set of facts provides these to the other components of a config
 Grouping = Literal["random", "semantic"]
 
 
 @dataclass(frozen=True)
 class FactTable:
-    """The facts of a data set. A label of an image is a row of this table.
+    """The facts of a data set. The label of an image is the row of its fact in this table.
 
     Args:
-        ids: [F] int64, the numbers that the facts have where they come from.
-        words: F times the words of subject, predicate and object, "" for an absent slot.
+        ids: [F] int64, the numbers of the facts in the source of the data.
+        words: for each of the F facts the words of subject, predicate and object; "" for an absent slot.
         vectors: [F, 3, V], the target of each slot; zero where a slot is absent (a wildcard).
         weights: [F, 3], how much each slot counts in the loss, >= 0; 0 where a slot is absent.
 
     Raises:
-        UserError: sizes that differ, a vector or weight that is not finite, a fact without any slot, or one whose words
-            and weights fill different slots.
+        UserError: the sizes differ, a vector or weight is not finite, a fact has no slot, or the slots with words are not
+            the slots with weights.
     """
 
     ids: Tensor
@@ -52,11 +52,11 @@ class FactTable:
             (self.weights >= 0).all() & self.weights.isfinite().all()
         ):
             raise UserError("the vectors of facts must be finite, and their weights finite and >= 0")
-        for number, words, weights in zip(self.ids.tolist(), self.words, self.weights.tolist(), strict=True):
+        for fact_id, words, weights in zip(self.ids.tolist(), self.words, self.weights.tolist(), strict=True):
             if not any(weights) or [bool(word) for word in words] != [weight > 0 for weight in weights]:
                 raise UserError(
-                    f"fact {number} has the words {words} and the weights {weights}; exactly the slots with a weight above 0, "
-                    "at least one, need words"
+                    f"fact {fact_id} has the words {words} and the weights {weights}; exactly the slots with a weight above 0 "
+                    "must have a word, and there must be at least one"
                 )
 
     def __len__(self) -> int:
@@ -64,26 +64,28 @@ class FactTable:
 
     @property
     def orders(self) -> Tensor:
-        """How many slots each fact fills [F]: 1 for `<S>`, 2 for `<S, P>`, 3 for `<S, P, O>`."""
+        """The number of slots that each fact fills [F]: 1 for `<S>`, 2 for `<S, P>`, 3 for `<S, P, O>`."""
         return (self.weights > 0).sum(1)
 
     @property
     def targets(self) -> Tensor:
-        """Subject, predicate and object side by side [F, 3 V]: what an image of the fact is to be embedded as."""
+        """The vectors of subject, predicate and object side by side [F, 3 V]: the target of an image's embedding."""
         return self.vectors.flatten(1)
 
     @property
     def names(self) -> list[str]:
-        """The facts as they are written: `<three, above, seven>`."""
+        """The facts as text, such as `<three, above, seven>`."""
         return [f"<{', '.join(word for word in words if word)}>" for words in self.words]
 
 
 class FactSequence(SplitSequence):
     """A sequence of splits whose labels are rows of one table of facts.
 
+    It provides `facts` and `vector_size` to the other components of a config.
+
     Args:
         splits: in the order in which they are learned.
-        facts: of all splits.
+        facts: the table for all splits.
     """
 
     def __init__(self, splits: Iterable[Split], facts: FactTable) -> None:
@@ -96,17 +98,18 @@ class FactSequence(SplitSequence):
 
 
 def make_fact_table(words: Sequence[Words], word_vectors: Mapping[str, Tensor]) -> FactTable:
-    """The table of facts given by their words, numbered from 0.
+    """The table of facts with the given words; the ids are 0, 1, 2, ...
 
-    A slot's vector is the mean of the unit vectors of its words, less the mean over the facts that fill the slot; an
-    absent slot has a zero vector and weight 0, any other weight 1 (Elhoseiny et al., 2017).
+    The vector of a slot is the mean of the unit vectors of its words, minus the mean over all facts that fill the slot. An
+    absent slot has a zero vector and weight 0; every other slot has weight 1 (Elhoseiny et al., 2017).
 
     Args:
-        words: F times subject, predicate and object, "" for an absent slot.
-        word_vectors: by word [V]; see `read_word_vectors`.
+        words: for each of the F facts the words of subject, predicate and object; "" for an absent slot.
+        word_vectors: the vector [V] of each word; see `read_word_vectors`.
 
     Raises:
-        UserError: names every word that has no vector; vectors of different sizes; a fact without words; no facts.
+        UserError: there are no facts, a fact has no words, words have no vector (the message lists all of them), or the
+            vectors differ in size.
 
     Example:
         >>> vectors = {"three": torch.tensor([3.0, 0.0]), "seven": torch.tensor([0.0, 2.0])}
@@ -117,7 +120,7 @@ def make_fact_table(words: Sequence[Words], word_vectors: Mapping[str, Tensor]) 
         raise UserError("there are no facts; give at least one subject")
     phrases = sorted({word for fact in words for word in fact if word})
     vectors_by_phrase = phrase_vectors(phrases, word_vectors)
-    size = max((len(vector) for vector in vectors_by_phrase.values()), default=1)  # all are of one
+    size = max((len(vector) for vector in vectors_by_phrase.values()), default=1)  # all have the same size
     vectors = torch.zeros(len(words), 3, size, dtype=torch.float64)
     weights = torch.tensor([[float(bool(word)) for word in fact] for fact in words], dtype=torch.float64)
     for row, fact in enumerate(words):
@@ -130,24 +133,25 @@ def make_fact_table(words: Sequence[Words], word_vectors: Mapping[str, Tensor]) 
 
 
 def assign_facts(facts: FactTable, num_splits: int, *, by: Grouping = "random", seed: int = 0) -> Tensor:
-    """The split of every fact [F] int64; sizes of splits differ by one fact at most.
+    """The index of the split that each fact is assigned to [F] int64; the sizes of the splits differ by at most one fact.
 
     Args:
-        facts: what is dealt.
+        facts: the table of all facts.
         num_splits: at least 1, at most F.
-        by: "random", or "semantic": facts with similar vectors go together. Their vectors [F, 3 V] are clustered by
-            k-means, then facts go to the centre they are nearest to that has room, the nearest pairs first.
+        by: "random", or "semantic" for splits of facts with similar vectors. For "semantic", k-means clusters the vectors
+            [F, 3 V]; then the pairs of a fact and a cluster centre are visited from the nearest to the farthest, and a fact is
+            assigned to the first of its centres whose split is not full.
         seed: of the permutation, or of k-means.
 
     Raises:
-        UserError: more splits than facts (or, for "semantic", than different vectors), or an unknown grouping.
+        UserError: there are more splits than facts (for "semantic", than different vectors), or the grouping is unknown.
     """
     if by not in get_args(Grouping):
-        raise UserError(f"facts are dealt 'random' or 'semantic', got '{by}'")
-    distinct = len(facts.targets.unique(dim=0)) if by == "semantic" else len(facts)
-    if not 1 <= num_splits <= distinct:
+        raise UserError(f"the grouping of facts must be 'random' or 'semantic', got '{by}'")
+    num_distinct = len(facts.targets.unique(dim=0)) if by == "semantic" else len(facts)
+    if not 1 <= num_splits <= num_distinct:
         raise UserError(
-            f"num_splits must lie between 1 and {distinct}, the number of facts that differ, got {num_splits}"
+            f"num_splits must lie between 1 and {num_distinct}, the number of different facts, got {num_splits}"
         )
     if by == "random":
         order = torch.from_numpy(np.random.default_rng(seed).permutation(len(facts)))
@@ -156,20 +160,20 @@ def assign_facts(facts: FactTable, num_splits: int, *, by: Grouping = "random", 
 
     targets = facts.targets.double().numpy()
     distances = KMeans(num_splits, n_init=10, random_state=seed).fit(targets).transform(targets)
-    return torch.from_numpy(_nearest_with_room(distances))
+    return torch.from_numpy(_assign_to_nearest(distances))
 
 
-def _nearest_with_room(distances: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The group of every fact [F] from its distances to the groups [F, S], the nearest pairs first."""
+def _assign_to_nearest(distances: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Balanced groups [F] from the distances of facts to group centres [F, S]; the nearest pairs are assigned first."""
     num_facts, num_splits = distances.shape
-    room, num_larger = divmod(num_facts, num_splits)  # this many groups take one fact more
+    size, num_larger = divmod(num_facts, num_splits)  # num_larger groups have one fact more than the others
     groups, sizes = np.full(num_facts, -1), np.zeros(num_splits, dtype=int)
     for fact, split in zip(
         *np.unravel_index(distances.argsort(axis=None, kind="stable"), distances.shape), strict=True
     ):
-        takes_one_more = sizes[split] == room and num_larger > 0
-        if groups[fact] < 0 and (sizes[split] < room or takes_one_more):
+        can_be_larger = sizes[split] == size and num_larger > 0
+        if groups[fact] < 0 and (sizes[split] < size or can_be_larger):
             groups[fact] = split
             sizes[split] += 1
-            num_larger -= takes_one_more
+            num_larger -= can_be_larger
     return groups

@@ -1,4 +1,4 @@
-"""Word vectors: files of word2vec and GloVe, and the vectors of phrases."""
+"""Word vectors, read from word2vec and GloVe files, and the vectors of phrases."""
 
 from __future__ import annotations
 
@@ -16,42 +16,43 @@ from torch import Tensor
 
 from mas_embed.errors import UserError
 
-_START = 2**16  # bytes after a header from which it is seen whether they are text
+_NUM_PROBED = 2**16  # bytes after the header that decide whether the file is text or binary
 _NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-_UNPACKED = 1032  # bytes that one packed byte can stand for (zlib)
+_MAX_COMPRESSION = 1032  # the largest number of bytes that zlib compresses to one
 
 
 def read_word_vectors(path: str | Path, words: Iterable[str] | None = None) -> dict[str, Tensor]:
-    """The vectors [V] float32 of words, by word, in the order of the file.
+    """The vectors [V] float32 by word, in the order of the file.
 
-    Reads word2vec's text and binary form (a first line "number size") and GloVe's text form (none); which it is is seen
-    from the content. A file named *.gz is unpacked on the way. In text a word may contain spaces, but not end with a space
-    and a number: such a line has a number too many.
+    Reads the text and binary formats of word2vec, whose first line is "number-of-words size", and the text format of GloVe,
+    which has no such line; the format is detected from the content. A file whose name ends in .gz is decompressed. In a text
+    file a word may contain spaces, but it must not end with a space and a number, because that number would be read as one
+    more number of the vector.
 
     Args:
         path: of the file.
-        words: which to keep; None for all. A word that the file lacks is left out.
+        words: the words to read; None for all. Words that are not in the file are left out.
 
     Raises:
-        UserError: the file cannot be read, or is none of these; names the line.
+        UserError: the file cannot be read or has none of these formats; the message names the line.
     """
     path = Path(path)
-    wanted = None if words is None else frozenset(words)
+    selected = None if words is None else frozenset(words)
     try:
-        with _opened(path) as file:
-            header = _header(file.readline(), path)
-            is_text = header is None or _is_text(file.read(_START), header[1])
-        with _opened(path) as file:
+        with _open(path) as file:
+            header = _parse_header(file.readline(), path)
+            is_text = header is None or _is_text(file.read(_NUM_PROBED), header[1])
+        with _open(path) as file:
             if header is None or is_text:
-                return _read_text(file, header, wanted, path)
-            return _read_binary(file, *header, wanted, path)
+                return _read_text(file, header, selected, path)
+            return _read_binary(file, *header, selected, path)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read the word vectors {path}: {reason}") from None
 
 
 def words_of(phrase: str) -> list[str]:
-    """The words of a phrase, apart by spaces or underscores.
+    """The words of a phrase, which spaces or underscores separate.
 
     >>> words_of("black_circle")
     ['black', 'circle']
@@ -60,25 +61,25 @@ def words_of(phrase: str) -> list[str]:
 
 
 def phrase_vectors(phrases: Iterable[str], word_vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """By phrase, the mean of the unit vectors of its words [V] float64.
+    """By phrase the mean of the unit vectors of its words [V] float64.
 
     A word is looked up as it is written, then in lower case.
 
     Raises:
-        UserError: lists every word that has no vector, or only a zero one; or vectors of different sizes.
+        UserError: words have no vector or a zero vector (the message lists all of them), or vectors differ in size.
     """
     phrases = list(phrases)
     lookup = {word: _lookup(word, word_vectors) for phrase in phrases for word in words_of(phrase)}
     missing = sorted(word for word, vector in lookup.items() if vector is None or not bool(vector.any()))
     if missing:
         raise UserError(
-            f"{len(missing)} words have no vector: {', '.join(missing)}; add them, or leave their facts out"
+            f"{len(missing)} words have no vector: {', '.join(missing)}; add their vectors, or leave out their facts"
         )
     units = {word: vector.double() / vector.double().norm() for word, vector in lookup.items() if vector is not None}
     by_size = {len(unit): word for word, unit in units.items()}
     if len(by_size) > 1:
         sizes = ", ".join(f"{size} ('{word}')" for size, word in by_size.items())
-        raise UserError(f"word vectors must be of one size, got {sizes}; take them from one file")
+        raise UserError(f"word vectors must have one size, got {sizes}; take them from one file")
     return {phrase: torch.stack([units[word] for word in words_of(phrase)]).mean(0) for phrase in phrases}
 
 
@@ -86,12 +87,12 @@ def _lookup(word: str, word_vectors: Mapping[str, Tensor]) -> Tensor | None:
     return word_vectors.get(word, word_vectors.get(word.lower()))
 
 
-def _opened(path: Path) -> BinaryIO:
+def _open(path: Path) -> BinaryIO:
     return cast(BinaryIO, gzip.open(path) if path.suffix == ".gz" else path.open("rb"))
 
 
-def _header(line: bytes, path: Path) -> tuple[int, int] | None:
-    """The number of words and the size of a vector, where the first line tells them."""
+def _parse_header(line: bytes, path: Path) -> tuple[int, int] | None:
+    """The number of words and the size of a vector in the first line; None if the line does not consist of two integers."""
     fields = line.removeprefix(codecs.BOM_UTF8).split()
     if len(fields) != 2 or not all(re.fullmatch(rb"\d{1,18}", field) for field in fields):
         return None
@@ -101,9 +102,9 @@ def _header(line: bytes, path: Path) -> tuple[int, int] | None:
 
 
 def _is_text(start: bytes, size: int) -> bool:
-    """Whether what follows a header is a line of a text file, or has no control characters but line ends and tabs.
+    """Whether the bytes after the header are text: the first line ends with `size` numbers, or there are no control characters.
 
-    Numbers in binary form have them sooner or later; words of a text file rarely.
+    Line ends and tabs do not count. Binary numbers contain control characters sooner or later, text files rarely.
     """
     numbers = start.split(b"\n", 1)[0].split()[-size:]
     is_line = len(numbers) == size and all(_NUMBER.fullmatch(number) for number in numbers)
@@ -111,7 +112,7 @@ def _is_text(start: bytes, size: int) -> bool:
 
 
 def _read_text(
-    file: BinaryIO, header: tuple[int, int] | None, wanted: frozenset[str] | None, path: Path
+    file: BinaryIO, header: tuple[int, int] | None, selected: frozenset[str] | None, path: Path
 ) -> dict[str, Tensor]:
     size = header[1] if header else None
     vectors: dict[str, Tensor] = {}
@@ -126,54 +127,54 @@ def _read_text(
             raise UserError(f"line {number} of {path} must hold a word and {size} numbers, got {len(fields)} fields")
         word = b" ".join(spelled).decode(errors="replace")
         num_words += 1
-        if wanted is None or word in wanted:
-            vectors.setdefault(word, _numbers(fields[-size:], f"line {number} of {path}"))
+        if selected is None or word in selected:
+            vectors.setdefault(word, _parse_vector(fields[-size:], f"line {number} of {path}"))
     if header and num_words < header[0]:
-        raise _cut_short(path, num_words, header[0])
-    if not vectors and wanted is None:
+        raise _truncated(path, num_words, header[0])
+    if not vectors and selected is None:
         raise UserError(f"{path} holds no word vectors; give a file of word2vec or GloVe")
     return vectors
 
 
-def _cut_short(path: Path, num_words: int, promised: int) -> UserError:
-    return UserError(f"{path} ends after {num_words} of its {promised} words; get the whole file")
+def _truncated(path: Path, num_words: int, num_expected: int) -> UserError:
+    return UserError(f"{path} ends after {num_words} of its {num_expected} words; get the whole file")
 
 
-def _numbers(fields: list[bytes], where: str) -> Tensor:
+def _parse_vector(fields: list[bytes], where: str) -> Tensor:
     try:
         vector = torch.tensor([float(field) for field in fields])
     except ValueError:
         raise UserError(f"{where} must end with {len(fields)} numbers") from None
-    return _finite(vector, where)
+    return _check_finite(vector, where)
 
 
 def _read_binary(
-    file: BinaryIO, num_words: int, size: int, wanted: frozenset[str] | None, path: Path
+    file: BinaryIO, num_words: int, size: int, selected: frozenset[str] | None, path: Path
 ) -> dict[str, Tensor]:
-    room = path.stat().st_size * (_UNPACKED if path.suffix == ".gz" else 1)
-    if num_words * 4 * size > room:
+    max_bytes = path.stat().st_size * (_MAX_COMPRESSION if path.suffix == ".gz" else 1)
+    if num_words * 4 * size > max_bytes:
         raise UserError(f"{path} is too short for {num_words} vectors of size {size}; get the whole file")
     file.readline()
     vectors: dict[str, Tensor] = {}
     for number in range(num_words):
         word, content = _read_word(file), file.read(4 * size)
         if len(content) < 4 * size:
-            raise _cut_short(path, number, num_words)
-        if wanted is None or word in wanted:
+            raise _truncated(path, number, num_words)
+        if selected is None or word in selected:
             vector = torch.from_numpy(np.frombuffer(content, dtype="<f4").astype(np.float32))
-            vectors.setdefault(word, _finite(vector, f"the vector of '{word}' in {path}"))
+            vectors.setdefault(word, _check_finite(vector, f"the vector of '{word}' in {path}"))
     return vectors
 
 
 def _read_word(file: BinaryIO) -> str:
-    """A word up to the space that ends it; some writers begin with a line feed."""
+    """The next word, without the space that ends it and the line feed that some programs write before it."""
     letters = bytearray()
     while (letter := file.read(1)) not in (b" ", b""):
         letters += letter
     return letters.lstrip(b"\n").decode(errors="replace")
 
 
-def _finite(vector: Tensor, where: str) -> Tensor:
+def _check_finite(vector: Tensor, where: str) -> Tensor:
     if not bool(vector.isfinite().all()):
         raise UserError(f"{where} holds a number that is not finite")
     return vector

@@ -1,4 +1,4 @@
-"""The losses that a split is trained with, by name in `LOSSES`; terms that imitate an older model."""
+"""Training losses by name in `LOSSES`, miners by name in `MINERS`, and distillation losses."""
 
 from mas_embed.losses.distillation import embedding_distillation, similarity_distillation
 from mas_embed.losses.metric_learning import LOSSES, MINERS, with_nested_components

@@ -1,4 +1,4 @@
-"""How far new embeddings are from those of an older model. N samples, D embedding size."""
+"""Distillation losses: distances between new embeddings and those of an older model. N samples, D embedding size."""
 
 from __future__ import annotations
 
@@ -7,18 +7,25 @@ from torch import Tensor
 
 
 def embedding_distillation(new: Tensor, old: Tensor) -> Tensor:
-    """`1/N sum_n ||new_n - old_n||_2^2`, a scalar >= 0, of embeddings [N, D] (Yu et al., CVPR 2020)."""
+    """The mean squared distance `1/N sum_n ||new_n - old_n||_2^2` of embeddings [N, D] (Yu et al., CVPR 2020).
+
+    Returns:
+        A scalar >= 0, differentiable in both arguments.
+    """
     return (new - old).square().sum(dim=1).mean()
 
 
 def similarity_distillation(new: Tensor, old: Tensor) -> Tensor:
-    """`1/N^2 sum_nm (cos(new_n, new_m) - cos(old_n, old_m))^2`, a scalar >= 0 (Tung and Mori, ICCV 2019).
+    """The mean squared difference of all cosines, `1/N^2 sum_nm (cos(new_n, new_m) - cos(old_n, old_m))^2`.
 
-    Embeddings [N, D] may turn as a whole without a loss.
+    A rotation of all new embeddings [N, D] does not change it (Tung and Mori, ICCV 2019).
+
+    Returns:
+        A scalar >= 0, differentiable in both arguments.
     """
-    return (_cosines(new) - _cosines(old)).square().mean()
+    return (_cosine_matrix(new) - _cosine_matrix(old)).square().mean()
 
 
-def _cosines(embeddings: Tensor) -> Tensor:
+def _cosine_matrix(embeddings: Tensor) -> Tensor:
     unit = F.normalize(embeddings)
     return unit @ unit.T

@@ -1,4 +1,4 @@
-"""The losses and miners of pytorch-metric-learning as components."""
+"""The losses and miners of pytorch-metric-learning, by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Kind = Literal["losses", "miners", "distances", "reducers", "regularizers"]
 
 
 def exported_classes(kind: Kind) -> dict[str, type]:
-    """Every class of one kind that pytorch-metric-learning exports, by name.
+    """All classes of one kind that pytorch-metric-learning exports, by name; base classes and mixins are left out.
 
     >>> "TripletMarginLoss" in exported_classes("losses")
     True
@@ -30,7 +30,7 @@ def exported_classes(kind: Kind) -> dict[str, type]:
 LOSSES = Registry("loss", library=partial(exported_classes, "losses"))
 MINERS = Registry("miner", library=partial(exported_classes, "miners"))
 
-# Options of the library's classes that are components themselves
+# Options of losses and miners whose values are components of the library too
 NESTED = {
     "distance": Registry("distance", library=partial(exported_classes, "distances")),
     "reducer": Registry("reducer", library=partial(exported_classes, "reducers")),
@@ -39,14 +39,20 @@ NESTED = {
 
 
 def with_nested_components(constructor: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a loss or miner, with `distance: CosineSimilarity` or `{name: CosineSimilarity, ...}` built.
+    """The options of a loss or miner, in which names of distances, reducers and regularizers are replaced by objects.
 
     Args:
-        constructor: of the loss or miner; options of classes from other libraries are returned as they are.
-        options: by name.
+        constructor: the class of the loss or miner. Options of classes from other libraries are returned unchanged.
+        options: the options by name. A component is given by its name, `distance: CosineSimilarity`, or with its options,
+            `distance: {name: CosineSimilarity, ...}`.
 
     Raises:
-        UserError: there is no such component, or a mapping does not name one.
+        UserError: the library has no such component, or a mapping lacks the key `name`.
+
+    Example:
+        >>> constructor = LOSSES["TripletMarginLoss"]
+        >>> with_nested_components(constructor, {"margin": 0.1, "distance": "CosineSimilarity"})
+        {'margin': 0.1, 'distance': CosineSimilarity()}
     """
     if not constructor.__module__.startswith("pytorch_metric_learning"):
         return dict(options)

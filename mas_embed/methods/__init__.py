@@ -1,4 +1,4 @@
-"""How old knowledge is kept while new splits are learned: one file for each method, by name in `METHODS`."""
+"""Methods of continual learning, which reduce the forgetting of earlier splits, by name in `METHODS`. One file per method."""
 
 from mas_embed.methods.base import METHODS, Loss, Method
 from mas_embed.methods.class_statistics import ClassStatistics

@@ -1,4 +1,4 @@
-"""Class statistics: what the classes of earlier splits looked like is remembered as Gaussians, and trained on again."""
+"""Class statistics, a rehearsal method that stores a Gaussian for every class of the earlier splits and samples from it."""
 
 from __future__ import annotations
 
@@ -13,50 +13,61 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from mas_embed.errors import UserError, unknown_name
+from mas_embed.importance.parameters import trainable_parameters
 from mas_embed.methods.base import METHODS, Method
 from mas_embed.methods.checks import check_share, inputs_and_labels
 from mas_embed.methods.parameter_tensors import copy_to_parameters
 from mas_embed.methods.rehearsal import num_rehearsed, rehearsal_generator
+from mas_embed.runtime.checks import check_at_least
 from mas_embed.runtime.forward import batch_to, device_of, embed_batch, map_tensors
 from mas_embed.runtime.modes import eval_mode, eval_mode_with_grad
 
 
 @METHODS.register("class_statistics")
 class ClassStatistics(Method):
-    """Every batch is extended by features drawn from a Gaussian of every class of the earlier splits; no sample is kept.
+    """Extends every batch by features drawn from Gaussians of the classes of earlier splits; stores no samples.
 
-    When a split ends, of every class the mean, the `rank` main directions of variance and the range of each feature are
-    remembered, at a place in the network where they stay true: at the inputs, or behind an inner `layer`. From the second
-    split on, every batch is extended by features `f = m + e R / sqrt(n - 1)`, clipped to their class's range: m is the mean
-    of its n samples, R [r, F] with `R^T R = sum_n (x_n - m)(x_n - m)^T` (up to `rank`), and e [r] standard normal. The miner
-    and the loss see both as one, so that classes that never meet in a batch are pushed apart.
+    When a split ends, the mean, the `rank` principal directions of variance and the range of each feature are stored for
+    every class. Features are either the inputs of the model or the outputs of an inner `layer`. From the second split on,
+    features `f = m + e R / sqrt(n - 1)`, clipped to the range of their class, are appended to every batch. Here m is the mean
+    of the n samples of the class, R [r, F] satisfies `R^T R = sum_n (x_n - m)(x_n - m)^T` (up to the `rank`), and e [r] is
+    standard normal. The miner and the loss treat the drawn items like the others, so that classes are pushed apart that never
+    occur in one batch of samples.
 
-    Behind an inner layer, everything that feeds the layer is held as it is when the first split ends: else what is
-    remembered would become false while it is in use. Choose a layer whose features suffice for what comes, such
-    as that behind a pretrained trunk. A class that is seen again has its samples of all splits in one Gaussian.
+    With an inner layer, all parameters that feed the layer are held constant from the end of the first split on, because the
+    stored statistics would otherwise become outdated. Choose a layer whose features are also good enough for later splits,
+    such as the output of a pretrained trunk. If a class occurs in several splits, one Gaussian describes all its samples.
 
-    No sample is kept, but what is kept of a class can be drawn from, and at the inputs its mean and its range can be looked
-    at: where that is too much, take an inner layer.
+    Although no samples are stored, features of a class can be drawn from the stored statistics, and the mean and range of its
+    inputs can be inspected directly. Choose an inner layer if this reveals too much of the data.
 
-    F is the size of a sample at that place. A class costs `(rank + 3) F` numbers, at most `(min(n, F) + 3) F`; the end of a
-    split O(n F min(n, F)) a class, all its features in memory; a batch a pass of the drawn features through the layers above.
+    F is the number of features of a sample. A class needs memory for `(rank + 3) F` numbers, at most `(min(n, F) + 3) F`. The
+    end of a split costs O(n F min(n, F)) per class, with all its features in memory. A batch costs a forward and backward pass
+    of the drawn features through the layers above.
 
     Args:
         model: the embedding model that is trained.
-        layer: the name of the submodule behind which statistics are taken, as in `model.get_submodule(layer)`; a tensor,
-            samples first, must come out of it, once in every pass. "" for the inputs, which must be one tensor of floats.
-        rank: how many directions of variance of a class are kept, >= 0; None for all, the whole covariance.
-        share: of the samples that are trained on, how many are drawn ones, from 0 to below 1.
+        layer: the name of the submodule whose outputs are the features, as in `model.get_submodule(layer)`. It must be called
+            once per forward pass and return a tensor [N, ...]. "" takes the inputs, which must be one floating-point tensor.
+        rank: the number of directions of variance that are stored for a class, >= 0; None stores the whole covariance.
+        share: the share of drawn items in an extended batch, from 0 to below 1.
         seed: of the draws; processes draw differently.
 
+    Attributes:
+        classes: the Gaussians by class.
+        held: the constant values of the parameters that feed the layer, by name; empty without a layer.
+        shape: the shape of the features of one sample.
+        num_splits: the number of splits that were consolidated.
+
     Raises:
-        UserError: there is no such layer; or from `consolidate`, batches have no labels, features are no floats, something
-            reaches the embeddings around the layer, or batch normalisation feeds it.
+        UserError: the layer does not exist or an option is not accepted; or, from `consolidate`, batches have no labels,
+            features are not floating-point, a parameter that feeds the layer also reaches the embeddings around it, or a batch
+            normalisation feeds the layer.
 
     Source: Shin et al., *Continual Learning with Deep Generative Replay*, NeurIPS 2017, and Liu et al., *Generative Feature
-        Replay for Class-Incremental Learning*, CVPR workshops 2020, whose generators are networks, and Zhu et al., *Prototype
-        Augmentation and Self-Supervision for Incremental Learning* (PASS), CVPR 2021, who draw from Gaussians around class
-        means at the last layer, for a classifier; here for a loss over pairs, before the layers that are trained.
+        Replay for Class-Incremental Learning*, CVPR workshops 2020, use networks as generators. Zhu et al., *Prototype
+        Augmentation and Self-Supervision for Incremental Learning* (PASS), CVPR 2021, draw from Gaussians around class means at
+        the last layer of a classifier. Here the features are drawn for a loss over pairs, before the layers that are trained.
     """
 
     keeps = "statistics"
@@ -68,63 +79,63 @@ class ClassStatistics(Method):
         layers = dict(model.named_modules())
         if layer not in layers:
             raise unknown_name("layer of the model", layer, [name for name in layers if name])
-        if rank is not None and rank < 0:
-            raise UserError(f"rank must be at least 0, got {rank}")
+        if rank is not None:
+            check_at_least("rank", rank, 0)
         check_share(share)
         self.layer, self.rank, self.share, self.seed = layer, rank, share, seed
         self.classes: dict[int, ClassGaussian] = {}
         self.held: dict[str, Tensor] = {}
         self.shape: tuple[int, ...] = ()
         self.num_splits = self._num_draws = 0
-        self._blank: Any = None
+        self._placeholder: Any = None
 
     def extend_batch(self, inputs: Any, labels: Tensor) -> tuple[Any, Tensor]:
-        """The batch with drawn inputs behind it, where statistics are those of the inputs."""
+        """The batch with drawn inputs appended, if the statistics are those of the inputs."""
         if self.layer:
-            self._blank = map_tensors(lambda tensor: torch.zeros_like(tensor[:2]), inputs)
+            self._placeholder = map_tensors(lambda tensor: torch.zeros_like(tensor[:2]), inputs)
             return inputs, labels
         drawn = self._draw(labels)
-        return inputs if drawn is None else torch.cat([inputs, drawn[0]]), self._labels(labels, drawn)
+        return inputs if drawn is None else torch.cat([inputs, drawn[0]]), _extend_labels(labels, drawn)
 
     def extend_embeddings(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The embeddings with those of drawn features behind them, where statistics are those of an inner layer."""
+        """The embeddings with those of drawn features appended, if the statistics are those of an inner layer."""
         drawn = self._draw(labels) if self.layer else None
         if drawn is None:
             return embeddings, labels
-        # What is handed to the model comes as far as the layer only, whose output is replaced
-        with replaced_output(self.model.get_submodule(self.layer), drawn[0]):
-            embedded = embed_batch(self.model, self._blank)
-        return torch.cat([embeddings, embedded]), self._labels(labels, drawn)
+        # The placeholder has no effect on the embeddings, because the output of the layer is replaced
+        with _replaced_output(self.model.get_submodule(self.layer), drawn[0]):
+            drawn_embeddings = embed_batch(self.model, self._placeholder)
+        return torch.cat([embeddings, drawn_embeddings]), _extend_labels(labels, drawn)
 
     @torch.no_grad()
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Puts what feeds the layer back where it was when the first split ended."""
-        own = dict(self.model.named_parameters())
+        """Resets the parameters that feed the layer to their values at the end of the first split."""
+        parameters = dict(self.model.named_parameters())
         for name, value in self.held.items():
-            own[name].copy_(value)
+            parameters[name].copy_(value)
 
     def consolidate(self, batches: Iterable[Any]) -> None:
-        """Ends a split: remembers its classes.
+        """Ends a split: stores the statistics of its classes.
 
         Args:
-            batches: `(inputs, labels)` each.
+            batches: pairs `(inputs, labels)`.
         """
         features: list[Tensor] = []
         labels: list[Tensor] = []
         for batch in batches:
-            inputs, of_batch = inputs_and_labels(
-                batch_to(batch, device_of(self.model)), "the statistics are of classes"
+            inputs, batch_labels = inputs_and_labels(
+                batch_to(batch, device_of(self.model)), "class_statistics fits a Gaussian to every class"
             )
             if self.layer and self.num_splits == 0 and not features:
-                names = names_before(self.model, self.layer, inputs)
+                names = _names_feeding(self.model, self.layer, inputs)
                 self.held = {name: self.model.get_parameter(name).detach().clone() for name in names}
             features.append(self._features(inputs))
-            labels.append(of_batch)
-        self._remember(torch.cat(features), torch.cat(labels))
+            labels.append(batch_labels)
+        self._update_classes(torch.cat(features), torch.cat(labels))
         self.num_splits += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """The Gaussians by class, the shape of what they are of, what is held, and where the random draws stand."""
+        """The attributes `classes`, `shape`, `held` and `num_splits`, and the number of random draws."""
         return {
             "classes": {str(label): dict(vars(gaussian)) for label, gaussian in self.classes.items()},
             "shape": torch.tensor(self.shape, dtype=torch.long),
@@ -134,11 +145,15 @@ class ClassStatistics(Method):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over a state, see `Method.load_state_dict`."""
+        """Restores a state.
+
+        Raises:
+            UserError: the state belongs to a model whose parameters have other names or shapes.
+        """
         self._check_state(state)
         device = device_of(self.model)
         self.classes = {
-            int(label): ClassGaussian(**{name: _copied(value, device) for name, value in gaussian.items()})
+            int(label): ClassGaussian(**{name: _copy_to(value, device) for name, value in gaussian.items()})
             for label, gaussian in state["classes"].items()
         }
         self.held = copy_to_parameters(self.model, state["held"])
@@ -146,56 +161,55 @@ class ClassStatistics(Method):
         self.num_splits, self._num_draws = int(state["num_splits"]), int(state["num_draws"])
 
     def _draw(self, labels: Tensor) -> tuple[Tensor, list[int]] | None:
-        """Features for a batch with these labels and the class of each, every class as often as the others; or none."""
-        wanted = num_rehearsed(len(labels), self.share)
-        if wanted == 0 or not self.classes:
+        """Drawn features and their labels for a batch with the given labels, with equally many of each class; None for none."""
+        num_drawn = num_rehearsed(len(labels), self.share)
+        if num_drawn == 0 or not self.classes:
             return None
         generator = rehearsal_generator(self.seed, self.num_splits, self._num_draws)
         self._num_draws += 1
         known = sorted(self.classes)
-        turns = [known[index] for index in torch.randperm(len(known), generator=generator).tolist()]
-        counts = {label: len(range(place, wanted, len(turns))) for place, label in enumerate(turns)}
+        order = [known[index] for index in torch.randperm(len(known), generator=generator).tolist()]
+        counts = {label: len(range(position, num_drawn, len(order))) for position, label in enumerate(order)}
         drawn = [self.classes[label].draw(count, generator) for label, count in counts.items()]
-        features = torch.cat(drawn).reshape(wanted, *self.shape)
+        features = torch.cat(drawn).reshape(num_drawn, *self.shape)
         return features, [label for label, count in counts.items() for _ in range(count)]
 
-    def _labels(self, labels: Tensor, drawn: tuple[Tensor, list[int]] | None) -> Tensor:
-        return labels if drawn is None else torch.cat([labels, labels.new_tensor(drawn[1])])
-
     def _features(self, inputs: Any) -> Tensor:
-        """What comes out of the layer in eval mode, or the inputs: [N, ...]."""
+        """The outputs [N, ...] of the layer in eval mode, or the inputs if there is no layer."""
         features = inputs
         if self.layer:
             with torch.no_grad(), eval_mode(self.model):
-                features = output_of(self.model, self.layer, inputs)[0]
+                features = _layer_output(self.model, self.layer, inputs)[0]
         if not isinstance(features, Tensor) or not features.is_floating_point():
-            where = f"come out of '{self.layer}'" if self.layer else "go into the model; name a layer"
-            raise UserError(f"class statistics are of a tensor of floats, which does not {where}")
+            source = f"the output of layer '{self.layer}' is" if self.layer else "the inputs are"
+            raise UserError(f"class_statistics needs a floating-point tensor, but {source} not; choose another layer")
         return features.detach()
 
-    def _remember(self, features: Tensor, labels: Tensor) -> None:
+    def _update_classes(self, features: Tensor, labels: Tensor) -> None:
+        """Updates the Gaussians of the classes with features [N, ...] and labels [N]."""
         shape = tuple(features.shape[1:])
         if self.classes and shape != self.shape:
             raise UserError(
-                f"features have shape {list(shape)} but {list(self.shape)} in earlier splits; give all one shape"
+                f"features have shape {list(shape)}, but had {list(self.shape)} in earlier splits; all must have the same shape"
             )
         self.shape = shape
         for label in labels.unique().tolist():
-            new = ClassGaussian.of(features[labels == label].flatten(1), rank=self.rank)
+            new = ClassGaussian.from_samples(features[labels == label].flatten(1), rank=self.rank)
             old = self.classes.get(label)
-            self.classes[label] = new if old is None else old.merged(new, rank=self.rank)
+            self.classes[label] = new if old is None else old.merged_with(new, rank=self.rank)
 
 
 @dataclass(frozen=True)
 class ClassGaussian:
-    """A class as a Gaussian: what was the mean, the spread and the range of its samples. F features.
+    """A Gaussian of the samples of a class, with F features.
 
     Attributes:
-        count: n, of samples.
-        mean: [F].
-        root: R [r, F]: `R^T R` is the scatter `sum_n (x_n - m)(x_n - m)^T`, its main r directions if it is cut.
-        low: the least value of each feature, [F].
-        high: the greatest.
+        count: n, the number of samples.
+        mean: m [F], the mean of the samples.
+        root: R [r, F], a square root of the scatter matrix, `R^T R = sum_n (x_n - m)(x_n - m)^T`; only the r principal
+            directions of the scatter matrix if the rank is limited.
+        low: the smallest value of each feature, [F].
+        high: the largest value of each feature, [F].
     """
 
     count: int
@@ -205,97 +219,105 @@ class ClassGaussian:
     high: Tensor
 
     @classmethod
-    def of(cls, features: Tensor, *, rank: int | None = None) -> ClassGaussian:
-        """That of samples [N, F]."""
+    def from_samples(cls, features: Tensor, *, rank: int | None = None) -> ClassGaussian:
+        """The Gaussian of samples [N, F], with at most `rank` directions; None for all directions."""
         exact = features.double()
         mean = exact.mean(dim=0)
-        root = main_directions(exact - mean, rank)
+        root = _principal_directions(exact - mean, rank)
         return cls(len(features), mean.to(features), root.to(features), features.amin(0), features.amax(0))
 
-    def merged(self, other: ClassGaussian, *, rank: int | None = None) -> ClassGaussian:
-        """That of both's samples; exact where neither is cut (Chan, Golub, LeVeque, 1979)."""
+    def merged_with(self, other: ClassGaussian, *, rank: int | None = None) -> ClassGaussian:
+        """The Gaussian of the samples of both; exact if no rank was limited (Chan, Golub, LeVeque, 1979)."""
         count = self.count + other.count
-        apart = other.mean.double() - self.mean.double()
-        between = math.sqrt(self.count * other.count / count) * apart
+        difference = other.mean.double() - self.mean.double()
+        between = math.sqrt(self.count * other.count / count) * difference
         rows = torch.cat([self.root.double(), other.root.double(), between[None]])
         return ClassGaussian(
             count,
-            (self.mean.double() + apart * (other.count / count)).to(self.mean),
-            main_directions(rows, rank).to(self.root),
+            (self.mean.double() + difference * (other.count / count)).to(self.mean),
+            _principal_directions(rows, rank).to(self.root),
             torch.minimum(self.low, other.low),
             torch.maximum(self.high, other.high),
         )
 
     def draw(self, num: int, generator: torch.Generator) -> Tensor:
-        """Samples [num, F], clipped to the class's range."""
+        """Random samples [num, F], clipped to the range of the class."""
         noise = torch.randn(num, len(self.root), generator=generator, dtype=torch.float64).to(self.root)
         samples = self.mean + noise @ self.root / math.sqrt(max(self.count - 1, 1))
         return samples.clamp(self.low, self.high)
 
 
-def main_directions(rows: Tensor, rank: int | None) -> Tensor:
-    """The R of at most `rank` rows whose `R^T R` is nearest to `rows^T rows` (Eckart and Young, 1936); [r, F]."""
+def _extend_labels(labels: Tensor, drawn: tuple[Tensor, list[int]] | None) -> Tensor:
+    return labels if drawn is None else torch.cat([labels, labels.new_tensor(drawn[1])])
+
+
+def _principal_directions(rows: Tensor, rank: int | None) -> Tensor:
+    """The matrix R [r, F] with at most `rank` rows whose `R^T R` is closest to `rows^T rows` (Eckart and Young, 1936)."""
     _, lengths, directions = torch.linalg.svd(rows, full_matrices=False)
     return (lengths[:, None] * directions)[:rank].contiguous()
 
 
-def output_of(model: nn.Module, layer: str, inputs: Any) -> tuple[Any, Tensor]:
-    """What comes out of a layer on the way, and the embeddings.
+def _layer_output(model: nn.Module, layer: str, inputs: Any) -> tuple[Any, Tensor]:
+    """The output of a layer in a forward pass of the model, and the embeddings.
 
     Raises:
-        UserError: the layer is not called exactly once.
+        UserError: the forward pass does not call the layer exactly once.
     """
     outputs: list[Any] = []
-    handle = model.get_submodule(layer).register_forward_hook(lambda module, given, output: outputs.append(output))
+    handle = model.get_submodule(layer).register_forward_hook(lambda module, args, output: outputs.append(output))
     try:
         embeddings = embed_batch(model, inputs)
     finally:
         handle.remove()
     if len(outputs) != 1:
-        raise UserError(f"layer '{layer}' is called {len(outputs)} times in a pass of the model; take one called once")
+        raise UserError(
+            f"layer '{layer}' is called {len(outputs)} times in a forward pass; choose one that is called once"
+        )
     return outputs[0], embeddings
 
 
 @contextmanager
-def replaced_output(module: nn.Module, output: Tensor) -> Iterator[None]:
-    """Runs its body with something else coming out of a module."""
-    handle = module.register_forward_hook(lambda module, given, own: output)
+def _replaced_output(module: nn.Module, output: Tensor) -> Iterator[None]:
+    """Replaces the output of a module in the body of the `with` statement."""
+    handle = module.register_forward_hook(lambda module, args, original: output)
     try:
         yield
     finally:
         handle.remove()
 
 
-def names_before(model: nn.Module, layer: str, inputs: Any) -> list[str]:
-    """The names of the parameters that feed a layer, read from the autograd graph.
+def _names_feeding(model: nn.Module, layer: str, inputs: Any) -> list[str]:
+    """The names of the trainable parameters that the output of a layer depends on, found by automatic differentiation.
 
     Raises:
-        UserError: one of them reaches the embeddings around the layer, or is of a batch normalisation whose running
-            statistics move on.
+        UserError: the embeddings depend on one of them along a path around the layer, or one belongs to a batch normalisation,
+            whose running statistics change in training.
     """
-    own = dict(model.named_parameters())
-    trained = {name: parameter for name, parameter in own.items() if parameter.requires_grad}
+    parameters = trainable_parameters(model)
     with eval_mode_with_grad(model):
-        output, _ = output_of(model, layer, inputs)
-        before = _reached(output, trained)
-        with replaced_output(model.get_submodule(layer), output.detach().requires_grad_()):
-            around = before & _reached(embed_batch(model, inputs), trained)
+        output, _ = _layer_output(model, layer, inputs)
+        feeding = _names_with_gradient(output, parameters)
+        with _replaced_output(model.get_submodule(layer), output.detach().requires_grad_()):
+            around = feeding & _names_with_gradient(embed_batch(model, inputs), parameters)
     if around:
         raise UserError(
-            f"'{min(around)}' feeds layer '{layer}' and reaches the embeddings around it; take another layer"
+            f"'{min(around)}' feeds layer '{layer}' and also reaches the embeddings around it; choose another layer"
         )
-    for name in sorted(before):
+    for name in sorted(feeding):
         if isinstance(model.get_submodule(name.rpartition(".")[0]), _NormBase):
-            raise UserError(f"batch normalisation '{name}' feeds layer '{layer}' and moves on in training; freeze it")
-    return sorted(before)
+            raise UserError(
+                f"batch normalisation '{name}' feeds layer '{layer}', and its statistics change in training; freeze it"
+            )
+    return sorted(feeding)
 
 
-def _reached(output: Tensor, parameters: Mapping[str, nn.Parameter]) -> set[str]:
+def _names_with_gradient(output: Tensor, parameters: Mapping[str, nn.Parameter]) -> set[str]:
+    """The names of the parameters that an output depends on."""
     if not output.requires_grad:
         return set()
     gradients = torch.autograd.grad(output.sum(), list(parameters.values()), allow_unused=True)
     return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
 
 
-def _copied(value: Any, device: torch.device) -> Any:
+def _copy_to(value: Any, device: torch.device) -> Any:
     return value.to(device, copy=True) if isinstance(value, Tensor) else value

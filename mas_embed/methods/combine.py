@@ -1,4 +1,4 @@
-"""Several methods at once."""
+"""Several methods that are applied together."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ from mas_embed.methods.si import SI
 
 @METHODS.register("combine")
 class Combine(Method):
-    """Does what all of its methods do, in their order: penalties add up, and each is handed the batch as the one before left it.
+    """Calls the hooks of several methods in order: penalties are added up, and each method extends the batch of the one before.
 
     In a config: `{name: combine, methods: [mas, {name: lwf, strength: 3}]}`.
 
     Args:
         model: the embedding model that is trained.
-        methods: at least two, made with the same model. SI must be the first, because it reads the gradient before
-            another adds to it; put IMM before what looks at the model when a split ends.
+        methods: at least two methods, made with the same model. SI must be the first, because it reads the gradient before
+            other methods add to it. Put IMM, which changes the model when a split ends, before methods that then read the
+            model.
+
+    Raises:
+        UserError: there are fewer than two methods, they belong to different models, or SI is not the first.
     """
 
     def __init__(self, model: nn.Module, *, methods: Sequence[Method]) -> None:
@@ -40,7 +44,7 @@ class Combine(Method):
 
     @property
     def is_learning(self) -> bool:
-        """Whether all of them go on learning."""
+        """Whether all methods train on the next split."""
         return all(method.is_learning for method in self.methods)
 
     def begin_split(self) -> None:
@@ -59,8 +63,8 @@ class Combine(Method):
 
     def batch_penalty(self, inputs: Any, embeddings: Tensor) -> Tensor | None:
         penalties = [method.batch_penalty(inputs, embeddings) for method in self.methods]
-        added = [penalty for penalty in penalties if penalty is not None]
-        return torch.stack(added).sum() if added else None
+        terms = [penalty for penalty in penalties if penalty is not None]
+        return torch.stack(terms).sum() if terms else None
 
     def penalty(self) -> Tensor:
         return torch.stack([method.penalty() for method in self.methods]).sum()
@@ -74,16 +78,17 @@ class Combine(Method):
             method.after_step(optimizer)
 
     def consolidate(self, batches: Iterable[Any]) -> None:
-        """Ends a split for each of them; an iterator's batches are kept in memory until all have read them."""
+        """Consolidates every method. The batches of an iterator are held in memory until all methods have read them."""
         batches = list(batches) if isinstance(batches, Iterator) else batches
         for method in self.methods:
             method.consolidate(batches)
 
     def state_dict(self) -> dict[str, Any]:
-        """That of each, by its place."""
+        """The states of the methods by their index, "0" first."""
         return {str(index): method.state_dict() for index, method in enumerate(self.methods)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores the states of all methods."""
         self._check_state(state)
         for index, method in enumerate(self.methods):
             method.load_state_dict(state[str(index)])

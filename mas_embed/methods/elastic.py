@@ -1,4 +1,4 @@
-"""The quadratic penalty `strength * sum_p importance_p (theta_p - anchor_p)^2` that MAS and its relatives share."""
+"""The quadratic penalty `strength * sum_p importance_p (theta_p - anchor_p)^2`, shared by MAS, local MAS, EWC and SI."""
 
 from __future__ import annotations
 
@@ -11,35 +11,38 @@ from torch import Tensor, nn
 
 from mas_embed.errors import UserError
 from mas_embed.importance import Importance
+from mas_embed.importance.parameters import trainable_parameters
 from mas_embed.methods.base import Method
-from mas_embed.methods.checks import check_choice, check_range, check_strength
+from mas_embed.methods.checks import check_strength
 from mas_embed.methods.parameter_blocks import in_blocks
 from mas_embed.methods.parameter_tensors import copy_to_parameters
+from mas_embed.runtime.checks import check_choice, check_range
 
 Accumulation = Literal["sum", "mean", "decay", "max"]
 
 
 class Elastic(Method, ABC):
-    """Pulls every parameter back to its anchor, by how important it was to the splits so far.
+    """Pulls every parameter towards its anchor in proportion to its importance to the earlier splits.
 
-    A subclass says where importance comes from, in `estimate`. Parameters are told apart by name. Those that are
-    frozen, and those that were added to the model after the last `consolidate` (a grown head), are free.
+    A subclass defines the importance in `estimate`. Parameters are identified by name. Frozen parameters, and parameters that
+    were added to the model after the last `consolidate` (a new head, for example), are not pulled.
 
     Args:
         model: the embedding model that is trained.
-        strength: factor of the penalty, >= 0, finite; 0 is finetune.
-        accumulation: how the importance of a new split joins that of the splits before: "sum" (the paper's), "mean"
-            over the splits, "decay" (`decay * old + new`), or "max" of the two.
-        decay: of the old importance under "decay", from 0 (the last split only) to 1 (as "sum").
-        normalize: scale the penalty by `1 / mean(importance)`, the mean over all values of all parameters of the accumulated
-            importance, so that one strength fits models, outputs and numbers of splits of any scale.
-        decoupled: instead of adding to the gradient, move the parameters after the optimizer's step, see `after_step`.
+        strength: factor of the penalty, finite and >= 0; 0 is plain finetuning.
+        accumulation: how the importance of a new split is combined with the accumulated importance of the earlier splits:
+            "sum" (as in the paper of MAS), "mean" over the splits, "decay" (`decay * old + new`), or "max" of the two.
+        decay: factor of the old importance under "decay", from 0 (only the last split counts) to 1 (the same as "sum").
+        normalize: whether the penalty is divided by the mean of the accumulated importance over all values of all parameters,
+            so that one strength suits any model, output and number of splits.
+        decoupled: whether the parameters are pulled after the optimizer's step instead of through the gradient, see
+            `after_step`.
 
     Attributes:
-        importance: accumulated importance by parameter name, values >= 0, before `normalize`; empty before the first
+        importance: the accumulated importance by parameter name, values >= 0, before `normalize`; empty before the first
             `consolidate`.
-        anchor: the parameters after the last split, by name.
-        num_splits: how many splits were consolidated.
+        anchor: the parameters at the end of the last split, by name.
+        num_splits: the number of splits that were consolidated.
     """
 
     def __init__(
@@ -65,12 +68,13 @@ class Elastic(Method, ABC):
 
     @abstractmethod
     def estimate(self, batches: Iterable[Any]) -> Importance:
-        """The importance of the parameters to the split that ends, from its batches."""
+        """The importance of every parameter to the split that has just been learned, estimated from its batches."""
 
     def penalty(self) -> Tensor:
-        """`strength * sum_p importance_p (theta_p - anchor_p)^2`, no factor 1/2; exactly 0 before the first `consolidate`.
+        """The penalty `strength * sum_p importance_p (theta_p - anchor_p)^2`, without a factor 1/2.
 
-        For the loss, instead of `add_penalty_grad`; with `decoupled` only to look at, as the pull is made after the step.
+        It is exactly 0 before the first `consolidate`. Add it to the loss instead of calling `add_penalty_grad`. With
+        `decoupled` it must not be added to the loss, because the parameters are pulled after the optimizer's step.
         """
         total = super().penalty()
         for parameter, anchor, importance in self._protected():
@@ -79,7 +83,7 @@ class Elastic(Method, ABC):
 
     @torch.no_grad()
     def add_penalty_grad(self) -> None:
-        """Adds `2 * strength * importance * (theta - anchor)` to `.grad`, in one pass; nothing if `decoupled`."""
+        """Adds `2 * strength * importance * (theta - anchor)` to `.grad` in one pass; adds nothing if `decoupled`."""
         protected = self._protected()
         if self.strength == 0 or self.decoupled or not protected:
             return
@@ -87,7 +91,7 @@ class Elastic(Method, ABC):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             elif parameter.grad.is_sparse:
-                parameter.grad = parameter.grad.to_dense()  # the pull is dense
+                parameter.grad = parameter.grad.to_dense()  # the gradient of the penalty is dense
         rows = [(parameter.grad, parameter, anchor, importance) for parameter, anchor, importance in protected]
         for gradients, parameters, anchors, importances in in_blocks(rows):
             distances = torch._foreach_sub(parameters, anchors)
@@ -95,12 +99,12 @@ class Elastic(Method, ABC):
 
     @torch.no_grad()
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """If `decoupled`, moves every parameter to `(theta + c anchor) / (1 + c)`, `c = 2 lr strength importance`.
+        """If `decoupled`, moves every parameter to `(theta + c anchor) / (1 + c)`, with `c = 2 lr strength importance`.
 
-        That is the exact minimum of the penalty plus the distance to where the step led, `(theta' - theta)^2 / (2 lr)` (a
-        proximal step): stable at any strength, and not rescaled by an adaptive optimizer, as decoupled weight decay is not
-        (Loshchilov and Hutter, 2019). The learning rate is that of the parameter's group; a parameter that the optimizer
-        does not hold stays where it is.
+        This is a proximal step: the new theta' minimizes the penalty plus `(theta' - theta)^2 / (2 lr)`, where theta is the
+        result of the optimizer's step. It is stable at any strength and, like decoupled weight decay (Loshchilov and Hutter,
+        2019), is not rescaled by an adaptive optimizer. The learning rate is that of the parameter's group. Parameters that
+        the optimizer does not hold are not moved.
         """
         if self.strength == 0 or not self.decoupled:
             return
@@ -115,48 +119,47 @@ class Elastic(Method, ABC):
                 torch._foreach_add_(parameters, torch._foreach_mul(pulls, torch._foreach_sub(anchors, parameters)))
 
     def consolidate(self, batches: Iterable[Any]) -> Importance:
-        """Ends a split: estimates its importance, accumulates it, and makes the parameters as they are now the anchor.
+        """Ends a split: accumulates the importance of its parameters and stores their current values as the anchor.
 
-        A parameter that was frozen in the split keeps the importance and the anchor that it had.
+        The importance and the anchor of a parameter that was frozen during the split do not change.
 
         Args:
-            batches: of the split, or of whatever the model will be applied to; see `estimate` for what must be in them.
+            batches: batches of the split, or of other data that the model will be applied to; see `estimate` for their form.
 
         Returns:
             The importance of this split alone.
         """
         estimated = self.estimate(batches)
         self.num_splits += 1
-        own = self._parameters()
-        totals = {name: self._accumulated(name, new) for name, new in estimated.items()}
+        parameters = dict(self.model.named_parameters())
+        totals = {name: self._accumulated_importance(name, new) for name, new in estimated.items()}
         self.anchor |= {
-            name: self._anchored(name, own[name].detach(), estimated[name], total) for name, total in totals.items()
+            name: self._new_anchor(name, parameters[name].detach(), estimated[name], total)
+            for name, total in totals.items()
         }
         self.importance |= totals
-        self._rescale()
+        self._update_scale()
         return estimated
 
     def state_dict(self) -> dict[str, Any]:
-        """`importance` and `anchor` by parameter name, and `num_splits`."""
+        """The attributes `importance`, `anchor` and `num_splits`."""
         return {"importance": dict(self.importance), "anchor": dict(self.anchor), "num_splits": self.num_splits}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over a state; refuses one of a model whose parameters have other names or shapes.
+        """Restores a state.
 
         Raises:
-            UserError: names the parameters that differ. Parameters of the model that the state lacks are not an error:
-                they are free.
+            UserError: the model does not have one of the state's parameters, or has it with another shape. Parameters of the
+                model that the state lacks are not an error; they are not pulled.
         """
         self._check_state(state)
-        self.importance, self.anchor = (
-            copy_to_parameters(self.model, state["importance"]),
-            copy_to_parameters(self.model, state["anchor"]),
-        )
+        self.importance = copy_to_parameters(self.model, state["importance"])
+        self.anchor = copy_to_parameters(self.model, state["anchor"])
         self.num_splits = int(state["num_splits"])
-        self._rescale()
+        self._update_scale()
 
-    def _accumulated(self, name: str, new: Tensor) -> Tensor:
-        """The importance of all splits so far; one that first appears now had none before."""
+    def _accumulated_importance(self, name: str, new: Tensor) -> Tensor:
+        """The importance of a parameter to all splits so far; that of a new parameter to earlier splits was zero."""
         old = self.importance[name].to(new.device) if name in self.importance else torch.zeros_like(new)
         if self.accumulation == "sum":
             return old + new
@@ -166,29 +169,29 @@ class Elastic(Method, ABC):
             return self.decay * old + new
         return torch.maximum(old, new)
 
-    def _anchored(self, name: str, parameter: Tensor, new: Tensor, total: Tensor) -> Tensor:
-        """Where a parameter is pulled to from now on, from the importance of the new split and that of all."""
+    def _new_anchor(self, name: str, parameter: Tensor, new: Tensor, total: Tensor) -> Tensor:
+        """The next anchor of a parameter, given its value and its importance to the new split and to all splits."""
         return parameter.clone()
 
-    def _rescale(self) -> None:
+    def _update_scale(self) -> None:
+        """Sets the factor by which `normalize` scales the penalty."""
         if self.normalize and self.importance:
             total = sum(float(value.sum(dtype=torch.float64)) for value in self.importance.values())
             num_values = sum(value.numel() for value in self.importance.values())
             self._scale = num_values / total if total > 0 else 1.0
 
-    def _parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self.model.named_parameters())
-
     def _protected(self) -> list[tuple[nn.Parameter, Tensor, Tensor]]:
-        """Parameter, anchor and importance of everything that is protected and trainable."""
-        own = {name: parameter for name, parameter in self._parameters().items() if parameter.requires_grad}
-        for name in [name for name in self.anchor if name in own]:
-            if own[name].shape != self.anchor[name].shape:
-                shapes = f"{list(own[name].shape)}, but {list(self.anchor[name].shape)}"
+        """Parameter, anchor and importance of every trainable parameter that has an anchor, on the parameter's device."""
+        parameters = trainable_parameters(self.model)
+        names = [name for name in self.anchor if name in parameters]
+        for name in names:
+            parameter, anchor = parameters[name], self.anchor[name]
+            if parameter.shape != anchor.shape:
                 raise UserError(
-                    f"parameter '{name}' has shape {shapes} when the last split ended; give a grown layer a new name"
+                    f"parameter '{name}' has shape {list(parameter.shape)}, but had {list(anchor.shape)} when the last split "
+                    "ended; give a layer that has grown a new name"
                 )
-            if self.anchor[name].device != own[name].device:
-                self.anchor[name] = self.anchor[name].to(own[name].device)
-                self.importance[name] = self.importance[name].to(own[name].device)
-        return [(own[name], anchor, self.importance[name]) for name, anchor in self.anchor.items() if name in own]
+            if anchor.device != parameter.device:
+                self.anchor[name] = anchor.to(parameter.device)
+                self.importance[name] = self.importance[name].to(parameter.device)
+        return [(parameters[name], self.anchor[name], self.importance[name]) for name in names]

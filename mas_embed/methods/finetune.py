@@ -1,4 +1,4 @@
-"""Finetune: no protection, the lower reference."""
+"""Plain finetuning on one split after another, the lower reference."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from mas_embed.methods.base import METHODS, Method
 
 @METHODS.register("finetune")
 class Finetune(Method):
-    """Trains on every split in turn and protects nothing."""
+    """Trains on one split after another without any protection against forgetting."""

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from mas_embed.errors import UserError
 from mas_embed.importance import Importance, estimate_importance
 from mas_embed.methods.base import Loss
-from mas_embed.methods.checks import check_choice, inputs_and_labels
+from mas_embed.methods.checks import inputs_and_labels
+from mas_embed.runtime.checks import check_choice
 from mas_embed.runtime.forward import Embed, batch_to, device_of, embed_batch
 from mas_embed.runtime.modes import eval_mode
 
@@ -24,31 +25,36 @@ def estimate_fisher(
 ) -> Importance:
     """The mean squared gradient of the training loss: `F_p = 1/N sum_n (d l_n / d theta_p)^2`, by parameter name.
 
-    The Fisher information is defined for a loss that is a mean of losses l_n of single samples, minus log-likelihoods. A loss
-    over pairs or triplets, L, is one of a whole batch. Its gradient is a sum all the same, with a term that goes through each
-    sample's embedding z_n: `dL/dtheta = sum_n dL/dz_n . dz_n/dtheta`. With `fisher="sample"` the gradient of sample n in a
-    batch of B is its term times B, which for a mean of losses of single samples is `d l_n / d theta` exactly. What deviates:
-    for a loss over pairs it depends on the rest of the batch, so batches should be drawn as they are in training; the
-    labels are the true ones, not drawn from the model (the "empirical" Fisher); no miner chooses pairs; and the model is in
-    eval mode. A loss with a margin may have no gradient left when a split ends: take the information of another, smooth one.
-    `fisher="batch"` squares the gradient of a whole batch, `1/N sum_b B_b (dL_b / d theta_p)^2`, as the common
-    ports do; opposite samples cancel in it and it falls with the batch size.
+    The Fisher information is defined for a loss that is the mean of losses l_n of single samples, each a negative
+    log-likelihood. A loss L over pairs or triplets is defined on a whole batch instead. Its gradient is still a sum over
+    samples, with one term that passes through the embedding z_n of each: `dL/dtheta = sum_n dL/dz_n . dz_n/dtheta`. With
+    `fisher="sample"`, the gradient of sample n in a batch of B samples is its term times B. For a mean of losses of single
+    samples, this is exactly `d l_n / d theta`.
+
+    The estimate deviates from the definition in four respects. For a loss over pairs, the gradient of a sample depends on the
+    other samples of its batch, so batches should be drawn as in training. The labels are the true ones and are not drawn from
+    the model (the "empirical" Fisher information). No miner selects pairs. The model is in eval mode.
+
+    With `fisher="batch"`, the gradient of a whole batch is squared, `1/N sum_b B_b (dL_b / d theta_p)^2`, as many
+    implementations do. Gradients of opposite signs cancel within a batch, and the result shrinks with the batch size.
+
+    A loss with a margin may have no gradient left when a split ends; use another, smooth loss in that case.
 
     Args:
         model: any module that embeds a batch as [N, D].
-        batches: `(inputs, labels)` each, with several classes in every batch.
-        loss: the training loss, called as `loss(embeddings [B, D], labels [B], None)`; None is where a miner's result goes.
+        batches: pairs `(inputs, labels)`, with several classes in every batch.
+        loss: the training loss, called as `loss(embeddings [B, D], labels [B], None)`, with None for the miner's result.
         fisher: "sample" or "batch".
-        embed: how to embed instead of `model(input)`.
+        embed: replaces `model(input)`, see `estimate_importance`.
 
     Returns:
-        The squared gradients, values >= 0, as importance by parameter name.
+        The mean squared gradients, values >= 0, as importance by parameter name.
 
     Raises:
-        UserError: a batch has no labels, or what `estimate_importance` refuses.
+        UserError: a batch has no labels, or `estimate_importance` refuses the model or the batches.
 
     Warns:
-        UserWarning: the information is zero everywhere.
+        UserWarning: the Fisher information is zero everywhere.
 
     Source: Kirkpatrick et al., *Overcoming catastrophic forgetting in neural networks*, PNAS 2017. "batch" weights batches by
         their size, as FACIL does (Masana et al., 2022).
@@ -64,20 +70,23 @@ def estimate_fisher(
     )
     if not any(bool(value.any()) for value in information.values()):
         warnings.warn(
-            f"the loss has no gradient on any {fisher}, so its Fisher information is zero and protects nothing; take it of a "
-            "loss that does not reach zero, such as MultiSimilarityLoss",
+            f"the loss has no gradient on any {fisher}, so its Fisher information is zero and protects nothing; use a loss "
+            "that does not reach zero, such as MultiSimilarityLoss",
             stacklevel=2,
         )
     return information
 
 
 def share_of_loss(embeddings: Tensor, batch: Any) -> Tensor:
-    """`z_n . dL/dz_n` with the second factor fixed: its gradient is what sample n adds to the gradient of the loss. [N]."""
+    """`z_n . dL/dz_n` for every sample, [N], where dL/dz_n is a constant; its gradient is the term of sample n in dL/dtheta."""
     return (embeddings * batch[1]).sum(dim=1)
 
 
 def check_loss(loss: Loss | None, method: str) -> None:
-    """Raises `UserError` for a loss that has no value of its own when a split ends: none, or one with parameters."""
+    """Raises `UserError` unless the loss is a callable without trainable parameters.
+
+    Every split trains its own copy of a loss with parameters, which no longer exists when the method consolidates.
+    """
     if not callable(loss):
         raise UserError(
             f"{method} takes the gradient of the training loss; pass loss=(embeddings, labels, mined) -> tensor"
@@ -92,9 +101,9 @@ def check_loss(loss: Loss | None, method: str) -> None:
 def _with_loss_gradients(
     model: nn.Module, batches: Iterable[Any], loss: Loss, fisher: Fisher, embed: Embed | str | None
 ) -> Iterator[tuple[Any, Tensor]]:
-    """Every batch's inputs, and beside them the gradient [B, D] of its loss with respect to its embeddings, scaled.
+    """The inputs of every batch with the scaled gradient [B, D] of its loss with respect to its embeddings.
 
-    The loss is taken here, of the whole batch, because importance looks at samples one by one.
+    The loss is computed here because it needs the whole batch, while `estimate_importance` processes every sample alone.
     """
     for batch in batches:
         inputs, labels = inputs_and_labels(
@@ -105,5 +114,6 @@ def _with_loss_gradients(
         with torch.enable_grad():
             embeddings.requires_grad_(True)
             (gradient,) = torch.autograd.grad(loss(embeddings, labels, None), embeddings)
-        # A mean over B: times B it is the samples' own, and times sqrt(B), squared, a batch counts as B samples
+        # The loss is a mean over B samples. "sample": times B gives the gradients of the losses of single samples. "batch":
+        # times sqrt(B), a batch counts as B samples after squaring
         yield inputs, gradient * (len(gradient) if fisher == "sample" else len(gradient) ** 0.5)

@@ -1,4 +1,4 @@
-"""Frozen: train on the first split only, the reference that a method must beat to be worth its trouble."""
+"""Training on the first split only, the reference without forgetting and without learning anything new."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mas_embed.methods.base import METHODS, Method
 
 @METHODS.register("frozen")
 class Frozen(Method):
-    """Learns the first split and never changes again."""
+    """Trains on the first split and never changes the model again."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)

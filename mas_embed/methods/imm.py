@@ -1,4 +1,4 @@
-"""Incremental Moment Matching: the models of the splits are averaged."""
+"""Incremental Moment Matching, which averages the models of all splits."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from mas_embed.importance.parameters import trainable_parameters
 from mas_embed.methods.base import METHODS, Loss, Method
-from mas_embed.methods.checks import check_choice
 from mas_embed.methods.fisher import check_loss, estimate_fisher
 from mas_embed.methods.parameter_tensors import copy_to_parameters, weighted_mean
+from mas_embed.runtime.checks import check_choice
 from mas_embed.runtime.forward import Embed
 
 Mode = Literal["mean", "mode"]
@@ -21,26 +21,30 @@ Start = Literal["last", "average"]
 
 @METHODS.register("imm")
 class IMM(Method):
-    """Incremental Moment Matching (Lee et al., NeurIPS 2017): parameters are averaged over the models of all splits.
+    """Incremental Moment Matching (Lee et al., NeurIPS 2017), which averages parameters over the models of all splits.
 
-    "mean" is the plain mean, `1/K sum_k theta_k`; "mode" weights every parameter by the Fisher information of its split's
-    training loss, `sum_k F_k theta_k / sum_k F_k` (see `estimate_fisher`), and takes the last split's where that is 0.
-    `consolidate` puts the average into the model, which is what is judged and used between splits. With `start="last"`
-    `begin_split` then puts the last split's own parameters back, from which the next is trained (the paper's weight
-    transfer); with "average" it is trained from the average, which is not the paper's. All splits weigh the same; of the
-    paper's other aids (L2 transfer, drop transfer) there is none. Buffers, such as running statistics, stay those of the last
-    split. A parameter that is frozen in a split is left out of it.
+    The mode "mean" is the plain mean, `1/K sum_k theta_k`. The mode "mode" weights every parameter by the Fisher information
+    of the training loss on its split, `sum_k F_k theta_k / sum_k F_k` (see `estimate_fisher`); a parameter whose weights are
+    all 0 takes its value from the last split. `consolidate` writes the average into the model, so the averaged model is
+    evaluated and used between splits.
+
+    With `start="last"`, `begin_split` restores the parameters at the end of the last split, and the next split is trained from
+    there, as in the paper's weight transfer. With `start="average"`, the next split is trained from the average, which
+    deviates from the paper. All splits have the same weight. The paper's L2 transfer and drop transfer are not implemented.
+    Buffers, such as running statistics, are not averaged. A parameter that is frozen during a split does not enter the
+    average of that split.
 
     Args:
         model: the embedding model that is trained.
         mode: "mean" or "mode".
-        start: where the next split is trained from, "last" or "average".
-        loss: the training loss, for "mode": `(embeddings, labels, mined) -> Tensor []`. In a config it is the config's,
-            unless the method names another, see `EWC`.
-        embed: how to embed instead of `model(input)`, for "mode".
+        start: the parameters from which the next split is trained, "last" or "average".
+        loss: the loss whose Fisher information is taken in the mode "mode", `(embeddings, labels, mined) -> Tensor []`. In a
+            config it is the training loss, unless the method names another one, see `EWC`.
+        embed: replaces `model(input)` in the mode "mode", see `EWC`.
 
     Raises:
-        UserError: "mode" without a loss, or with one that has parameters; or from `consolidate`, batches have no labels.
+        UserError: in the mode "mode" the loss is missing or has trainable parameters; or, from `consolidate`, batches have no
+            labels.
     """
 
     def __init__(
@@ -64,21 +68,21 @@ class IMM(Method):
 
     @torch.no_grad()
     def begin_split(self) -> None:
-        """Puts the last split's own parameters back in the place of the average, unless `start` is that."""
-        own = dict(self.model.named_parameters())
+        """With `start="last"`, replaces the average in the model by the parameters at the end of the last split."""
+        parameters = dict(self.model.named_parameters())
         for name, value in self.last.items():
-            own[name].copy_(value)
+            parameters[name].copy_(value)
 
     @torch.no_grad()
     def consolidate(self, batches: Iterable[Any]) -> None:
-        """Ends a split: its parameters join the average, which takes their place in the model.
+        """Ends a split: includes its parameters in the average and writes the average into the model.
 
         Args:
-            batches: `(inputs, labels)` each for "mode"; not read for "mean".
+            batches: pairs `(inputs, labels)` in the mode "mode"; not read in the mode "mean".
         """
-        own = trainable_parameters(self.model)
-        weights = self._weights(own, batches)
-        for name, parameter in own.items():
+        parameters = trainable_parameters(self.model)
+        weights = self._weights(parameters, batches)
+        for name, parameter in parameters.items():
             weight, average = weights[name], self.average.get(name, parameter)
             total = weight + self._totals[name].to(weight.device) if name in self._totals else weight
             if self.start == "last":
@@ -88,23 +92,22 @@ class IMM(Method):
             parameter.copy_(self.average[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """`average`, `last` and the sums of the weights, `totals`, by parameter name."""
+        """The attributes `average` and `last`, and the sums of the weights, `totals`, by parameter name."""
         return {"average": dict(self.average), "last": dict(self.last), "totals": dict(self._totals)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over a state.
+        """Restores a state.
 
         Raises:
-            UserError: it is one of a model whose parameters have other names or shapes.
+            UserError: the state belongs to a model whose parameters have other names or shapes.
         """
         self._check_state(state)
-        self.average, self.last = (
-            copy_to_parameters(self.model, state["average"]),
-            copy_to_parameters(self.model, state["last"]),
-        )
+        self.average = copy_to_parameters(self.model, state["average"])
+        self.last = copy_to_parameters(self.model, state["last"])
         self._totals = {name: total.clone() for name, total in state["totals"].items()}
 
-    def _weights(self, own: Mapping[str, Tensor], batches: Iterable[Any]) -> Mapping[str, Tensor]:
+    def _weights(self, parameters: Mapping[str, Tensor], batches: Iterable[Any]) -> Mapping[str, Tensor]:
+        """The weights of the parameters of the split that ends, by parameter name."""
         if self.mode == "mean" or self.loss is None:
-            return {name: torch.ones((), device=parameter.device) for name, parameter in own.items()}
+            return {name: torch.ones((), device=parameter.device) for name, parameter in parameters.items()}
         return estimate_fisher(self.model, batches, loss=self.loss, embed=self.embed)

@@ -1,4 +1,4 @@
-"""Joint training: all splits at once, the upper reference."""
+"""Joint training on all splits at once, the upper reference."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from mas_embed.methods.base import METHODS, Method
 
 @METHODS.register("joint")
 class Joint(Method):
-    """Trains on one split that holds the items of all; there is nothing to protect.
+    """Trains on one split that holds the items of all splits, and therefore has nothing to protect.
 
-    In Python: `train_sequence(model, [join_splits(splits)], evaluate_on=splits, method=Joint(model), ...)`.
+    An experiment joins the splits by itself. In Python, pass the joined split:
+    `train_sequence(model, [join_splits(splits)], evaluate_on=splits, method=Joint(model), ...)`.
     """
 
     joins_splits = True

@@ -1,4 +1,4 @@
-"""Local MAS: importance is what a layer's input and output have in common, from unlabeled data and forward passes only."""
+"""Local MAS, which estimates importance from the inputs and outputs of every layer in forward passes over unlabeled data."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from mas_embed.runtime.forward import Embed
 class LocalMAS(Elastic):
     """l-MAS (Aljundi et al., ECCV 2018, section 4.3): MAS with Hebbian importance, `Omega_ij = 1/N sum_n x_i y_j`.
 
-    See `estimate_local_importance` for the definition. Only linear layers and convolutions are protected.
+    x is the input of a layer and y its output after a ReLU, see `estimate_local_importance`. Only linear layers and
+    convolutions are protected.
 
     Args:
         model: any module that embeds a batch as [N, D], with a trainable linear layer or convolution.
-        strength: lambda of the paper, >= 0. Its scale is not that of MAS: choose it on held-out data.
-        accumulation: of importance over the splits, see `Elastic`.
-        decay: of the old importance under "decay".
-        normalize: scale importance to a mean of 1.
-        decoupled: pull after the optimizer's step instead of in the gradient.
-        embed: how to embed instead of `model(input)` for importance.
+        strength: lambda of the paper, >= 0. Its scale differs from that of MAS; choose it on held-out data.
+        accumulation: how importance is accumulated over the splits, see `Elastic`.
+        decay: factor of the old importance under "decay", from 0 to 1.
+        normalize: whether importance is scaled to a mean of 1, see `Elastic`.
+        decoupled: whether the parameters are pulled after the optimizer's step instead of through the gradient.
+        embed: replaces `model(input)` in the estimate of importance, see `MAS`.
 
     Raises:
-        UserError: from `consolidate`, if no layer has local importance.
+        UserError: from `consolidate`, if the model has no trainable linear layer or convolution.
     """
 
     def __init__(
@@ -54,5 +55,5 @@ class LocalMAS(Elastic):
         self.embed = embed
 
     def estimate(self, batches: Iterable[Any]) -> Importance:
-        """The mean product of what comes into a weight and what goes out; takes nothing from labels."""
+        """The Hebbian importance of linear layers and convolutions; labels in the batches are ignored."""
         return estimate_local_importance(self.model, batches, embed=self.embed)

@@ -1,4 +1,4 @@
-"""Learning without Forgetting: the embeddings of new data stay what the old model makes of it."""
+"""Learning without Forgetting, which keeps the embeddings of new data close to those of the old model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from mas_embed.errors import UserError
 from mas_embed.losses import embedding_distillation, similarity_distillation
 from mas_embed.methods.base import METHODS, Method
-from mas_embed.methods.checks import check_choice, check_strength
+from mas_embed.methods.checks import check_strength
+from mas_embed.runtime.checks import check_choice
 from mas_embed.runtime.forward import Embed, embed_batch
 
 Distillation = Literal["embedding", "similarity"]
@@ -20,24 +21,23 @@ Distillation = Literal["embedding", "similarity"]
 
 @METHODS.register("lwf")
 class LwF(Method):
-    """Learning without Forgetting (Li and Hoiem, ECCV 2016) for embeddings: a frozen copy of the old model is imitated.
+    """Learning without Forgetting (Li and Hoiem, ECCV 2016) for embeddings: distillation from a frozen copy of the old model.
 
-    To the loss of a batch of the new split, embedded as z_n now and as y_n by the copy that was made when the last split
-    ended, `strength` times one of these is added:
+    The copy is made when a split ends. In the next split, it embeds every batch as y_n, and the model that is trained embeds
+    it as z_n. One of the following distances is multiplied by `strength` and added to the loss of the batch:
 
-    - "embedding": `1/N sum_n ||z_n - y_n||_2^2`, as Yu et al. (CVPR 2020) carry LwF over to embeddings;
-    - "similarity": `1/N^2 sum_nm (cos(z_n, z_m) - cos(y_n, y_m))^2`, which leaves the space free to turn as a whole
+    - "embedding": `1/N sum_n ||z_n - y_n||_2^2`, the adaptation of LwF to embeddings by Yu et al. (CVPR 2020);
+    - "similarity": `1/N^2 sum_nm (cos(z_n, z_m) - cos(y_n, y_m))^2`, which does not penalize a rotation of all embeddings
       (Tung and Mori, ICCV 2019, on embeddings of unit length).
 
-    Deviates from Li and Hoiem, whose networks classify: there are no old output units whose responses could be kept. The old
-    model is in eval mode, as it was used, also where the new one is in train mode. O(one forward pass) a batch and
-    one copy of the model.
+    The method deviates from Li and Hoiem, who distil the class scores of a classifier; an embedding network has none. The old
+    model is always in eval mode. The cost is one more forward pass per batch and the memory of one copy of the model.
 
     Args:
         model: any module that embeds a batch as [N, D].
-        strength: >= 0; 0 is finetune.
+        strength: factor of the distance, >= 0; 0 is plain finetuning.
         distillation: "embedding" or "similarity".
-        embed: how the old model embeds instead of `model(inputs)`; must be how the new one does in training.
+        embed: replaces `model(inputs)` for the old model, see `MAS`. It must compute what the new model computes in training.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class LwF(Method):
         self._old: nn.Module | None = None
 
     def batch_penalty(self, inputs: Any, embeddings: Tensor) -> Tensor | None:
-        """`strength` times the distance of the embeddings [N, D] from what the old model makes of the inputs."""
+        """`strength` times the distance between the embeddings [N, D] and those of the old model."""
         if self._old is None or self.strength == 0:
             return None
         with torch.no_grad():
@@ -64,7 +64,7 @@ class LwF(Method):
         return self.strength * distance(embeddings, old)
 
     def consolidate(self, batches: Iterable[Any]) -> None:
-        """Ends a split: the model as it is now becomes the old one; `batches` are not read."""
+        """Ends a split: a copy of the current model becomes the old model. `batches` is not read."""
         self._old = _frozen_copy(self.model)
 
     def state_dict(self) -> dict[str, Any]:
@@ -72,10 +72,10 @@ class LwF(Method):
         return {"old": dict(self._old.state_dict()) if self._old is not None else {}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over a state.
+        """Restores a state.
 
         Raises:
-            UserError: it is one of another model.
+            UserError: the state belongs to another model.
         """
         self._check_state(state)
         old = _frozen_copy(self.model) if state["old"] else None
@@ -88,7 +88,7 @@ class LwF(Method):
 
 
 def _frozen_copy(model: nn.Module) -> nn.Module:
-    """A copy in eval mode, without gradients."""
+    """A copy of a model in eval mode, with all parameters frozen and without gradients."""
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
     frozen.zero_grad()
     return frozen

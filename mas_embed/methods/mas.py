@@ -1,4 +1,4 @@
-"""Memory Aware Synapses: importance is the sensitivity of the embeddings, from unlabeled data."""
+"""Memory Aware Synapses, in which importance is the sensitivity of the embeddings, estimated from unlabeled data."""
 
 from __future__ import annotations
 
@@ -16,22 +16,26 @@ from mas_embed.runtime.forward import Embed
 
 @METHODS.register("mas")
 class MAS(Elastic):
-    """Memory Aware Synapses (Aljundi et al., ECCV 2018): a loss of `strength * sum_p Omega_p (theta_p - theta*_p)^2`.
+    """Memory Aware Synapses (Aljundi et al., ECCV 2018), with the penalty `strength * sum_p Omega_p (theta_p - theta*_p)^2`.
 
-    Omega is the mean absolute per-sample gradient of the output (see `estimate_importance`), estimated when a split
-    ends and added to what the splits before left; theta* are the parameters as they were then.
+    Omega is the mean absolute per-sample gradient of the output, see `estimate_importance`. It is estimated when a split ends
+    and added to the importance of the earlier splits. theta* are the parameters at the end of the last split.
 
     Args:
         model: any module that embeds a batch as [N, D].
-        strength: lambda of the paper, >= 0. Its scale depends on the output, the model and the loss: choose it on
-            held-out data.
-        output: "squared_norm" (the paper's), "vector", "projection" (for embeddings of unit length), or a callable.
-        accumulation: of importance over the splits: "sum" (the paper's), "mean", "decay" or "max", see `Elastic`.
-        decay: of the old importance under "decay".
-        normalize: scale importance to a mean of 1, so that one strength fits every output, model and number of splits.
-        decoupled: pull after the optimizer's step instead of in the gradient, which an adaptive optimizer would rescale.
-        embed: how to embed instead of `model(input)` for importance: `(model, batch) -> Tensor [N, D]`, or the name of
-            a method of the model, such as the one that leaves the final normalisation out.
+        strength: lambda of the paper, >= 0. Its scale depends on the output, the model and the loss; choose it on held-out
+            data.
+        output: "squared_norm" (as in the paper), "vector", "projection" (for embeddings of unit length), or a callable, see
+            `estimate_importance`.
+        accumulation: how importance is accumulated over the splits: "sum" (as in the paper), "mean", "decay" or "max", see
+            `Elastic`.
+        decay: factor of the old importance under "decay", from 0 to 1.
+        normalize: whether importance is scaled to a mean of 1, so that one strength suits any output, model and number of
+            splits.
+        decoupled: whether the parameters are pulled after the optimizer's step instead of through the gradient, which an
+            adaptive optimizer would rescale.
+        embed: replaces `model(input)` in the estimate of importance: `(model, batch) -> Tensor [N, D]`, or the name of a
+            method of the model, such as one that leaves out the final normalisation.
 
     Example:
         >>> import torch
@@ -39,8 +43,8 @@ class MAS(Elastic):
         >>> mas = MAS(model, strength=10.0)
         >>> float(mas.penalty())
         0.0
-        >>> importance = mas.consolidate([torch.randn(8, 2)])  # a split ends
-        >>> _ = model.weight.data.add_(0.1)  # the next one moves the weights
+        >>> importance = mas.consolidate([torch.randn(8, 2)])  # the first split ends
+        >>> _ = model.weight.data.add_(0.1)  # the second split changes the weights
         >>> bool(mas.penalty() > 0)
         True
     """
@@ -68,5 +72,5 @@ class MAS(Elastic):
         self.output, self.embed = resolve_output(output), embed
 
     def estimate(self, batches: Iterable[Any]) -> Importance:
-        """The mean absolute per-sample gradient of the output; takes nothing from labels."""
+        """The mean absolute per-sample gradient of the output; labels in the batches are ignored."""
         return estimate_importance(self.model, batches, output=self.output, embed=self.embed)

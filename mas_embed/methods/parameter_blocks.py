@@ -1,4 +1,4 @@
-"""How element-wise work on all parameters is cut, so that what is computed on the way stays in a processor's cache."""
+"""Blocks of parameters for element-wise operations, which are small enough for intermediate results to stay in the cache."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ from typing import Any
 
 from torch import Tensor
 
-CPU_BLOCK = 2**18  # elements, 1 MiB of float32; measured: smaller ones cost calls, larger ones memory
-GPU_BLOCK = 2**26  # elements; few launches, and what is computed on the way takes 256 MiB
+CPU_BLOCK = 2**18  # elements, 1 MiB of float32; measured: smaller blocks need more calls, larger ones exceed the cache
+GPU_BLOCK = 2**26  # elements; few kernel launches, and an intermediate result takes 256 MiB of float32
 
 
 def in_blocks(rows: Iterable[tuple[Any, ...]]) -> Iterator[list[list[Tensor]]]:
-    """The same tensors as lists of at most about one block of elements, for the `torch._foreach_*` functions.
+    """Groups tensors into blocks of limited size, as arguments for the `torch._foreach_*` functions.
 
     Args:
-        rows: tuples of tensors of one shape. Large ones are cut along their first dimension; the pieces are views.
+        rows: tuples of tensors, all of one shape within a tuple: a parameter, its gradient and its importance, for example.
+            Tensors larger than a block are split along their first dimension into views.
 
     Yields:
-        A list for every place in the tuples.
+        A block, as one list of tensors for each position in the tuples. A block has at most `CPU_BLOCK` or `GPU_BLOCK`
+        elements per list, unless a single row of a tensor is larger.
     """
     pieces: list[tuple[Tensor, ...]] = []
     size = 0
     for row in rows:
         limit = GPU_BLOCK if row[0].is_cuda else CPU_BLOCK
-        for piece in zip(*(_cut(tensor, limit) for tensor in row), strict=True):
+        for piece in zip(*(_split_rows(tensor, limit) for tensor in row), strict=True):
             if pieces and size + piece[0].numel() > limit:
                 yield [list(column) for column in zip(*pieces, strict=True)]
                 pieces, size = [], 0
@@ -34,7 +36,7 @@ def in_blocks(rows: Iterable[tuple[Any, ...]]) -> Iterator[list[list[Tensor]]]:
         yield [list(column) for column in zip(*pieces, strict=True)]
 
 
-def _cut(tensor: Tensor, limit: int) -> tuple[Tensor, ...]:
+def _split_rows(tensor: Tensor, limit: int) -> tuple[Tensor, ...]:
     if tensor.numel() <= limit:
         return (tensor,)
     return tensor.split(max(1, limit // tensor[0].numel()))

@@ -1,4 +1,4 @@
-"""What methods keep of a model's parameters between splits, by parameter name."""
+"""Tensors that methods store for the parameters of a model, by parameter name."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from mas_embed.errors import UserError
 
 
 def copy_to_parameters(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of tensors by parameter name, each on its parameter's device.
+    """Copies of the tensors of a state, by parameter name, each on the device of its parameter.
 
     Raises:
-        UserError: names a parameter that the model does not have, or has in another shape. Parameters of the model that the
-            state lacks are not an error.
+        UserError: the model does not have one of the parameters, or has it with another shape; the message names it. A
+            parameter of the model that the state lacks is not an error.
     """
-    own, adopted = dict(model.named_parameters()), {}
+    parameters, copies = dict(model.named_parameters()), {}
     for name, tensor in state.items():
-        if name not in own:
+        if name not in parameters:
             raise UserError(
-                f"the state protects a parameter '{name}' that the model does not have; load it into the model it is of"
+                f"the state has a parameter '{name}' that the model does not have; load it with the model that it was saved with"
             )
-        if own[name].shape != tensor.shape:
+        if parameters[name].shape != tensor.shape:
             raise UserError(
-                f"parameter '{name}' has shape {list(own[name].shape)} but {list(tensor.shape)} in the state"
+                f"parameter '{name}' has shape {list(parameters[name].shape)} but {list(tensor.shape)} in the state"
             )
-        adopted[name] = tensor.to(own[name].device, copy=True)
-    return adopted
+        copies[name] = tensor.to(parameters[name].device, copy=True)
+    return copies
 
 
 def weighted_mean(mean: Tensor, value: Tensor, *, weight: Tensor, total: Tensor) -> Tensor:
-    """A weighted mean of tensors after one more value: `mean + (value - mean) weight / total`.
+    """A weighted mean after one more value is included: `mean + (value - mean) weight / total`.
 
     Args:
-        mean: of the values before.
-        value: the new one.
-        weight: its weight >= 0, which broadcasts with it.
-        total: the weights of all values, the new one's among them; where it is 0 the new value is taken.
+        mean: the weighted mean of the earlier values.
+        value: the new value.
+        weight: the weight of the new value, >= 0, broadcast to its shape.
+        total: the sum of the weights of all values, including the new one. Where it is 0, the result is the new value.
     """
     share = torch.where(total > 0, weight / total, 1.0).to(value.device)
     mean = mean.to(value.device)

@@ -1,4 +1,4 @@
-"""What methods share that train on items of earlier splits again, stored or drawn."""
+"""Functions for methods that add items of earlier splits, stored or generated, to every batch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,19 @@ from mas_embed.runtime.seeding import mixed_seed
 
 
 def num_rehearsed(batch_size: int, share: float) -> int:
-    """How many items to add to a batch, so that they are a `share` in [0, 1) of all that is trained on."""
+    """The number of items to add to a batch, so that they make up a `share` in [0, 1) of the extended batch."""
     return round(batch_size * share / (1 - share))
 
 
 def rehearsal_generator(seed: int, num_splits: int, num_draws: int) -> torch.Generator:
-    """A generator for one draw, which depends on the method's seed, on where training stands, and on the process."""
+    """A random generator for one draw.
+
+    Args:
+        seed: of the method.
+        num_splits: the number of splits that were learned before.
+        num_draws: the number of draws before this one.
+
+    Returns:
+        A CPU generator that is seeded from the arguments and the rank of the process, so that processes draw differently.
+    """
     return torch.Generator().manual_seed(mixed_seed(seed, num_splits, num_draws, process_rank()))

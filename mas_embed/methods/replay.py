@@ -1,4 +1,4 @@
-"""Replay: samples of earlier splits are stored and trained on again."""
+"""Replay, which stores samples of earlier splits and trains on them again."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from mas_embed.errors import UserError
 from mas_embed.methods.base import METHODS, Method
-from mas_embed.methods.checks import check_choice, check_share, inputs_and_labels
+from mas_embed.methods.checks import check_share, inputs_and_labels
 from mas_embed.methods.rehearsal import num_rehearsed, rehearsal_generator
+from mas_embed.runtime.checks import check_at_least, check_choice
 from mas_embed.runtime.seeding import mixed_seed
 
 Policy = Literal["reservoir", "balanced"]
@@ -19,22 +20,26 @@ Policy = Literal["reservoir", "balanced"]
 
 @METHODS.register("replay")
 class Replay(Method):
-    """Stored samples are mixed into every batch; the only method here that keeps samples.
+    """Stores a random sample of the items of earlier splits in a buffer of fixed size and adds some of them to every batch.
 
-    When a split ends, its samples compete for the places of a buffer of fixed size. Every sample ever seen draws a random key
-    once, and the smallest keys stay: of all samples under "reservoir", which gives each the same chance (the distribution of
-    Vitter's algorithm R, 1985), of each split under "balanced", which gives each split the same number of places (a
-    split with fewer samples leaves its places empty). From the second split on, every batch is extended by stored
-    samples, drawn without repetition; the miner and the loss see both as one. Samples are stored on the CPU as they came,
-    without the augmentation of later epochs.
+    When a split ends, every item of its batches gets a random key. With the policy "reservoir", the buffer holds the items
+    with the smallest keys of all splits, so that every item is stored with the same probability (the distribution of Vitter's
+    algorithm R, 1985). With the policy "balanced", it holds the items with the smallest keys of each split, the same number
+    for every split; a split with too few items leaves its part of the buffer empty.
+
+    From the second split on, items are drawn from the buffer without replacement and appended to every batch. The miner and
+    the loss treat them like the other items. Items are stored on the CPU as they were when the split ended; the augmentation
+    of later epochs is not applied to them.
 
     Args:
         model: the embedding model that is trained.
-        buffer_size: how many samples are stored at most, >= 1.
+        buffer_size: the largest number of stored items, >= 1.
         policy: "reservoir" or "balanced".
-        share: of the samples that are trained on, how many are stored ones, from 0 to below 1; fewer where the buffer has not
-            as many.
-        seed: of the keys and of the draws; processes draw differently.
+        share: the share of stored items in an extended batch, from 0 to below 1; less if the buffer holds too few items.
+        seed: of the keys and of the draws from the buffer; processes draw differently.
+
+    Raises:
+        UserError: an option is not accepted.
     """
 
     keeps = "data"
@@ -49,8 +54,7 @@ class Replay(Method):
         seed: int = 0,
     ) -> None:
         super().__init__(model)
-        if buffer_size < 1:
-            raise UserError(f"buffer_size must be at least 1, got {buffer_size}")
+        check_at_least("buffer_size", buffer_size, 1)
         check_share(share)
         check_choice("policy", policy, get_args(Policy))
         self.buffer_size, self.policy, self.share, self.seed = buffer_size, policy, share, seed
@@ -61,24 +65,24 @@ class Replay(Method):
         self.num_splits = self._num_draws = 0
 
     def extend_batch(self, inputs: Any, labels: Tensor) -> tuple[Any, Tensor]:
-        """The batch with stored samples behind it; `inputs` are a tensor or a mapping of tensors, samples first."""
-        wanted = num_rehearsed(len(labels), self.share)
-        if wanted == 0 or len(self.labels) == 0:
+        """The batch with stored items appended; `inputs` is a tensor [N, ...] or a mapping of such tensors."""
+        num_added = num_rehearsed(len(labels), self.share)
+        if num_added == 0 or len(self.labels) == 0:
             return inputs, labels
         generator = rehearsal_generator(self.seed, self.num_splits, self._num_draws)
         self._num_draws += 1
-        chosen = torch.randperm(len(self.labels), generator=generator)[:wanted]
-        both = {name: _joined(new, self.inputs[name][chosen]) for name, new in _columns(inputs, self.inputs).items()}
-        return both if isinstance(inputs, Mapping) else both["inputs"], _joined(labels, self.labels[chosen])
+        drawn = torch.randperm(len(self.labels), generator=generator)[:num_added]
+        extended = {name: _concat(new, self.inputs[name][drawn]) for name, new in _columns(inputs, self.inputs).items()}
+        return extended if isinstance(inputs, Mapping) else extended["inputs"], _concat(labels, self.labels[drawn])
 
     def consolidate(self, batches: Iterable[Any]) -> None:
-        """Ends a split: its samples compete for the places of the buffer.
+        """Ends a split: updates the buffer with its items.
 
         Args:
-            batches: `(inputs, labels)` each.
+            batches: pairs `(inputs, labels)`.
 
         Raises:
-            UserError: a batch has no labels, or its inputs are not tensors of the shape of those stored.
+            UserError: a batch has no labels, or its inputs are not tensors with the shape of the stored inputs.
         """
         split_index, self.num_splits = self.num_splits, self.num_splits + 1
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, split_index))
@@ -87,16 +91,16 @@ class Replay(Method):
             keys = torch.rand(len(labels), generator=generator, dtype=torch.float64)
             columns = _columns(inputs, self.inputs)
             self.inputs = {
-                name: _joined(self.inputs[name], new) if self.inputs else new.detach().cpu()
+                name: _concat(self.inputs[name], new) if self.inputs else new.detach().cpu()
                 for name, new in columns.items()
             }
-            self.labels = _joined(self.labels, labels)
-            self.splits = _joined(self.splits, torch.full_like(labels, split_index, device="cpu"))
-            self._keys = _joined(self._keys, keys)
-            self._keep(self._smallest_keys())
+            self.labels = _concat(self.labels, labels)
+            self.splits = _concat(self.splits, torch.full_like(labels, split_index, device="cpu"))
+            self._keys = _concat(self._keys, keys)
+            self._select(self._smallest_keys())
 
     def state_dict(self) -> dict[str, Any]:
-        """The stored samples, and where the random draws stand."""
+        """The buffer, and the counters from which the next random draws are seeded."""
         return {
             "inputs": dict(self.inputs),
             "labels": self.labels,
@@ -107,28 +111,29 @@ class Replay(Method):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over a state."""
+        """Restores a state."""
         self._check_state(state)
         self.inputs = {name: column.cpu().clone() for name, column in state["inputs"].items()}
         self.labels, self.splits, self._keys = (state[name].cpu().clone() for name in ("labels", "splits", "keys"))
         self.num_splits, self._num_draws = int(state["num_splits"]), int(state["num_draws"])
 
     def _smallest_keys(self) -> Tensor:
-        """Which of the stored samples stay."""
+        """The indices of the items that stay in the buffer."""
         order = self._keys.argsort()
         if self.policy == "reservoir":
             return order[: self.buffer_size]
-        places, left_over = divmod(self.buffer_size, self.num_splits)
-        of_splits = [order[self.splits[order] == index] for index in range(self.num_splits)]
-        return torch.cat([own[: places + (index < left_over)] for index, own in enumerate(of_splits)])
+        size, remainder = divmod(self.buffer_size, self.num_splits)
+        by_split = [order[self.splits[order] == index] for index in range(self.num_splits)]
+        return torch.cat([indices[: size + (index < remainder)] for index, indices in enumerate(by_split)])
 
-    def _keep(self, chosen: Tensor) -> None:
-        self.inputs = {name: column[chosen] for name, column in self.inputs.items()}
-        self.labels, self.splits, self._keys = self.labels[chosen], self.splits[chosen], self._keys[chosen]
+    def _select(self, indices: Tensor) -> None:
+        """Removes all items from the buffer except those at the given indices."""
+        self.inputs = {name: column[indices] for name, column in self.inputs.items()}
+        self.labels, self.splits, self._keys = self.labels[indices], self.splits[indices], self._keys[indices]
 
 
 def _columns(inputs: Any, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a batch's inputs by name, which must fit to those that are stored, if any are."""
+    """The input tensors of a batch by name; raises `UserError` if they cannot be concatenated with the stored tensors."""
     columns = dict(inputs) if isinstance(inputs, Mapping) else {"inputs": inputs}
     for name, column in columns.items():
         if not isinstance(column, Tensor):
@@ -137,11 +142,11 @@ def _columns(inputs: Any, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
             )
         if stored and (name not in stored or stored[name].shape[1:] != column.shape[1:]):
             raise UserError(
-                f"replay cannot mix inputs of shape {list(column.shape[1:])} with what it has stored; give all samples one shape"
+                f"replay cannot mix inputs of shape {list(column.shape[1:])} with those stored; give all inputs the same shape"
             )
     return columns
 
 
-def _joined(first: Tensor, second: Tensor) -> Tensor:
-    """Both, one behind the other, where the first is."""
+def _concat(first: Tensor, second: Tensor) -> Tensor:
+    """Both tensors, concatenated along the first dimension, with the device and dtype of the first."""
     return torch.cat([first, second.detach().to(first)])

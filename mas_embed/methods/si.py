@@ -1,4 +1,4 @@
-"""Synaptic Intelligence: importance is what a parameter's way through a split did for the loss."""
+"""Synaptic Intelligence, in which importance is the contribution of a parameter's changes to the decrease of the loss."""
 
 from __future__ import annotations
 
@@ -21,29 +21,33 @@ from mas_embed.runtime.fingerprint import fingerprint_of
 class SI(Elastic):
     """Synaptic Intelligence (Zenke, Poole, Ganguli, ICML 2017): `Omega_p = relu(w_p) / (Delta_p^2 + xi)`.
 
-    `w_p = sum over steps of -g_p dtheta_p` is the path integral of the gradient g of the unregularised loss over the
-    parameter's movement, and Delta_p its whole movement in the split. The gradient is read in `add_penalty_grad`, before
-    anything is added to it, and the movement in `after_step`; both must be called for every step of the optimizer, and
-    `penalty()` in the loss does not do instead. No data is looked at when a split ends, and the steps of the path are those that
-    were taken: with momentum or Adam a step follows earlier gradients too, and with weight decay and the pull more than
-    gradients. The gradient is that of a mini-batch, whose noise makes w_p too large, as the authors say. What `batch_penalty`
-    of another method adds to the loss is part of it.
+    `w_p = sum over steps of -g_p dtheta_p` is the path integral of the gradient g of the loss without the penalty along the
+    trajectory of the parameter, and Delta_p is the total change of the parameter in the split.
+
+    `add_penalty_grad` reads the gradient before the penalty is added to it, and `after_step` reads the change of the
+    parameter. Both must be called for every step of the optimizer; adding `penalty()` to the loss is not enough. The data is
+    not read again when a split ends.
+
+    The changes are those that the optimizer made, so they also depend on earlier gradients (momentum, Adam), on weight decay
+    and on the penalty. The gradient is that of a mini-batch, whose noise makes w_p too large, as the authors note. It includes
+    the gradient of the `batch_penalty` of another method.
 
     Args:
         model: the embedding model that is trained.
         strength: c of the paper, >= 0.
-        xi: bounds the importance of a parameter that hardly moved, > 0.
-        accumulation: of importance over the splits: "sum" (the paper's), "mean", "decay" or "max", see `Elastic`.
-        decay: of the old importance under "decay".
-        normalize: scale importance to a mean of 1.
-        decoupled: pull after the optimizer's step instead of in the gradient.
+        xi: bounds the importance of a parameter that hardly changed, > 0.
+        accumulation: how importance is accumulated over the splits: "sum" (as in the paper), "mean", "decay" or "max", see
+            `Elastic`.
+        decay: factor of the old importance under "decay", from 0 to 1.
+        normalize: whether importance is scaled to a mean of 1, see `Elastic`.
+        decoupled: whether the parameters are pulled after the optimizer's step instead of through the gradient.
 
     Attributes:
-        path: w by parameter name, of the split that is being trained; float32 or wider.
-        start: the parameters when it began, by name.
+        path: w of the current split by parameter name; float32 or wider.
+        start: the parameters at the start of the current split, by name.
 
     Raises:
-        UserError: from `consolidate`, if no step of the split was seen.
+        UserError: `xi` is not greater than 0; or, from `consolidate`, no step of the split was recorded.
     """
 
     def __init__(
@@ -74,57 +78,55 @@ class SI(Elastic):
 
     @torch.no_grad()
     def add_penalty_grad(self) -> None:
-        """Reads the gradient of the loss, then adds the penalty's, see `Elastic.add_penalty_grad`."""
-        own = trainable_parameters(self.model)
-        new = {name: parameter for name, parameter in own.items() if name not in self.start}
+        """Records the gradient of the loss, then adds the gradient of the penalty, see `Elastic.add_penalty_grad`."""
+        parameters = trainable_parameters(self.model)
+        new = {name: parameter for name, parameter in parameters.items() if name not in self.start}
         self.start |= {name: parameter.detach().clone() for name, parameter in new.items()}
         self.path |= zero_sums(new)
         self._before = {
             name: (parameter.grad.to_dense().clone(), parameter.detach().clone())
-            for name, parameter in own.items()
+            for name, parameter in parameters.items()
             if parameter.grad is not None
         }
         super().add_penalty_grad()
 
     @torch.no_grad()
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Adds the step to the path; a decoupled pull is part of it."""
+        """Adds the last step to the path integral; the decoupled pull counts as part of the step."""
         super().after_step(optimizer)
-        own = dict(self.model.named_parameters())
+        parameters = dict(self.model.named_parameters())
         for name, (gradient, before) in self._before.items():
-            self.path[name] -= gradient * (own[name] - before)
+            self.path[name] -= gradient * (parameters[name] - before)
         self._before = {}
 
     @torch.no_grad()
     def estimate(self, batches: Iterable[Any]) -> Importance:
-        """The importance of the path that was gone; `batches` are not read. Its `num_samples` is 1: there is one path."""
+        """The importance from the path integral; `batches` is not read. Its `num_samples` is 1, because there is one path."""
         if not self.path:
             raise UserError(
-                "SI has seen no step of this split; call add_penalty_grad() before and after_step(optimizer) after every step "
-                "of the optimizer"
+                "SI has recorded no step of this split; call add_penalty_grad() before and after_step(optimizer) after every "
+                "step of the optimizer"
             )
-        own = trainable_parameters(self.model)
+        parameters = trainable_parameters(self.model)
         importance = {
-            name: path.relu() / ((own[name] - self.start[name]).to(path.dtype).square() + self.xi)
+            name: path.relu() / ((parameters[name] - self.start[name]).to(path.dtype).square() + self.xi)
             for name, path in self.path.items()
-            if name in own
+            if name in parameters
         }
         return Importance(importance, 1, {"output": "path integral", "xi": self.xi}, fingerprint_of(self.model))
 
     def consolidate(self, batches: Iterable[Any]) -> Importance:
-        """Ends a split: importance from its path, see `Elastic.consolidate`; a new path begins."""
+        """Ends a split, see `Elastic.consolidate`, and starts a new path for the next split."""
         importance = super().consolidate(batches)
         self.path, self.start, self._before = {}, {}, {}
         return importance
 
     def state_dict(self) -> dict[str, Any]:
-        """That of `Elastic`, with `path` and `start`."""
+        """The state of `Elastic`, and the attributes `path` and `start`."""
         return super().state_dict() | {"path": dict(self.path), "start": dict(self.start)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over a state, see `Elastic.load_state_dict`."""
+        """Restores a state, see `Elastic.load_state_dict`."""
         super().load_state_dict(state)
-        self.path, self.start = (
-            copy_to_parameters(self.model, state["path"]),
-            copy_to_parameters(self.model, state["start"]),
-        )
+        self.path = copy_to_parameters(self.model, state["path"])
+        self.start = copy_to_parameters(self.model, state["start"])

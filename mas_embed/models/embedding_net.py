@@ -1,22 +1,22 @@
-"""Embedding networks: a trunk that sees, a head that maps to the embedding, and a length that is fixed or free."""
+"""Embedding networks that consist of a trunk, a head, and an optional scaling to unit length."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mas_embed.errors import UserError
 from mas_embed.registry import Registry
+from mas_embed.runtime.checks import check_at_least
 
 MODELS = Registry("model")
 
 
 class EmbeddingNet(nn.Module):
-    """`head(trunk(x))`, scaled to unit length if `is_normalized`.
+    """Computes `head(trunk(x))`, and scales it to unit length if `is_normalized`.
 
     Args:
         trunk: maps a batch of inputs to features [N, F].
-        head: maps features [N, F] to [N, D].
+        head: maps features [N, F] to embeddings [N, D].
         is_normalized: whether embeddings have unit length.
     """
 
@@ -38,19 +38,23 @@ class EmbeddingNet(nn.Module):
 def small_conv(
     *, embedding_size: int = 32, channels: int = 1, width: int = 32, is_normalized: bool = True
 ) -> EmbeddingNet:
-    """A convolutional embedding network for images of 8 to 32 pixels a side; its size does not depend on theirs.
+    """A convolutional embedding network for images with sides of 8 to 32 pixels.
 
-    Two 3x3 convolutions with a 2x2 pooling between them, pooled to 4x4, one hidden layer, and the embedding.
+    It has two 3x3 convolutions with 2x2 max pooling between them, average pooling to 4x4, one hidden linear layer, and a
+    linear layer that gives the embedding. The number of parameters does not depend on the size of the images.
 
     Args:
-        embedding_size: D.
-        channels: of the images.
-        width: channels of the first convolution; the second has twice, the hidden layer four times as many.
+        embedding_size: D, the size of the embeddings.
+        channels: number of channels of the images.
+        width: number of channels of the first convolution. The second convolution has twice as many channels, and the
+            hidden layer has four times as many units.
         is_normalized: whether embeddings have unit length.
+
+    Raises:
+        UserError: a size is below 1.
     """
     for name, value in (("embedding_size", embedding_size), ("channels", channels), ("width", width)):
-        if value < 1:
-            raise UserError(f"{name} must be at least 1, got {value}")
+        check_at_least(name, value, 1)
     trunk = nn.Sequential(
         nn.Conv2d(channels, width, kernel_size=3, padding=1),
         nn.ReLU(),

@@ -1,4 +1,4 @@
-"""torchvision's networks as chains of layers that can be cut at any place, and their weights."""
+"""torchvision's networks as chains of layers that can be split between any two layers, and their weights."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ def load_trunk(name: str, weights: str) -> nn.Module:
     """A classification network of torchvision.
 
     Args:
-        name: as torchvision has it, "vgg16" or "resnet18".
-        weights: "none" for the network's own random initialisation; "default" for torchvision's best weights, which are
-            downloaded once; or a file of weights for this network, .safetensors or what `torch.save` wrote of a state dict.
-            Those of its last layer are not used.
+        name: its name in torchvision, such as "vgg16" or "resnet18".
+        weights: "none" for the random initialisation of the network; "default" for torchvision's best weights, which are
+            downloaded once; or the path of a state dict of this network, as .safetensors or as a file of `torch.save`. The
+            weights of the last layer are not used.
 
     Raises:
-        UserError: there is no such network, its weights cannot be downloaded or read, or are those of another network.
+        UserError: torchvision has no such network, or the weights cannot be downloaded, cannot be read, or belong to another
+            network.
     """
     from torchvision import models
 
@@ -45,21 +46,26 @@ def load_trunk(name: str, weights: str) -> nn.Module:
 
 
 def chain_of(trunk: nn.Module, name: str) -> tuple[dict[str, nn.Module], nn.Linear]:
-    """The layers of a network one after another by name, without the last linear layer; and that layer.
+    """The layers of a network by name, in the order in which they run, without the last linear layer; and the last layer.
 
-    Sequential modules are opened; what the network does between its layers without a module (pooling, flattening) gets one.
-    That the chain computes what the network computes is tried on an image of 64x64 pixels.
+    Sequential modules are replaced by their layers. Pooling and flattening that the network does in its `forward`, without a
+    module, are added as modules. An image of 64x64 pixels is passed through the chain and the network to check that they
+    compute the same.
+
+    Args:
+        trunk: the network.
+        name: the name of the network, for error messages.
 
     Raises:
-        UserError: the network is no chain that ends in a linear layer.
+        UserError: the network is not a chain that ends in a linear layer.
     """
-    layers = _opened(trunk, "")
+    layers = _flatten_sequential(trunk, "")
     last_name = next(reversed(layers))
     last = layers.pop(last_name)
     if isinstance(last, nn.Linear):
         for bridge in ((nn.Flatten(),), (nn.AdaptiveAvgPool2d(1), nn.Flatten())):
-            chain = _bridged(layers, bridge)
-            if _is_same(trunk, nn.Sequential(*chain.values(), last)):
+            chain = _insert_bridge(layers, bridge)
+            if _computes_the_same(trunk, nn.Sequential(*chain.values(), last)):
                 return chain, last
     raise UserError(
         f"{name} is no chain of layers that could be cut in two; take one such as vgg16, resnet18, mobilenet_v2"
@@ -67,24 +73,29 @@ def chain_of(trunk: nn.Module, name: str) -> tuple[dict[str, nn.Module], nn.Line
 
 
 def copied(layers: Mapping[str, nn.Module]) -> nn.Sequential:
-    """A copy of some layers of a chain as one module, "layer1.0" under the name `layer1_0`; nothing works in place.
+    """A copy of layers of a chain as one sequential module, in which the layer "layer1.0" is named `layer1_0`.
 
-    An in-place layer that comes first after a cut would change what the other branch is given.
+    In-place layers are switched to out-of-place: an in-place layer that comes first after a split of the chain would change
+    the input of the other branch.
     """
     sequence = nn.Sequential()
     for name, layer in layers.items():
         sequence.add_module(name.replace(".", "_"), copy.deepcopy(layer))
     for module in sequence.modules():
         if getattr(module, "inplace", False):
-            module.inplace = False  # type: ignore[assignment]  # a bool of the module's own
+            module.inplace = False  # type: ignore[assignment]  # a plain attribute
     return sequence
 
 
 def split_chain(layers: Mapping[str, nn.Module], after: str) -> int:
-    """How many layers of a chain end with the one that is named, or with the last of the module that is named.
+    """The number of layers of a chain up to and including a named layer, or up to the last layer of a named module.
+
+    Args:
+        layers: the chain, by name.
+        after: the name of a layer ("features.16") or of a module that holds several ("layer3").
 
     Raises:
-        UserError: there is no layer of that name.
+        UserError: the chain has no such layer.
     """
     names = list(layers)
     for position in reversed(range(len(names))):
@@ -93,18 +104,19 @@ def split_chain(layers: Mapping[str, nn.Module], after: str) -> int:
     raise unknown_name("layer", after, names)
 
 
-def _opened(module: nn.Module, prefix: str) -> dict[str, nn.Module]:
+def _flatten_sequential(module: nn.Module, prefix: str) -> dict[str, nn.Module]:
+    """The children of a module by name, with nested sequential modules replaced by their layers."""
     layers: dict[str, nn.Module] = {}
     for name, child in module.named_children():
         if type(child) is nn.Sequential:
-            layers |= _opened(child, f"{prefix}{name}.")
+            layers |= _flatten_sequential(child, f"{prefix}{name}.")
         else:
             layers[f"{prefix}{name}"] = child
     return layers
 
 
-def _bridged(layers: Mapping[str, nn.Module], bridge: tuple[nn.Module, ...]) -> dict[str, nn.Module]:
-    """The layers with a bridge from images to vectors before the first linear layer, or else at the end."""
+def _insert_bridge(layers: Mapping[str, nn.Module], bridge: tuple[nn.Module, ...]) -> dict[str, nn.Module]:
+    """The layers with a bridge from feature maps to vectors before the first linear or dropout layer, or else at the end."""
     chain: dict[str, nn.Module] = {}
     inserted = {f"bridge.{index}": module for index, module in enumerate(bridge)}
     for name, layer in layers.items():
@@ -114,17 +126,18 @@ def _bridged(layers: Mapping[str, nn.Module], bridge: tuple[nn.Module, ...]) -> 
     return chain if "bridge.0" in chain else chain | inserted
 
 
-def _is_same(trunk: nn.Module, chain: nn.Module) -> bool:
+def _computes_the_same(trunk: nn.Module, chain: nn.Module) -> bool:
+    """Whether the chain gives the output of the network for a fixed image."""
     device = next(trunk.parameters()).device
     values = torch.linspace(-1, 1, 3 * PROBE_SIZE**2, device=device).square().reshape(1, 3, PROBE_SIZE, PROBE_SIZE)
     try:
         with torch.no_grad(), eval_mode(trunk), eval_mode(chain):
-            expected, found = trunk(values), chain(values)
+            expected, actual = trunk(values), chain(values)
     except (RuntimeError, TypeError, ValueError, AssertionError):
         return False
-    if not isinstance(expected, Tensor) or expected.shape != found.shape:
+    if not isinstance(expected, Tensor) or expected.shape != actual.shape:
         return False
-    return device.type == "meta" or torch.allclose(expected, found)  # tensors without values have a shape to compare
+    return device.type == "meta" or torch.allclose(expected, actual)  # meta tensors have no values to compare
 
 
 def _download(name: str) -> Mapping[str, Tensor]:
@@ -134,7 +147,7 @@ def _download(name: str) -> Mapping[str, Tensor]:
     entry = enum.DEFAULT
     try:
         return entry.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:  # no network, no space; a wrong checksum
+    except (OSError, RuntimeError) as error:  # no internet connection, a full disk, or a wrong checksum
         raise UserError(
             f"the weights of {name} cannot be downloaded ({error}); get {entry.url} elsewhere and give its path as weights, "
             "or take weights: none"
@@ -156,14 +169,14 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
 
 
 def _load_state(trunk: nn.Module, state: Mapping[str, Any], source: str) -> None:
-    """Loads everything but the last layer, which is not used."""
-    own = trunk.state_dict()
+    """Loads the weights of all layers but the last, which is not used."""
+    current = trunk.state_dict()
     last = next(reversed([name for name, module in trunk.named_modules() if isinstance(module, nn.Linear)]), "")
-    wanted = {name: value.shape for name, value in own.items() if name.rpartition(".")[0] != last}
+    wanted = {name: value.shape for name, value in current.items() if name.rpartition(".")[0] != last}
     given = {name: value.shape for name, value in state.items() if name.rpartition(".")[0] != last}
     different = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
     if different:
         raise UserError(
             f"{source} has the weights of another network: {len(different)} tensors differ in name or shape, as {different[0]}"
         )
-    trunk.load_state_dict({**own, **{name: state[name] for name in wanted}})
+    trunk.load_state_dict({**current, **{name: state[name] for name in wanted}})

@@ -1,7 +1,7 @@
 """Tables, figures and one HTML page; reads the results in run directories, and nothing of training."""
 
 from mas_embed.report.figures import scores_figure, stale_gallery_figure
-from mas_embed.report.page import read_runs, write_report
+from mas_embed.report.page import REPORT_FILES, read_runs, write_report
 from mas_embed.report.tables import (
     Table,
     cost_table,
@@ -15,6 +15,7 @@ from mas_embed.report.tables import (
 )
 
 __all__ = [
+    "REPORT_FILES",
     "Table",
     "cost_table",
     "index_table",

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from mas_embed.experiment import Results
+from mas_embed.evaluation import Results
 from mas_embed.report.tables import metric_name, so_far
 
 # Okabe and Ito's colours, which people who see colours differently can tell apart

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
 from mas_embed.errors import UserError
-from mas_embed.experiment import CONFIG_FILE, ENVIRONMENT_FILE, Results, join_results, read_results
+from mas_embed.evaluation import CONFIG_FILE, ENVIRONMENT_FILE, Results, join_results, read_results
 from mas_embed.report.figures import scores_figure, stale_gallery_figure
 from mas_embed.report.tables import (
     cost_table,
@@ -27,6 +27,7 @@ from mas_embed.report.tables import (
 from mas_embed.runtime.atomic_files import write_file
 
 TEMPLATE = "page.html.jinja"
+REPORT_FILES = ("report.html", "scores.png", "stale_gallery.png")
 
 
 def write_report(run_directory: str | Path, *others: str | Path, out: str | Path | None = None) -> None:

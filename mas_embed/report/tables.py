@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mas_embed.evaluation import MEASURES
-from mas_embed.experiment import Results, RunRecord
+from mas_embed.evaluation import MEASURES, Results, RunRecord
 
 METRIC_NAMES = {"r_precision": "R-precision", "mean_reciprocal_rank": "MRR"}
 

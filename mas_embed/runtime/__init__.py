@@ -1,1 +1,1 @@
-"""What touches the machine: forward passes, eval mode, seeds, processes, files, fingerprints; knows no other room."""
+"""Forward passes, eval mode, seeds, processes, files and argument checks. Nothing here depends on the rest of the package."""

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, flushed to disk, then renamed."""
+"""Atomic file writes: a file is written under a temporary name in the same folder, flushed to disk, and then renamed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ METADATA_KEY = "mas_embed"
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Writes a file atomically: after a crash the old content is still there, or the new one is.
+    """Writes a file atomically: after a crash the file holds either the old content or the new content in full.
 
     Raises:
-        UserError: its folder does not exist.
+        UserError: the folder of the file does not exist.
     """
     if not path.parent.is_dir():
         raise UserError(f"the folder {path.parent} does not exist; make it first, to write {path.name} there")
@@ -37,16 +37,16 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Writes tensors and a JSON description as one safetensors file, atomically; no pickle is involved."""
+    """Writes tensors and a JSON description atomically as one safetensors file, without pickle."""
     on_cpu = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     write_file(path, safetensors.torch.save(on_cpu, {METADATA_KEY: json.dumps(description)}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads what `write_tensors` wrote.
+    """The tensors and the description in a file that `write_tensors` wrote.
 
     Raises:
-        UserError: the file is not there, is no safetensors file, or was written by something else.
+        UserError: the file does not exist, is not a safetensors file, or was written by another program.
     """
     try:
         with safe_open(path, framework="pt") as file:

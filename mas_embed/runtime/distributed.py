@@ -1,4 +1,4 @@
-"""The processes of a `torch.distributed` group."""
+"""Sums over the processes of a `torch.distributed` group, and the rank of a process."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from torch import Tensor, distributed
 
 
 def sum_over_processes(sums: Mapping[str, Tensor], num_samples: int) -> int:
-    """Adds up `sums`, in place, and counts over all processes of the default group, if there is one; returns the count.
+    """Adds up `sums` in place over all processes of the default group; returns the number of samples of all processes.
 
-    Every process must call it; one without samples adds zeros.
+    Without a group, nothing changes and `num_samples` is returned. Every process of a group must call this function; a
+    process without samples passes zeros.
     """
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return num_samples
@@ -22,5 +23,5 @@ def sum_over_processes(sums: Mapping[str, Tensor], num_samples: int) -> int:
 
 
 def process_rank() -> int:
-    """The rank of this process in the default group; 0 where there is none."""
+    """The rank of this process in the default group; 0 without a group."""
     return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0

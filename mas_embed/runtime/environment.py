@@ -1,4 +1,4 @@
-"""The machine and the library versions behind a measured figure."""
+"""The hardware and the library versions that a measurement was made with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 def describe_environment() -> dict[str, Any]:
-    """The hardware, the number of threads and the versions of the main libraries, as JSON."""
+    """The hardware, the number of threads and the versions of the main libraries, as values that JSON can hold."""
     packages = (
         "torch",
         "torchvision",

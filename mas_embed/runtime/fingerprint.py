@@ -1,4 +1,4 @@
-"""Which weights a record or an index was made with."""
+"""Fingerprints that tell which weights a record or an index was made with."""
 
 from __future__ import annotations
 
@@ -11,30 +11,34 @@ SMALL_BYTES = 2**16
 
 
 def fingerprint_of(model: nn.Module) -> str:
-    """A short text that changes with the names, shapes and values of the model's parameters and buffers. O(parameters).
+    """A short string that changes with the names, shapes and values of the model's parameters and buffers. O(parameters).
 
-    Values enter by sums of their bits, weighted by place, which are the same on every device; it is no protection against
-    forgery.
+    The values enter as sums of their bits, weighted by position, which are the same on every device. The fingerprint does not
+    protect against deliberate forgery.
     """
-    described = hashlib.sha256()
+    digest = hashlib.sha256()
     state = {name: value.detach() for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     for name, tensor in state.items():
-        described.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
     values = [tensor.contiguous().flatten().view(torch.uint8) for tensor in state.values()]
-    large = [stored for stored in values if len(stored) > SMALL_BYTES]
-    small = [stored for stored in values if len(stored) <= SMALL_BYTES]
-    if small:  # and many: as one, which is faster
-        large.append(torch.cat([stored.to(small[0].device) for stored in small]))
-    sums = [int(_weighted_bits(stored)) for stored in large]
-    described.update(f"{sums}".encode())
-    return described.hexdigest()[:16]
+    chunks = [data for data in values if len(data) > SMALL_BYTES]
+    small = [data for data in values if len(data) <= SMALL_BYTES]
+    if small:  # there may be many, and summing them as one tensor is faster
+        chunks.append(torch.cat([data.to(small[0].device) for data in small]))
+    sums = [int(_weighted_bits(data)) for data in chunks]
+    digest.update(f"{sums}".encode())
+    return digest.hexdigest()[:16]
 
 
-def _weighted_bits(stored: Tensor, width: int = 64) -> Tensor:
-    """Of bytes, as 8-byte integers in rows of `width`: row and column sums times odd numbers growing with the place, mod 2^64."""
-    stored = stored.clone() if stored.storage_offset() % 8 else stored  # so that it can be read eight bytes at a time
-    length = len(stored) // (8 * width) * 8 * width
-    whole, tail = stored[:length].view(torch.int64).view(-1, width), stored[length:].long()
+def _weighted_bits(data: Tensor, width: int = 64) -> Tensor:
+    """A checksum mod 2^64 of bytes [N].
+
+    The bytes are read as 8-byte integers in rows of `width`. Every row sum, every column sum and every remaining byte is
+    multiplied by an odd number that grows with its position, and the products are added up.
+    """
+    data = data.clone() if data.storage_offset() % 8 else data  # reading eight bytes at a time needs this alignment
+    length = len(data) // (8 * width) * 8 * width
+    whole, tail = data[:length].view(torch.int64).view(-1, width), data[length:].long()
     parts = [whole.sum(1), whole.sum(0), tail]
-    places = [2 * torch.arange(len(part), device=stored.device) + 1 for part in parts]
-    return torch.stack([(part * place).sum() for part, place in zip(parts, places, strict=True)]).sum()
+    weights = [2 * torch.arange(len(part), device=data.device) + 1 for part in parts]
+    return torch.stack([(part * weight).sum() for part, weight in zip(parts, weights, strict=True)]).sum()

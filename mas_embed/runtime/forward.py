@@ -1,4 +1,4 @@
-"""How a batch goes through an embedding model."""
+"""Forward passes of an embedding model on batches of tensors, tuples or mappings."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def embed_batch(model: nn.Module, batch: Any, embed: Embed | str | None = None) 
 
     Args:
         model: any module that maps a batch of inputs to embeddings.
-        batch: a tensor; a tuple or list whose first element is the input (the rest is ignored); or a mapping, handed
-            to `model.forward` by keyword where it names the keys, and as one argument where it does not.
-        embed: how to embed instead: a callable `(model, batch) -> Tensor [N, D]`, or the name of a method of the
+        batch: a tensor; a tuple or list whose first element is the input (the rest is ignored); or a mapping, whose values
+            are passed to `model.forward` by keyword if `forward` names any of the keys, and else as one argument.
+        embed: replaces the call of the model: a callable `(model, batch) -> Tensor [N, D]`, or the name of a method of the
             model that takes the input.
 
     Raises:
-        UserError: the result is not a tensor of shape [N, D].
+        UserError: the model has no method of that name, or the result is not a tensor of shape [N, D].
     """
     if callable(embed):
         embeddings = embed(model, batch)
@@ -46,13 +46,13 @@ def embed_batch(model: nn.Module, batch: Any, embed: Embed | str | None = None) 
 
 
 def unwrap_compiled(model: nn.Module) -> tuple[nn.Module, str]:
-    """The module inside a `torch.compile` wrapper and the prefix of its parameter names; else the model itself and ""."""
+    """The module inside a `torch.compile` wrapper and the prefix of its parameter names; without a wrapper, the model and ""."""
     inner = getattr(model, "_orig_mod", None)
     return (inner, "_orig_mod.") if isinstance(inner, nn.Module) else (model, "")
 
 
 def input_of(batch: Any) -> Any:
-    """The model's input in a batch: its first element if it is a tuple or list, else the batch itself."""
+    """The model's input in a batch: the first element of a tuple or list, and any other batch itself."""
     return batch[0] if isinstance(batch, tuple | list) else batch
 
 
@@ -69,16 +69,16 @@ def _call(function: Callable[..., Any], inputs: Any) -> Any:
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
-    """The same nest of tuples, lists and mappings with `function` applied to every tensor in it."""
+    """A copy of nested tuples, lists and mappings in which `function` was applied to every tensor."""
     if isinstance(batch, Tensor):
         return function(batch)
     if isinstance(batch, Mapping):
         mapped = {key: map_tensors(function, value) for key, value in batch.items()}
         if isinstance(batch, dict) or not isinstance(batch, MutableMapping):
             return mapped
-        copied = copy.copy(batch)  # a class of its own, such as a tokenizer's
-        copied.update(mapped)
-        return copied
+        result = copy.copy(batch)  # keeps the class of the mapping, such as that of a tokenizer's output
+        result.update(mapped)
+        return result
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(map_tensors(function, value) for value in batch))
     if isinstance(batch, tuple | list):
@@ -87,7 +87,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
 
 
 def batch_to(batch: Any, device: torch.device) -> Any:
-    """The batch with every tensor on `device`; tensors of inference mode are copied, so that autograd can save them."""
+    """The batch with every tensor on `device`; inference-mode tensors are cloned, so that autograd can save them."""
 
     def move(tensor: Tensor) -> Tensor:
         moved = tensor.to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Eval mode for a while, with the model left exactly as it was."""
+"""Context managers for eval mode, after which the model is exactly as it was before."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from mas_embed.runtime.forward import device_of
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Runs its body with every module in eval mode; leaves modes, buffers, attributes and random states as they were."""
+    """Puts every module in eval mode for the body of the `with` statement.
+
+    Afterwards, also after an exception, modes, buffers, attributes of modules and random states are restored.
+    """
     attributes = [(module, dict(vars(module))) for module in model.modules()]
     buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers() if not buffer.is_inference()]
-    # Look-up tables with a largest norm scale their rows in every forward pass
+    # Embedding tables with `max_norm` rescale their weights in every forward pass
     tables: list[Any] = [module.weight for module in model.modules() if getattr(module, "max_norm", None) is not None]
     rows = [(table, table.detach().clone()) for table in tables]
     device, was_training = device_of(model), model.training
@@ -26,7 +29,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             yield
     finally:
-        model.train(was_training)  # a model's own way back, where it has one; then each module's own mode
+        model.train(was_training)  # runs an overridden `train`, if any; the mode of each module is restored below
         for module, before in attributes:
             for name in vars(module).keys() - before.keys():
                 del vars(module)[name]
@@ -41,6 +44,6 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def eval_mode_with_grad(model: nn.Module) -> Iterator[None]:
-    """`eval_mode` with autograd enabled, also where the caller has disabled it."""
+    """`eval_mode` with autograd enabled, even inside `torch.no_grad` or inference mode."""
     with torch.inference_mode(False), torch.enable_grad(), eval_mode(model):
         yield

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def with_progress(batches: Iterable[Any], description: str | None) -> Iterable[Any]:
-    """The batches, under a progress bar if it has a description."""
+    """Iterates over the batches and shows a progress bar with a description; None shows no bar."""
     if description is None:
         return batches
     from rich.progress import track

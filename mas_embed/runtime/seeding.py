@@ -1,4 +1,4 @@
-"""Randomness that is passed: every random draw of a run comes from a seed that was given."""
+"""Seeds for the global random generators, and seeds that are mixed from several integers."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 
 @contextmanager
 def seeded(*seed: int) -> Iterator[None]:
-    """Runs its body with the generators of Python, NumPy and torch seeded from integers; restores their states after.
+    """Seeds the global generators of Python, NumPy and torch for the body of the `with` statement; restores them afterwards.
 
-    The losses, miners and samplers of pytorch-metric-learning draw from these global generators. Several integers
-    (a run's seed and a split's index, say) are mixed, so that neighbouring values give unrelated streams.
+    The losses, miners and samplers of pytorch-metric-learning draw from these global generators. Several integers, such as
+    a run's seed and a split's index, are mixed, so that neighbouring values give unrelated random streams.
     """
     mixed = mixed_seed(*seed)
     python_state, numpy_state = random.getstate(), np.random.get_state()
@@ -31,5 +31,5 @@ def seeded(*seed: int) -> Iterator[None]:
 
 
 def mixed_seed(*seed: int) -> int:
-    """One seed from several integers >= 0, such that neighbouring values give unrelated ones."""
+    """One seed from several integers >= 0; neighbouring integers give unrelated seeds."""
     return int(np.random.SeedSequence(seed).generate_state(1)[0])

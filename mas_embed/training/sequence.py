@@ -92,8 +92,9 @@ def train_sequence(
         seed: of batches, miners and whatever the model draws; mixed with the split's index.
 
     Raises:
-        UserError: a split is empty or the evaluator refuses it; the method was made with another model; there is a checkpoint and `resume` is False, or it is one of
-            another sequence; its folder does not exist; both the accelerator and the recipe accumulate gradients.
+        UserError: a split is empty or the evaluator refuses it; the method was made with another model; there is a checkpoint
+            and `resume` is False, or it is one of another sequence; its folder does not exist; both the accelerator and the
+            recipe accumulate gradients; an argument has moved, which the sentence names.
         RunError: training diverged.
     """
     evaluated_splits = splits if evaluate_on is None else evaluate_on

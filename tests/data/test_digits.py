@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from mas_embed import Part, Split, UserError, digits, join_splits
+from mas_embed import UserError, digits
 
 
-def test_the_digits_are_dealt_without_overlap():
+def test_the_digits_are_divided_without_overlap():
     test, validation = digits(held_out="test"), digits(held_out="validation")
     assert [split.name for split in test] == ["0-1", "2-3", "4-5", "6-7", "8-9"]
     for test_split, validation_split in zip(test, validation, strict=True):
@@ -40,26 +40,8 @@ def test_the_seed_decides_the_partition():
     assert not torch.equal(digits(seed=1)[0].query.ids, digits(seed=2)[0].query.ids)
 
 
-def test_options_that_make_no_sense():
+def test_errors():
     with pytest.raises(UserError, match="num_splits must divide"):
         digits(num_splits=3)
     with pytest.raises(UserError, match="held_out must be 'test' or 'validation'"):
         digits(held_out="train")
-
-
-def test_joined_splits_hold_everything_in_order():
-    splits = digits()
-    joined = join_splits(splits)
-    assert len(joined.train) == sum(len(split.train) for split in splits)
-    assert torch.equal(joined.query.ids, torch.cat([split.query.ids for split in splits]))
-
-
-def test_a_part_is_a_dataset_and_refuses_lengths_that_differ():
-    part = Part(torch.eye(3), torch.tensor([5, 6, 7]))
-    others = Part(torch.eye(3), torch.tensor([5, 6, 7]))
-    assert len({*part.ids.tolist(), *others.ids.tolist()}) == 6
-    inputs, label = part[1]
-    assert (inputs.tolist(), label) == ([0.0, 1.0, 0.0], 6)
-    with pytest.raises(UserError, match="3 inputs, 2 labels"):
-        Part(torch.eye(3), torch.tensor([5, 6]))
-    assert Split("a", part, part, part).name == "a"

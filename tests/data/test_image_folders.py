@@ -11,14 +11,14 @@ from mas_embed.data import image_folders, torchvision_images
 
 @pytest.fixture
 def alphabets(tmp_path):
-    """Three splits of five classes of twelve images; the mean of an image tells its class."""
+    """Three splits of five classes of twelve images; the mean of an image identifies its class."""
     for split_index, split in enumerate(("beta", "alpha", "gamma")):
         for character in range(5):
             folder = tmp_path / split / f"character{character}"
             folder.mkdir(parents=True)
-            for place in range(12):
+            for number in range(12):
                 value = 20 * (split_index + 1) + 2 * character
-                Image.fromarray(np.full((9, 11), value, dtype=np.uint8)).save(folder / f"{place}.png")
+                Image.fromarray(np.full((9, 11), value, dtype=np.uint8)).save(folder / f"{number}.png")
     return tmp_path
 
 
@@ -29,7 +29,10 @@ def means(part):
 def test_a_folder_is_a_split_and_its_folders_are_classes(alphabets):
     splits = image_folders(root=alphabets, splits=3, image_size=8)
     assert [split.name for split in splits] == ["alpha", "beta", "gamma"]
-    assert [len(part) for part in (splits[0].train, splits[0].query)] == [5 * 8, 5 * 3]  # 12 less 3, less a fifth of 9
+    assert [len(part) for part in (splits[0].train, splits[0].query)] == [
+        5 * 8,
+        5 * 3,
+    ]  # 3 of 12 for testing, a fifth of 9 for validation
     assert splits[1].query is splits[1].gallery
     labels = torch.cat([split.train.labels for split in splits])
     assert labels.unique().tolist() == list(range(15))
@@ -40,13 +43,13 @@ def test_a_folder_is_a_split_and_its_folders_are_classes(alphabets):
     assert len(ids.unique()) == len(ids)
 
 
-def test_chosen_splits_come_in_their_order_and_in_colour(alphabets):
+def test_named_splits_are_in_the_given_order_and_in_colour(alphabets):
     splits = image_folders(root=alphabets, splits=["gamma", "beta"], image_size=8, channels=3)
     assert [split.name for split in splits] == ["gamma", "beta"]
     assert splits[0].train.inputs.shape[1:] == (3, 8, 8)
 
 
-def test_unseen_classes_are_judged_and_never_trained_on(alphabets):
+def test_unseen_classes_are_evaluated_and_never_trained_on(alphabets):
     options = {"root": alphabets, "splits": 2, "image_size": 8, "unseen_share": 0.2}
     test, validation = (image_folders(**options, held_out=part) for part in ("test", "validation"))
     for one, other in zip(test, validation, strict=True):
@@ -64,18 +67,18 @@ def test_unseen_classes_are_judged_and_never_trained_on(alphabets):
     ("options", "message"),
     [
         ({"root": "nowhere"}, "there is no folder nowhere"),
-        ({"splits": 4}, "has no 4 folders for data.splits; it has alpha, beta, gamma"),
-        ({"splits": ["delta"]}, "has no 'delta' for data.splits"),
+        ({"splits": 4}, "data.splits asks for 4 folders, but .* holds alpha, beta, gamma"),
+        ({"splits": ["delta"]}, "data.splits asks for 'delta', but .* holds alpha, beta, gamma"),
         ({"unseen_share": 0.9}, "unseen_share must be from 0 to 0.4"),
         ({"held_out": "train"}, "held_out must be 'test' or 'validation'"),
     ],
 )
-def test_mistakes_are_one_sentence(alphabets, options, message):
+def test_errors(alphabets, options, message):
     with pytest.raises(UserError, match=message):
         image_folders(**{"root": alphabets, "splits": 3} | options)
 
 
-def test_a_file_that_is_no_image_is_named(alphabets):
+def test_a_file_that_is_not_an_image_is_named(alphabets):
     broken = alphabets / "alpha" / "character0" / "3.png"
     broken.write_bytes(b"no image")
     with pytest.raises(UserError, match=r"cannot read the image .*3\.png"):
@@ -97,7 +100,7 @@ def write_idx(path, array):
 
 @pytest.fixture
 def fashion(tmp_path):
-    """As torchvision keeps it; the first pixel of an image tells its class, the second its place."""
+    """The files of torchvision; the first pixel of an image identifies its class, the second its position."""
     for prefix, count in (("train", 200), ("t10k", 100)):
         labels = np.arange(count) % 10
         images = np.zeros((count, 28, 28))
@@ -108,7 +111,7 @@ def fashion(tmp_path):
     return tmp_path
 
 
-def test_classes_of_torchvisions_set_are_dealt_in_order(fashion):
+def test_classes_of_a_torchvision_set_are_divided_in_order(fashion):
     splits = torchvision_images(dataset="FashionMNIST", root=fashion)
     assert [split.name for split in splits] == ["0-1", "2-3", "4-5", "6-7", "8-9"]
     for index, split in enumerate(splits):
@@ -130,7 +133,9 @@ def test_validation_is_taken_from_the_training_set_alone(fashion):
         assert max(other.query.ids.tolist()) < 200 <= min(one.query.ids.tolist())
 
 
-def test_a_set_that_is_not_there_or_does_not_divide(fashion, tmp_path):
+def test_errors_of_a_torchvision_set(fashion, tmp_path):
+    with pytest.raises(UserError, match="dataset must be 'MNIST', .* or 'CIFAR100', got 'SVHN'"):
+        torchvision_images(dataset="SVHN", root=tmp_path)
     with pytest.raises(UserError, match=r"torchvision does not find MNIST in .*; set data.download=true"):
         torchvision_images(dataset="MNIST", root=tmp_path / "empty")
     with pytest.raises(UserError, match="num_splits must divide the 10 classes"):

@@ -17,7 +17,7 @@ def gradient(height, width):
     return np.arange(height * width).reshape(height, width) % 256
 
 
-def test_an_image_of_the_right_size_is_itself(tmp_path):
+def test_an_image_of_the_right_size_is_unchanged(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (4, 4, 3))
     images = ImageFiles([write(tmp_path / "a.png", pixels)], size=4)
     assert images[0].dtype == torch.float32
@@ -54,21 +54,21 @@ def test_the_centre_is_cut_out_after_scaling(tmp_path):
     assert bool((images[0][:, :, 0] < 0.5).all()) and bool((images[0][:, :, 1] > 0.5).all())
 
 
-def test_colours_as_imagenet_has_them(tmp_path):
+def test_imagenet_normalization(tmp_path):
     path = write(tmp_path / "a.png", np.full((2, 2, 3), 255))
     expected = [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]
     assert ImageFiles([path], size=2, normalization="imagenet")[0][:, 0, 0].tolist() == pytest.approx(expected)
 
 
-def test_what_fits_is_decoded_once(tmp_path):
+def test_images_that_fit_in_memory_are_decoded_once(tmp_path):
     path = write(tmp_path / "a.png", gradient(4, 4))
-    kept, read_again = ImageFiles([path], size=4), ImageFiles([path], size=4, keep_megabytes=0)
-    before = kept[0], read_again[0]
+    cached, read_again = ImageFiles([path], size=4), ImageFiles([path], size=4, keep_megabytes=0)
+    before = cached[0], read_again[0]
     write(path, 255 - gradient(4, 4))
-    assert torch.equal(kept[0], before[0])
+    assert torch.equal(cached[0], before[0])
     assert not torch.equal(read_again[0], before[1])
-    kept[0].zero_()
-    assert torch.equal(kept[0], before[0])
+    cached[0].zero_()
+    assert torch.equal(cached[0], before[0])
 
 
 def test_positions_are_those_of_a_list(tmp_path):
@@ -79,19 +79,21 @@ def test_positions_are_those_of_a_list(tmp_path):
         images[3]
 
 
-def test_files_that_are_no_images_are_named(tmp_path):
+def test_files_that_are_not_images_are_named(tmp_path):
     whole = write(tmp_path / "whole.jpg", np.random.default_rng(0).integers(0, 256, (64, 64, 3))).read_bytes()
     (tmp_path / "torn.jpg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "empty.jpg").write_bytes(b"")
     for name in ("torn", "text", "empty"):
-        with pytest.raises(UserError, match=rf"cannot read the image .*{name}.jpg: it is no image, or a truncated one"):
+        with pytest.raises(
+            UserError, match=rf"cannot read the image .*{name}.jpg: it is not an image, or it is truncated"
+        ):
             ImageFiles([tmp_path / f"{name}.jpg"], size=8)[0]
     with pytest.raises(UserError, match=r"cannot read the image .*gone.jpg: No such file"):
         ImageFiles([tmp_path / "gone.jpg"], size=8)[0]
 
 
-def test_options_that_make_no_sense():
+def test_wrong_options():
     with pytest.raises(UserError, match="1 <= size <= short_side, got size 8 and short_side 4"):
         ImageFiles([], size=8, short_side=4)
     with pytest.raises(UserError, match="normalization must be 'none' or 'imagenet', got 'mean'"):
@@ -112,15 +114,15 @@ def test_no_link_leads_outside(tmp_path, link, remedy):
     folder, outside = tmp_path / "images", tmp_path / "outside"
     (folder / "sub").mkdir(parents=True)
     outside.mkdir()
-    for place in (tmp_path, outside):
-        write(place / "secret.png", gradient(2, 2))
+    for parent in (tmp_path, outside):
+        write(parent / "secret.png", gradient(2, 2))
     (folder / "link").symlink_to(outside)
     (folder / "gone.png").symlink_to(outside / "secret.png")
     with pytest.raises(UserError, match=f"the list lists .* which lies outside .*images{remedy}"):
         find_inside(folder, link, listed_in="the list")
 
 
-def test_a_png_stands_in_for_a_missing_jpg(tmp_path):
+def test_a_png_replaces_a_missing_jpg(tmp_path):
     png = write(tmp_path / "a.b.png", gradient(2, 2))
     assert find_inside(tmp_path, "a.b.jpg", listed_in="line 1") == png
     jpg = write(tmp_path / "a.b.jpg", gradient(2, 2))
@@ -131,7 +133,7 @@ def test_a_png_stands_in_for_a_missing_jpg(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG"])
-def test_an_image_may_be_there_under_another_suffix(tmp_path, suffix):
+def test_an_image_may_have_another_suffix(tmp_path, suffix):
     path = write(tmp_path / f"a{suffix}", gradient(2, 2))
     for listed in ("a.jpg", "a.png", "a.JPG", "a.jpeg"):
         found = find_inside(tmp_path, listed, listed_in="line 1")

@@ -2,12 +2,12 @@ import pytest
 import torch
 from small import small_splits
 
-from mas_embed import UserError
-from mas_embed.data import FactSequence, FactTable, Part, Split, fact_digits, make_fact_table, select_subset
+from mas_embed import Part, Split, SplitSequence, UserError
+from mas_embed.data import select_subset
 
 
 class OnDemand:
-    """Inputs that are no tensor: item i is the number i."""
+    """Inputs that are not a tensor: item i is the number i."""
 
     def __init__(self, length):
         self.length = length
@@ -19,7 +19,14 @@ class OnDemand:
         return torch.tensor([float(index)])
 
 
-def test_a_subset_is_chosen_by_split_part_and_label():
+def named_splits():
+    """Labels 0 and 1 in split a and label 2 in split b; 0 and 2 share a name."""
+    parts = [Part(torch.zeros(2, 1), torch.tensor(labels)) for labels in ([0, 1], [2, 2])]
+    splits = [Split(name, part, part, part) for name, part in zip("ab", parts, strict=True)]
+    return SplitSequence(splits, label_names={"cat": [0, 2], "dog": [1]})
+
+
+def test_a_subset_is_selected_by_split_part_and_label():
     splits = small_splits()
     subset = select_subset(splits, split="s1", part="query", labels=[3])
     assert subset.splits == [1]
@@ -30,7 +37,7 @@ def test_a_subset_is_chosen_by_split_part_and_label():
     assert torch.equal(subset.part.ids, splits[1].query.ids[is_three])
 
 
-def test_what_is_left_out_chooses_everything():
+def test_without_criteria_every_training_item_is_selected():
     splits = small_splits()
     everything = select_subset(splits)
     assert everything.splits == [0, 1, 2]
@@ -38,24 +45,11 @@ def test_what_is_left_out_chooses_everything():
     assert len(everything.part) == sum(len(split.train) for split in splits)
 
 
-def test_facts_are_named_as_they_are_written():
-    splits = fact_digits(train_images=2, held_out_images=2)
-    split = next(split for split in splits if 3 in split.train.labels)
-    subset = select_subset(splits, split=split.name, labels=["<three>"])
-    assert subset.labels.tolist() == [3]
-    assert len(subset.part) == 2
-
-
-def test_a_name_means_all_its_facts_that_are_there():
-    weights = torch.tensor([[1.0, 0.0, 0.0]] * 3)
-    words = [("cat", "", ""), ("dog", "", ""), ("cat", "", "")]
-    table = FactTable(torch.arange(3), words, torch.ones(3, 3, 2), weights)
-    parts = [Part(torch.zeros(2, 1), torch.tensor(labels)) for labels in ([0, 1], [2, 2])]
-    splits = FactSequence([Split(name, part, part, part) for name, part in zip("ab", parts, strict=True)], table)
-    assert select_subset(splits, labels=["<cat>"]).labels.tolist() == [0, 2]
-    assert select_subset(splits, split="b", labels=["<cat>"]).labels.tolist() == [2]
-    with pytest.raises(UserError, match="the train part of split 'b' has no item with the label <dog>"):
-        select_subset(splits, split="b", labels=["<dog>"])
+def test_a_name_selects_all_labels_that_have_it():
+    splits = named_splits()
+    assert select_subset(splits, labels=["cat"]).labels.tolist() == [0, 2]
+    assert select_subset(splits, split="b", labels=["cat"]).labels.tolist() == [2]
+    assert select_subset(splits, labels=["dog", 2]).labels.tolist() == [1, 2]
 
 
 def test_inputs_that_load_on_demand_still_do():
@@ -65,22 +59,21 @@ def test_inputs_that_load_on_demand_still_do():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("splits", "options", "message"),
     [
-        ({"split": "s7"}, "unknown split 's7': did you mean"),
-        ({"part": "test"}, "unknown part 'test'"),
-        ({"split": "s0", "labels": [3]}, "the train part of split 's0' has no item with the label 3"),
-        ({"labels": [99]}, "the train part of all splits has no item with the label 99"),
-        ({"labels": ["<three>"]}, "labels of data without facts are numbers, got '<three>'"),
+        (small_splits(), {"split": "s7"}, "unknown split 's7': did you mean"),
+        (small_splits(), {"part": "test"}, "part must be 'train', 'query' or 'gallery', got 'test'"),
+        (small_splits(), {"split": "s0", "labels": [3]}, "the train part of split 's0' has no item with the label 3"),
+        (small_splits(), {"labels": [99]}, "the train part of all splits has no item with the label 99"),
+        (small_splits(), {"labels": ["three"]}, "have no names; give them as numbers, got 'three'"),
+        (
+            named_splits(),
+            {"split": "b", "labels": ["dog"]},
+            "the train part of split 'b' has no item with the label dog",
+        ),
+        (named_splits(), {"labels": ["cats"]}, "unknown label 'cats': did you mean 'cat'"),
     ],
 )
-def test_what_cannot_be_chosen(options, message):
+def test_errors(splits, options, message):
     with pytest.raises(UserError, match=message):
-        select_subset(small_splits(), **options)
-
-
-def test_an_unknown_fact():
-    part = Part(torch.zeros(2, 1), torch.tensor([0, 1]))
-    table = make_fact_table([("cat", "", ""), ("dog", "", "")], {"cat": torch.eye(2)[0], "dog": torch.eye(2)[1]})
-    with pytest.raises(UserError, match="unknown fact '<cats>': did you mean '<cat>'"):
-        select_subset(FactSequence([Split("a", part, part, part)], table), labels=["<cats>"])
+        select_subset(splits, **options)

@@ -46,7 +46,8 @@ def test_items_keep_the_vector_of_the_split_in_which_they_were_learned():
     assert result.details[0]["stale_gallery"] is None  # no vector is older than the model
     for after in (1, 2):
         gallery = [
-            embed_with(models[min(index, after)], split.gallery.inputs) for index, split in enumerate(splits[: after + 1])
+            embed_with(models[min(index, after)], split.gallery.inputs)
+            for index, split in enumerate(splits[: after + 1])
         ]
         gallery += [embed_with(models[after], split.gallery.inputs) for split in splits[after + 1 :]]
         for index, split in enumerate(splits):
@@ -151,7 +152,10 @@ def test_a_query_class_that_no_gallery_has_is_refused():
     gallery = splits[1].gallery
     chosen = gallery.labels != 3
     lacking = Split(
-        "s1", splits[1].train, splits[1].query, Part(gallery.inputs[chosen], gallery.labels[chosen], gallery.ids[chosen])
+        "s1",
+        splits[1].train,
+        splits[1].query,
+        Part(gallery.inputs[chosen], gallery.labels[chosen], gallery.ids[chosen]),
     )
     with pytest.raises(UserError, match="split 's1' has queries of class 3, but no gallery"):
         train(splits=[splits[0], lacking, splits[2]])

@@ -62,7 +62,9 @@ def test_resume_between_two_evaluations_is_uninterrupted(tmp_path):
     checkpoint = tmp_path / "c.safetensors"
     for stop_after in (0, 1):
         checkpoint.unlink(missing_ok=True)
-        stopper = Recorder(lambda event, stop_after=stop_after: getattr(event, "evaluation", None) and event.split_index == stop_after)
+        stopper = Recorder(
+            lambda event, stop_after=stop_after: getattr(event, "evaluation", None) and event.split_index == stop_after
+        )
         with pytest.raises(Stopped):
             make(evaluator=evaluator(), checkpoint=checkpoint, callbacks=[stopper])
         _, resumed = make(evaluator=evaluator(), checkpoint=checkpoint, resume=True)

@@ -131,7 +131,9 @@ def test_the_data_set_fills_options_in_and_a_stated_one_must_agree(tmp_path):
     config = load_from(tmp_path, TOWNS)
     assert "num_towns" not in config.model.options
     assert build_training(config, config.methods[0], build_splits(config), seed=0).model.num_towns == 4
-    dry_run(stated := load_from(tmp_path, TOWNS | {"model": {"name": "town_net", "num_towns": 4}}), build_splits(stated))
+    dry_run(
+        stated := load_from(tmp_path, TOWNS | {"model": {"name": "town_net", "num_towns": 4}}), build_splits(stated)
+    )
     wrong = load_from(tmp_path, TOWNS | {"model": {"name": "town_net", "num_towns": 5}})
     with pytest.raises(UserError, match="model: num_towns is 5 in the config, but 4 in this run; leave it out"):
         dry_run(wrong, build_splits(wrong))
@@ -145,7 +147,9 @@ def test_items_are_selected_by_the_names_of_their_labels(tmp_path):
     training = build_training(config, config.methods[0], build_splits(config), seed=0)
     assert len(training.importance_data) == 12
     with pytest.raises(UserError, match=r"subsets.south: unknown label 'Roma': did you mean 'Rome'\?"):
-        wrong = load_from(tmp_path, TOWNS | {"subsets": {"south": {"labels": ["Roma"]}}, "importance": {"data": "south"}})
+        wrong = load_from(
+            tmp_path, TOWNS | {"subsets": {"south": {"labels": ["Roma"]}}, "importance": {"data": "south"}}
+        )
         dry_run(wrong, build_splits(wrong))
 
 

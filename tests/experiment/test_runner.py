@@ -101,7 +101,9 @@ def test_every_method_of_a_seed_starts_from_the_same_weights(finished):
         initial = [run.initial for run in runs if run.seed == seed]
         assert all(other == initial[0] for other in initial)
     # Nothing to protect yet: after the first split the methods are still the same
-    first = {run.method: run.scores["mean_average_precision"][0] for run in runs if run.seed == 0 and run.method != "joint"}
+    first = {
+        run.method: run.scores["mean_average_precision"][0] for run in runs if run.seed == 0 and run.method != "joint"
+    }
     assert first["finetune"] == first["frozen"] == first["mas"]
 
 
@@ -210,11 +212,20 @@ def test_another_config_is_not_resumed(finished, tiny, tmp_path):
             {"loss": {"name": "ProxyAnchorLoss", "embedding_size": 5}},
             "loss: embedding_size is 5 in the config, but 4 in this run",
         ),
-        ({"evaluation": {"primary_metric": "recall_at_3"}}, "unknown evaluation.primary_metric 'recall_at_3': did you mean"),
+        (
+            {"evaluation": {"primary_metric": "recall_at_3"}},
+            "unknown evaluation.primary_metric 'recall_at_3': did you mean",
+        ),
         ({"evaluation": {"recall_at": []}}, "evaluation: recall_at must hold whole numbers >= 1"),
-        ({"training": {"scheduler": {"name": "ReduceLROnPlateau"}}}, "training.scheduler does not work with these options"),
+        (
+            {"training": {"scheduler": {"name": "ReduceLROnPlateau"}}},
+            "training.scheduler does not work with these options",
+        ),
         ({"training": {"scheduler": {"name": "CosineAnnealingLR", "T_max": 0}}}, "training.scheduler does not work"),
-        ({"importance": {"data": "ones"}, "subsets": {"ones": {"labels": ["one"]}}}, "subsets.ones: the labels of this data set have no names"),
+        (
+            {"importance": {"data": "ones"}, "subsets": {"ones": {"labels": ["one"]}}},
+            "subsets.ones: the labels of this data set have no names",
+        ),
         ({"methods": [{"name": "mas", "embed": "state_dict"}]}, "methods.mas"),
         ({"methods": [{"name": "combine", "methods": ["mas"]}]}, "methods.combine: combine needs at least two methods"),
         ({"methods": [{"name": "combine", "methods": ["lwf", "si"]}]}, "methods.combine: si must be the first"),

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from mas_embed.config import candidates_of
 from mas_embed.errors import RunError
-from mas_embed.experiment.results import Candidate
+from mas_embed.evaluation import Candidate
 from mas_embed.experiment.search import best_candidate, try_candidate
 
 
@@ -35,7 +35,14 @@ def test_a_failure_is_told_and_not_fatal():
 
 def test_the_highest_mean_is_chosen_the_first_of_equals_and_never_a_failure():
     tried = [
-        Candidate(options={"strength": value}, seeds=[0], values=[], mean=mean, seconds=1.0, error=None if mean else "it diverged")
+        Candidate(
+            options={"strength": value},
+            seeds=[0],
+            values=[],
+            mean=mean,
+            seconds=1.0,
+            error=None if mean else "it diverged",
+        )
         for value, mean in ((1, 0.2), (2, 0.7), (3, None), (4, 0.7))
     ]
     assert best_candidate(tried, "mas").options == {"strength": 2}

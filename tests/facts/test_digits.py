@@ -2,17 +2,17 @@ import pytest
 import torch
 
 from mas_embed import UserError
-from mas_embed.data import fact_digits
+from mas_embed.data import partition
+from mas_embed.facts import fact_digits
 from mas_embed.facts.digits import digit_facts
 
 
-def test_the_facts():
+def test_the_table_of_facts():
     facts = digit_facts()
     assert len(set(facts.words)) == len(facts) == 186
     assert torch.bincount(facts.orders).tolist() == [0, 10, 56, 120]
     assert {"<three>", "<three, mirrored>", "<three, above, seven>"} <= set(facts.names)
     assert not {"<eight, mirrored>", "<zero, lying>"} & set(facts.names)
-    # Subjects: unit vectors less one mean, so their differences tell words apart
     assert facts.vectors.shape == (186, 3, 24)
 
 
@@ -21,10 +21,10 @@ def test_every_fact_is_in_one_split_with_as_many_images_as_asked():
     assert [split.name for split in splits] == ["1", "2", "3", "4"]
     labels = [set(split.train.labels.tolist()) for split in splits]
     assert sorted(map(len, labels)) == [46, 46, 47, 47] and len(set.union(*labels)) == 186
-    for split, own in zip(splits, labels, strict=True):
-        assert split.query is split.gallery and set(split.query.labels.tolist()) == own
-        assert torch.bincount(split.train.labels)[sorted(own)].tolist() == [3] * len(own)
-        assert len(split.query) == 2 * len(own)
+    for split, facts in zip(splits, labels, strict=True):
+        assert split.query is split.gallery and set(split.query.labels.tolist()) == facts
+        assert torch.bincount(split.train.labels)[sorted(facts)].tolist() == [3] * len(facts)
+        assert len(split.query) == 2 * len(facts)
         for part in (split.train, split.query):
             assert part.inputs.shape[1:] == (1, 32, 32) and part.inputs.dtype == torch.float32
             assert part.inputs.min() >= 0 and part.inputs.max() <= 1
@@ -45,7 +45,7 @@ def tile(image):
     return image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def test_facts_look_like_what_they_say():
+def test_images_show_their_facts():
     facts, options = digit_facts(), {"train_images": 6, "image_size": 40}
     above = single(facts, "<three, above, seven>", **options)
     left = single(facts, "<three, left, seven>", **options)
@@ -61,8 +61,6 @@ def test_facts_look_like_what_they_say():
 def test_parts_are_composed_from_different_digits():
     from sklearn.datasets import load_digits
 
-    from mas_embed.data.digits import partition
-
     values = torch.tensor(load_digits().target)
     train, test = partition(values, "test", 0)
     same, validation = partition(values, "validation", 0)
@@ -76,7 +74,7 @@ def test_parts_are_composed_from_different_digits():
     assert not set(on_test.query.ids.tolist()) & set(on_validation.query.ids.tolist())
 
 
-def test_the_seed_decides_images_and_splits_but_not_facts():
+def test_the_seed_changes_images_and_splits_but_not_facts():
     options = {"train_images": 1, "held_out_images": 2}
     first, again, other = (fact_digits(seed=seed, **options) for seed in (0, 0, 1))
     assert torch.equal(first[0].train.inputs, again[0].train.inputs)
@@ -94,12 +92,16 @@ def test_in_colour_and_semantic():
     assert sum(predicates) < sum(len({shuffled.facts.words[i][1] for i in split.train.labels}) for split in shuffled)
 
 
-def test_options_that_make_no_sense():
-    with pytest.raises(UserError, match="image_size must lie between 28 and 64"):
+def test_options_outside_their_range_are_refused():
+    with pytest.raises(
+        UserError, match="image_size must lie between 28 and 64 and channels must be 1 or 3, got 20 and 1"
+    ):
         fact_digits(image_size=20)
-    with pytest.raises(UserError, match="channels be 1 or 3"):
+    with pytest.raises(UserError, match="channels must be 1 or 3, got 32 and 2"):
         fact_digits(channels=2)
-    with pytest.raises(UserError, match="a fact needs 1 training and 2 held-out images"):
+    with pytest.raises(
+        UserError, match="a fact needs at least 1 training image and 2 held-out images, got .* held_out_images=1"
+    ):
         fact_digits(held_out_images=1)
     with pytest.raises(UserError, match="num_splits must lie between 1 and 186"):
         fact_digits(num_splits=0)

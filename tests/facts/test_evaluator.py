@@ -1,26 +1,35 @@
-"""What a judge of facts says, on a model that embeds an image as itself."""
+"""The evaluator of facts, on a model that embeds an image as itself."""
 
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from small import Recorder, Stopped
 from torch import nn
 
-from mas_embed import Finetune, UserError, train_sequence
-from mas_embed.data import FactSequence, FactTable, Part, Split, select_subset
-from mas_embed.losses import FactLoss
-from mas_embed.facts.measures import evaluate_fact_recognition, evaluate_fact_retrieval
-from mas_embed.training import FACT_METRICS, FactJudge
-from mas_embed.facts.evaluator import score_facts
+from mas_embed import Finetune, Recipe, UserError, train_sequence
+from mas_embed.data import Part, Split, select_subset
+from mas_embed.evaluation import BEFORE_FIRST
+from mas_embed.facts import (
+    FACT_METRICS,
+    FactEvaluator,
+    FactLoss,
+    FactSequence,
+    FactTable,
+    evaluate_fact_recognition,
+    evaluate_fact_retrieval,
+    score_facts,
+)
+from mas_embed.training import SplitEnd
 
 WORDS = [("cat", "", ""), ("cat", "runs", ""), ("dog", "", ""), ("dog", "runs", ""), ("cow", "eats", "hay")]
 NUMBERS = {"": 0.0, "cat": 1.0, "dog": -1.0, "cow": 3.0, "runs": 2.0, "eats": -2.0, "hay": 1.0}
 SPLITS = {"cats": [0, 1], "others": [2, 3, 4]}
 
 
-def sequence(noise=0.0, per_fact=3, seed=0):
-    """Images that are the vectors of their facts, and noise."""
+def make_splits(noise=0.0, per_fact=3, seed=0):
+    """Images that are the vectors of their facts plus noise."""
     vectors = torch.tensor([[[NUMBERS[word]] for word in words] for words in WORDS])
     weights = torch.tensor([[float(bool(word)) for word in words] for words in WORDS])
     facts = FactTable(torch.arange(len(WORDS)), WORDS, vectors, weights)
@@ -30,39 +39,48 @@ def sequence(noise=0.0, per_fact=3, seed=0):
         labels = torch.tensor(rows).repeat_interleave(per_fact)
         return Part(facts.targets[labels] + noise * torch.randn(len(labels), 3, generator=generator), labels)
 
-    splits = [Split(name, part(rows), own := part(rows), own) for name, rows in SPLITS.items()]
+    splits = [Split(name, part(rows), held_out := part(rows), held_out) for name, rows in SPLITS.items()]
     return FactSequence(splits, facts)
 
 
-def judge_of(splits, **options):
-    return FactJudge(nn.Identity(), splits, facts=splits.facts, batch_size=4, **options)
+def evaluate(splits, **options):
+    evaluator = FactEvaluator(splits.facts, batch_size=4, **options)
+    return evaluator.evaluate(nn.Identity(), splits, BEFORE_FIRST)
 
 
-def test_a_split_asks_its_own_facts_of_its_own_images_and_all_asks_all():
-    splits = sequence(noise=1.0)
-    row, over_all = judge_of(splits).scores()
+def gallery_of(splits):
+    """Images and labels of several splits."""
+    return (torch.cat([getattr(split.gallery, name) for split in splits]) for name in ("inputs", "labels"))
+
+
+def test_a_split_is_scored_on_its_images_and_the_pooled_scores_on_all():
+    splits = make_splits(noise=1.0)
+    evaluation = evaluate(splits)
+    scores, pooled = evaluation.scores, evaluation.pooled
     table = splits.facts.vectors, splits.facts.weights
     for index, split in enumerate(splits):
         alone = evaluate_fact_retrieval(split.gallery.inputs, split.gallery.labels, *table, facts=split.gallery.labels)
-        assert row["mean_average_precision"][index] == alone.mean_average_precision
-        assert row["mean_average_precision_found_at_100"][index] == alone.mean_average_precision_found_at_100
-    images = torch.cat([split.gallery.inputs for split in splits])
-    labels = torch.cat([split.gallery.labels for split in splits])
+        assert scores["mean_average_precision"][index] == alone.mean_average_precision
+        assert scores["mean_average_precision_found_at_100"][index] == alone.mean_average_precision_found_at_100
+    images, labels = gallery_of(splits)
     together = evaluate_fact_retrieval(images, labels, *table)
-    assert over_all["mean_average_precision"] == together.mean_average_precision
-    assert over_all["mean_average_precision_order_1"] == together.by_order[1]
-    assert over_all["image_to_fact_k1"] == evaluate_fact_recognition(images, labels, *table).hits_at[1]
-    assert over_all["mean_average_precision"] < np.mean(row["mean_average_precision"])
+    assert pooled["mean_average_precision"] == together.mean_average_precision
+    assert pooled["mean_average_precision_order_1"] == together.by_order[1]
+    assert pooled["image_to_fact_k1"] == evaluate_fact_recognition(images, labels, *table).hits_at[1]
+    assert pooled["mean_average_precision"] < np.mean(scores["mean_average_precision"])
+    euclidean = evaluate_fact_recognition(images, labels, *table, distance="euclidean")
+    assert evaluate(splits, distance="euclidean").pooled["image_to_fact_mrr"] == euclidean.mean_reciprocal_rank
 
 
-def test_orders_that_a_split_lacks_are_told_of_all_only():
-    row, over_all = judge_of(sequence()).scores()
-    assert row.keys() == {*FACT_METRICS, "mean_average_precision_order_1", "mean_average_precision_order_2"}
-    assert over_all.keys() == row.keys() | {"mean_average_precision_order_3"}
+def test_orders_that_a_split_lacks_are_only_in_the_pooled_scores():
+    evaluation = evaluate(make_splits())
+    by_order = {"mean_average_precision_order_1", "mean_average_precision_order_2"}
+    assert evaluation.scores.keys() == {*FACT_METRICS, *by_order}
+    assert evaluation.pooled.keys() == evaluation.scores.keys() | {"mean_average_precision_order_3"}
 
 
 def test_scores_by_hand():
-    splits = sequence()
+    splits = make_splits()
     # <cat> fits the images of <cat, runs> as well: six equal distances, three of them right
     scores = score_facts(splits[0].gallery.inputs, splits[0].gallery.labels, splits.facts)
     assert scores["mean_average_precision_order_1"] == 0.5
@@ -74,77 +92,97 @@ def test_scores_by_hand():
     assert scores["image_to_fact_k1"] == scores["image_to_fact_mrr"] == 1.0
 
 
-def test_what_is_followed_is_asked_of_the_images_of_its_splits():
-    splits = sequence(noise=3.0, seed=1)
-    followed = {"cat": select_subset(splits, split="cats", labels=[0]), "cat of all": select_subset(splits, labels=[0])}
-    judgement = judge_of(splits, followed=followed).end_split(splits[0])
+def test_a_tracked_subset_is_scored_on_the_images_of_its_splits():
+    splits = make_splits(noise=3.0, seed=1)
+    subsets = {"cat": select_subset(splits, split="cats", labels=[0]), "cat of all": select_subset(splits, labels=[0])}
+    tracked = evaluate(splits, track=list(subsets), subsets=subsets).details.tracked
     table = splits.facts.vectors, splits.facts.weights
-    images, labels = splits[0].gallery.inputs, splits[0].gallery.labels
-    own = evaluate_fact_retrieval(images, labels, *table, facts=torch.tensor([0]))
-    assert judgement.followed["cat"] == own.mean_average_precision
-    images, labels = (torch.cat([getattr(split.gallery, name) for split in splits]) for name in ("inputs", "labels"))
-    everywhere = evaluate_fact_retrieval(images, labels, *table, facts=torch.tensor([0]))
-    assert judgement.followed["cat of all"] == everywhere.mean_average_precision < own.mean_average_precision
+    alone = evaluate_fact_retrieval(*gallery_of(splits[:1]), *table, facts=torch.tensor([0]))
+    everywhere = evaluate_fact_retrieval(*gallery_of(splits), *table, facts=torch.tensor([0]))
+    assert tracked["cat"] == alone.mean_average_precision
+    assert tracked["cat of all"] == everywhere.mean_average_precision < alone.mean_average_precision
+    assert evaluate(splits, subsets=subsets).details.tracked == {}
 
 
-def test_labels_that_are_no_rows_and_followed_facts_that_nobody_shows():
-    splits = sequence()
-    with pytest.raises(
-        UserError, match="split 'others' has labels from 2 to 4, which must be rows of the table of 3 facts"
-    ):
-        FactJudge(
-            nn.Identity(), splits, facts=FactTable(*(value[:3] for value in vars(splits.facts).values())), batch_size=4
-        )
+def test_without_details_the_scores_are_the_same():
+    splits = make_splits(noise=1.0)
+    subsets = {"cats": select_subset(splits, split="cats")}
+    evaluator = FactEvaluator(splits.facts, distance="euclidean", track=["cats"], subsets=subsets, batch_size=4)
+    full = evaluator.evaluate(nn.Identity(), splits, BEFORE_FIRST)
+    short = evaluator.without_details().evaluate(nn.Identity(), splits, BEFORE_FIRST)
+    assert (short.scores, short.pooled, short.details.tracked) == (full.scores, full.pooled, {})
+
+
+def test_labels_outside_the_table_and_tracked_facts_without_images_are_refused():
+    splits = make_splits()
+    first_three = FactTable(*(value[:3] for value in vars(splits.facts).values()))
+    message = "split 'others' has labels from 2 to 4, which must be rows of the table of 3 facts"
+    with pytest.raises(UserError, match=message):
+        FactEvaluator(first_three).check(splits)
+    subsets = {"cats": select_subset(splits, split="cats")}
+    dogs_only = Part(splits[0].gallery.inputs[3:], splits[0].gallery.labels[3:])
+    splits[0] = Split("cats", splits[0].train, dogs_only, dogs_only)
+    evaluator = FactEvaluator(splits.facts, track=["cats"], subsets=subsets)
+    for refuses in (evaluator.check, lambda splits: evaluator.evaluate(nn.Identity(), splits, BEFORE_FIRST)):
+        with pytest.raises(UserError, match="'cats' cannot be tracked: no held-out image shows <cat>"):
+            refuses(splits)
+
+
+def test_an_empty_gallery_is_refused():
+    splits = make_splits()
     nothing = Part(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
+    splits.append(Split("none", splits[0].train, splits[0].query, nothing))
     with pytest.raises(UserError, match="split 'none' has an empty gallery part"):
-        judge_of(FactSequence([*splits, Split("none", splits[0].train, nothing, nothing)], splits.facts))
-    empty = Part(splits[0].gallery.inputs[3:], splits[0].gallery.labels[3:])
-    subset = select_subset(splits, split="cats")
-    splits[0] = Split("cats", splits[0].train, empty, empty)
-    with pytest.raises(UserError, match="'cats' cannot be followed: no held-out image shows <cat>"):
-        judge_of(splits, followed={"cats": subset})
+        FactEvaluator(splits.facts).check(splits)
 
 
-def train(splits, **options):
+def test_options_that_cannot_be_used_are_refused():
+    splits = make_splits()
+    subsets = {"cats": select_subset(splits, split="cats")}
+    with pytest.raises(UserError, match="unknown subset 'cat': did you mean 'cats'"):
+        FactEvaluator(splits.facts, track=["cat"], subsets=subsets)
+    with pytest.raises(UserError, match="batch_size must be at least 1, got 0"):
+        FactEvaluator(splits.facts, batch_size=0)
+
+
+def train(splits, *, epochs=5, lr=None, distance="cosine", **options):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3))
-    facts = splits.facts
-    defaults = {
-        "method": Finetune(model),
-        "loss": FactLoss(facts.vectors, facts.weights),
-        "epochs": 5,
-        "batch_size": 4,
-        "judge": partial(FactJudge, facts=facts, followed={"cats": select_subset(splits, split="cats")}),
-    }
-    return train_sequence(model, splits, **(defaults | options))
+    facts, subsets = splits.facts, {"cats": select_subset(splits, split="cats")}
+    optimizer = {} if lr is None else {"optimizer": partial(torch.optim.Adam, lr=lr)}
+    return train_sequence(
+        model,
+        splits,
+        method=Finetune(model),
+        loss=FactLoss(facts.vectors, facts.weights),
+        recipe=Recipe(epochs=epochs, batch_size=4, **optimizer),
+        evaluator=FactEvaluator(facts, distance=distance, track=["cats"], subsets=subsets),
+        **options,
+    )
 
 
-def test_a_sequence_of_facts_is_learned_and_followed():
-    splits = sequence(noise=0.1, per_fact=12)
-    result = train(splits, epochs=20, optimizer=partial(torch.optim.Adam, lr=0.03))
+def tracked_in(result):
+    return [details["tracked"] for details in result.details]
+
+
+def test_a_sequence_of_facts_is_learned_and_tracked():
+    result = train(make_splits(noise=0.1, per_fact=12), epochs=20, lr=0.03)
     matrix = result.scores["mean_average_precision"]
     assert matrix.scores.shape == (2, 2)
     assert matrix.learning > 0.85 > np.mean(result.initial["mean_average_precision"])
-    assert result.followed["cats"] == matrix.scores[:, 0].tolist()  # what is followed is the first split
-    assert (result.indexes, result.scores_on_kept) == ([], {})
+    assert tracked_in(result) == [{"cats": value} for value in matrix.scores[:, 0].tolist()]  # it is the first split
 
 
-def test_resumed_is_uninterrupted_and_judged_alike(tmp_path):
-    splits, checkpoint = sequence(noise=0.5), tmp_path / "c.safetensors"
+def test_resumed_training_equals_uninterrupted_training(tmp_path):
+    splits, checkpoint = make_splits(noise=0.5), tmp_path / "c.safetensors"
     expected = train(splits)
-
-    def stop(event):
-        if event["event"] == "split":
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(splits, checkpoint=checkpoint, on_event=stop)
-    with pytest.raises(UserError, match="its distance is cosine, not euclidean"):
-        train(splits, checkpoint=checkpoint, resume=True,
-              judge=partial(FactJudge, facts=splits.facts, distance="euclidean"))  # fmt: skip
+    with pytest.raises(Stopped):
+        train(splits, checkpoint=checkpoint, callbacks=[Recorder(lambda event: isinstance(event, SplitEnd))])
+    with pytest.raises(UserError, match="an evaluator with distance cosine, but this one has euclidean"):
+        train(splits, checkpoint=checkpoint, resume=True, distance="euclidean")
     resumed = train(splits, checkpoint=checkpoint, resume=True)
-    assert resumed.followed == expected.followed
-    assert resumed.all == expected.all
+    assert tracked_in(resumed) == tracked_in(expected)
+    assert resumed.pooled == expected.pooled
     for name, matrix in expected.scores.items():
         np.testing.assert_array_equal(matrix.scores, resumed.scores[name].scores)

@@ -1,18 +1,19 @@
-"""The fact experiment through the command line's functions, small."""
+"""The fact experiment as a config describes it, small."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from small import Recorder, Stopped
 from small_release import write_release
-from test_experiment import load_from
 
-from mas_embed import UserError, load_config, run_experiment
-from mas_embed.experiment.runner import make_model, make_splits
-from mas_embed.training import FACT_METRICS
+from mas_embed import UserError, load_config, read_results, run_experiment
+from mas_embed.experiment import build_model, build_splits
+from mas_embed.facts import FACT_METRICS
+from mas_embed.training import SplitEnd
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 TINY = {
     "name": "tiny_facts",
@@ -27,8 +28,15 @@ TINY = {
     ],
     "subsets": {"threes": {"labels": ["<three>", "<three, large>"]}},
     "training": {"epochs": 1, "batch_size": 64},
-    "evaluation": {"name": "facts", "follow": ["threes"]},
+    "evaluation": {"name": "facts", "track": ["threes"]},
 }
+
+
+def load_from(folder, values):
+    """The config with these values, read from a file in the folder."""
+    path = folder / "config_given.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return load_config(path)
 
 
 @pytest.fixture
@@ -43,77 +51,76 @@ def finished(tmp_path_factory):
     return folder / "run"
 
 
-def results_in(folder):
-    return json.loads((folder / "results.json").read_text())
+def runs_in(folder):
+    return {run.method: run for run in read_results(folder).runs}
 
 
-def test_every_metric_of_every_split_and_of_all(finished):
-    results = results_in(finished)
-    assert [run["method"] for run in results["runs"]] == ["finetune", "mas", "mas threes", "joint"]
-    for run in results["runs"]:
-        num_rows = 1 if run["method"] == "joint" else 2
-        assert run["scores"].keys() >= set(FACT_METRICS)
-        assert all(np.shape(matrix) == (num_rows, 2) for matrix in run["scores"].values())
-        assert run["all"].keys() >= {*FACT_METRICS, *(f"mean_average_precision_order_{order}" for order in (1, 2, 3))}
-        assert len(run["followed"]["threes"]) == num_rows
-        assert run["kept_gallery"]["scores"] == {}
+def test_every_metric_of_every_split_and_pooled(finished):
+    runs = runs_in(finished)
+    assert list(runs) == ["finetune", "mas", "mas threes", "joint"]
+    for name, run in runs.items():
+        num_rows = 1 if name == "joint" else 2
+        assert run.scores.keys() >= set(FACT_METRICS)
+        assert all(np.shape(matrix) == (num_rows, 2) for matrix in run.scores.values())
+        assert run.pooled.keys() >= {*FACT_METRICS, *(f"mean_average_precision_order_{order}" for order in (1, 2, 3))}
+        assert [details.tracked.keys() for details in run.details] == [{"threes"}] * num_rows
+        assert all(details.stale_gallery is details.index_update is None for details in run.details)
 
 
-def test_importance_follows_the_data_that_the_method_names(finished):
-    runs = {run["method"]: run for run in results_in(finished)["runs"]}
-    assert {name: run["importance_data"] for name, run in runs.items()} == {
+def test_importance_is_estimated_on_the_data_that_the_method_names(finished):
+    runs = runs_in(finished)
+    assert {name: run.importance_data for name, run in runs.items()} == {
         "finetune": "train", "mas": "train", "mas threes": "threes", "joint": "train",
     }  # fmt: skip
     first, second = (
-        {name: run["scores"]["mean_average_precision"][row] for name, run in runs.items() if name != "joint"}
+        {name: run.scores["mean_average_precision"][row] for name, run in runs.items() if name != "joint"}
         for row in (0, 1)
     )
     assert first["finetune"] == first["mas"] == first["mas threes"]  # nothing to protect yet
     assert len({tuple(row) for row in second.values()}) == 3
 
 
-def test_the_report_has_the_papers_table_and_what_was_followed(finished):
+def test_the_report_shows_every_split_and_the_tracked_subset(finished):
     page = (finished / "report.html").read_text()
     assert "tiny_facts: mAP of every split in the end, and of all together" in page
     assert "tiny_facts: mAP of &#39;threes&#39; after every split" in page
     assert "mAP order 3" in page
-    assert not (finished / "old_index.png").exists()
+    assert not (finished / "stale_gallery.png").exists()
 
 
-def test_resumed_is_uninterrupted(finished, load, tmp_path):
-    def stop(event):
-        if (event["event"], event["method"]) == ("split", "mas threes"):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_experiment(load(), tmp_path / "run", on_event=stop)
+def test_a_resumed_run_equals_an_uninterrupted_one(finished, load, tmp_path):
+    in_second_mas = Recorder(lambda event: isinstance(event, SplitEnd) and event.method == "mas threes")
+    with pytest.raises(Stopped):
+        run_experiment(load(), tmp_path / "run", callbacks=[in_second_mas])
     resumed = run_experiment(load(), tmp_path / "run", resume=True)
-    for run, expected in zip(resumed["runs"], results_in(finished)["runs"], strict=True):
-        for key in ("method", "scores", "all", "followed"):
-            assert run[key] == expected[key]
+    for run, expected in zip(resumed.runs, read_results(finished).runs, strict=True):
+        for key in ("method", "scores", "pooled", "details"):
+            assert getattr(run, key) == getattr(expected, key)
 
 
 def test_the_importance_of_a_config_is_that_of_every_method_that_names_none(finished, load, tmp_path):
     config = load(
         importance={"data": "threes"},
-        methods=[{"name": "mas", "strength": 3}, {"name": "mas", "label": "own", "strength": 3, "importance": {"data": "train"}}],
-    )  # fmt: skip
-    scores = [run["scores"] for run in run_experiment(config, tmp_path / "run")["runs"]]
-    expected = {run["method"]: run["scores"] for run in results_in(finished)["runs"]}
-    assert scores == [expected["mas threes"], expected["mas"]]
+        methods=[
+            {"name": "mas", "strength": 3},
+            {"name": "mas", "label": "on all", "strength": 3, "importance": {"data": "train"}},
+        ],
+    )
+    scores = [run.scores for run in run_experiment(config, tmp_path / "run").runs]
+    expected = runs_in(finished)
+    assert scores == [expected["mas threes"].scores, expected["mas"].scores]
 
 
 def test_options_are_selected_on_the_validation_part_of_facts(load, tmp_path):
     select = {"strength": [1, 10], "seeds": [7], "num_splits": 1}
-    method = {"name": "mas", "importance": {"data": "threes"}, "select": select}
-    config = load(methods=[method])
+    config = load(methods=[{"name": "mas", "importance": {"data": "threes"}, "select": select}])
     results = run_experiment(config, tmp_path / "run")
-    tried = results["selections"]["mas"]["candidates"]
-    assert [candidate["error"] for candidate in tried] == [None, None]
-    (run,) = results["runs"]
-    assert run["options"]["strength"] == results["selections"]["mas"]["chosen"]["strength"]
-    assert run["importance_data"] == "threes"
-    assert run["num_steps"] > 0 and run["keeps"] == "nothing"
+    selection = results.selections["mas"]
+    assert [candidate.error for candidate in selection.candidates] == [None, None]
+    (run,) = results.runs
+    assert run.options["strength"] == selection.chosen["strength"]
+    assert run.importance_data == "threes"
+    assert run.num_steps > 0 and run.keeps == "nothing"
     (tmp_path / "resolved.yaml").write_text(config.to_yaml())
     assert load_config(tmp_path / "resolved.yaml") == config
 
@@ -121,33 +128,42 @@ def test_options_are_selected_on_the_validation_part_of_facts(load, tmp_path):
 def test_the_size_of_a_word_vector_is_that_of_the_data(load):
     config = load()
     assert "vector_size" not in config.model.options
-    splits = make_splits(config)
-    assert make_model(config, splits, seed=0).subject.last.out_features == splits.facts.vectors.shape[2] == 24
+    splits = build_splits(config)
+    assert build_model(config, splits, seed=0).subject.last.out_features == splits.facts.vectors.shape[2] == 24
+    stated = load(model=TINY["model"] | {"vector_size": 24})
+    assert build_model(stated, splits, seed=0).subject.last.out_features == 24
+    other = load(model=TINY["model"] | {"vector_size": 300})
+    with pytest.raises(UserError, match="model: vector_size is 300 in the config, but 24 in this run; leave it out"):
+        build_model(other, splits, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "^loss needs 'facts', which this data set does not provide; take one that does: "),
+        ({"loss": "TripletMarginLoss"}, "^evaluation needs 'facts', which this data set does not provide; take one "),
+    ],
+)
+def test_components_that_need_facts_are_refused_on_data_without(load, changes, message):
+    changes = {"data": {"name": "digits"}, "model": "small_conv", "subsets": {}, "methods": ["mas"], **changes}
+    with pytest.raises(UserError, match=message) as raised:
+        load(evaluation="facts", **changes)
+    assert str(raised.value).rpartition(": ")[2].split(", ") == ["fact_digits", "fact_list", "facts"]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (
-            {"data": {"name": "digits"}},
-            "loss: it needs data with facts, such as fact_digits, facts or fact_list; this data has none",
-        ),
-        (
-            {
-                "data": {"name": "digits"},
-                "loss": "TripletMarginLoss",
-                "subsets": {},
-                "methods": ["mas"],
-                "evaluation": "facts",
-            },
-            "evaluation: it needs data with facts",
-        ),
-        (
             {"subsets": {"threes": {"labels": ["<trhee>"]}}},
-            r"subsets.threes: unknown fact '<trhee>': did you mean '<three>'\?",
+            r"subsets.threes: unknown label '<trhee>': did you mean '<three>'\?",
         ),
         ({"subsets": {"threes": {"split": 9}}}, "subsets.threes: unknown split '9'"),
         ({"methods": [{"name": "ewc", "importance": {"data": "threes"}}]}, "methods.ewc.*labels"),
+        (
+            {"model": TINY["model"] | {"vector_size": 300}},
+            "model: vector_size is 300 in the config, but 24 in this run",
+        ),
     ],
 )
 def test_a_config_that_cannot_be_trained_writes_nothing(load, tmp_path, changes, message):
@@ -155,6 +171,12 @@ def test_a_config_that_cannot_be_trained_writes_nothing(load, tmp_path, changes,
     with pytest.raises(UserError, match=message):
         run_experiment(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("facts_*.yaml")), ids=lambda path: path.stem)
+def test_the_configs_of_fact_experiments_load(path):
+    config = load_config(path, [] if "fact_digits" in path.read_text() else ["data.root=x"])
+    assert config.evaluation.name == config.loss.name == "facts"
 
 
 def test_the_papers_settings_on_a_folder_of_the_release(tmp_path):
@@ -171,7 +193,7 @@ def test_the_papers_settings_on_a_folder_of_the_release(tmp_path):
             "training.batch_size=3",
         ],
     )
-    splits = make_splits(config)
+    splits = build_splits(config)
     assert [split.name for split in splits] == ["B1", "B2"]
     assert config.training.optimizer.options.items() >= {"lr": 5e-5, "momentum": 0.9, "weight_decay": 5e-4}.items()
     assert config.training.scheduler.options.items() >= {"step_size": 250, "gamma": 0.1}.items()

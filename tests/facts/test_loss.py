@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mas_embed import UserError
-from mas_embed.losses import FactLoss, fact_loss
+from mas_embed.facts import FactLoss, fact_loss
 
 
 def loop(embeddings, vectors, weights, form):
@@ -12,7 +12,7 @@ def loop(embeddings, vectors, weights, form):
         for slot in range(3):
             size = vectors.shape[2]
             squared = sum(
-                (embeddings[sample, slot * size + place] - vectors[sample, slot, place]) ** 2 for place in range(size)
+                (embeddings[sample, slot * size + index] - vectors[sample, slot, index]) ** 2 for index in range(size)
             )
             total = total + weights[sample, slot] * (squared**0.5 if form == "distance" else squared / 2)
     return total / len(embeddings)
@@ -43,7 +43,7 @@ def test_equals_the_loop(form, num_samples):
 
 
 @pytest.mark.parametrize("form", ["distance", "squared"])
-def test_each_sample_has_its_own_mask(form):
+def test_every_sample_has_a_mask_of_its_fact(form):
     # [N, 1] * [N] would give every sample the mean of all masks
     embeddings, vectors, weights = example(3)
     embeddings.requires_grad_()
@@ -54,20 +54,20 @@ def test_each_sample_has_its_own_mask(form):
 
 @pytest.mark.parametrize("form", ["distance", "squared"])
 @pytest.mark.parametrize("anything", [float("nan"), float("inf"), 1e200])
-def test_what_a_wildcard_holds_has_no_part(form, anything):
+def test_the_numbers_of_a_wildcard_do_not_count(form, anything):
     embeddings, vectors, weights = example(3)
     is_absent = (weights == 0)[:, :, None]
     results = []
     for absent in ((0.0, 0.0), (anything, 0.0), (0.0, anything)):
-        own = embeddings.unflatten(1, (3, 4)).masked_fill(is_absent, absent[0]).flatten(1).requires_grad_()
-        value = fact_loss(own, vectors.masked_fill(is_absent, absent[1]), weights, form=form)
-        results.append((value, *torch.autograd.grad(value, own)))
+        values = embeddings.unflatten(1, (3, 4)).masked_fill(is_absent, absent[0]).flatten(1).requires_grad_()
+        value = fact_loss(values, vectors.masked_fill(is_absent, absent[1]), weights, form=form)
+        results.append((value, *torch.autograd.grad(value, values)))
     for value, gradient in results[1:]:
         assert torch.equal(value, results[0][0]) and torch.equal(gradient, results[0][1])
 
 
 @pytest.mark.parametrize("form", ["distance", "squared"])
-def test_gradients_are_right_and_those_at_the_target_finite(form):
+def test_gradients_are_exact_and_zero_at_the_target(form):
     embeddings, vectors, weights = example(3)
     assert torch.autograd.gradcheck(
         lambda values: fact_loss(values, vectors, weights, form=form), embeddings.requires_grad_()
@@ -87,14 +87,14 @@ def test_labels_are_rows_of_the_table():
     assert not list(loss.parameters())
 
 
-def test_a_table_in_single_precision_follows_the_embeddings():
+def test_the_dtype_is_that_of_the_embeddings():
     embeddings, vectors, weights = example(4)
     loss = FactLoss(vectors.float(), weights.float())
     assert loss(embeddings, torch.arange(4)).dtype == torch.float64
     assert loss(embeddings.bfloat16(), torch.arange(4)).dtype == torch.bfloat16
 
 
-def test_what_does_not_fit():
+def test_arguments_that_do_not_fit_are_refused():
     embeddings, vectors, weights = example(5)
     with pytest.raises(UserError, match=r"needs embeddings \[N, 3 V\].* got \[5, 11\], \[5, 3, 4\] and \[5, 3\]"):
         fact_loss(embeddings[:, 1:], vectors, weights)

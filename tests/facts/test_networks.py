@@ -6,8 +6,8 @@ from torch import nn
 from torchvision import models
 
 from mas_embed import UserError, estimate_importance
-from mas_embed.models import MODELS, sherlock, small_fact_conv, two_branch
-from mas_embed.facts.networks import FactNet
+from mas_embed.facts import FactNet, sherlock, small_fact_conv, two_branch
+from mas_embed.models import MODELS
 
 CONVOLUTIONS = (10, 12, 14, 17, 19, 21, 24, 26, 28)  # of VGG-16, those that learn
 
@@ -60,7 +60,7 @@ def test_a_loss_on_the_subject_does_not_reach_the_other_branch():
     )
 
 
-def test_its_importance_is_exact():
+def test_the_importance_of_the_small_network_is_exact():
     torch.manual_seed(0)
     net = small_fact_conv(vector_size=2, width=2, hidden=3, dropout=0.5).double()
     batch = images(3, 28, 1).double()
@@ -110,11 +110,11 @@ def test_the_layers_of_the_sherlock_network(vgg):
     }[form]  # fmt: skip
     assert net(torch.zeros(2, 3, 64, 64, device="meta")).shape == (2, 900)
     frozen = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
-    assert frozen == {f"shared.features_{place}.{kind}" for place in (0, 2, 5, 7) for kind in ("weight", "bias")}
+    assert frozen == {f"shared.features_{index}.{kind}" for index in (0, 2, 5, 7) for kind in ("weight", "bias")}
 
 
 def expected_multiplier(form, name):
-    """The release's, written out: weights, and biases in its own terms."""
+    """The factor on the learning rate of a parameter in the release, case by case."""
     is_bias, is_new = name.endswith("bias"), ".last." in name
     if is_new:
         return 20 if is_bias else 10
@@ -176,10 +176,10 @@ def test_both_branches_start_from_the_weights_of_a_trunk(tmp_path, name, split_a
     trunk.set_submodule(last, nn.Identity())
     with torch.no_grad():
         shared, expected = net.shared(images()), trunk(images())
-        kept = shared.clone()
+        before = shared.clone()
         for branch in (net.subject, net.predicate_object):
             torch.testing.assert_close(branch.trunk(shared), expected)
-        assert torch.equal(shared, kept)  # nothing worked in place on what both are given
+        assert torch.equal(shared, before)  # no layer works in place on the features that both branches take
     pairs = zip(net.subject.trunk.parameters(), net.predicate_object.trunk.parameters(), strict=True)
     assert all(torch.equal(first, second) and first is not second for first, second in pairs)
 
@@ -252,7 +252,7 @@ def test_weights_that_cannot_be_downloaded(monkeypatch):
         two_branch(weights="default")
 
 
-def test_options_that_make_no_sense():
+def test_options_outside_their_range_are_refused():
     with pytest.raises(UserError, match="unknown network of torchvision 'resnet81': did you mean 'resnet"):
         two_branch(trunk="resnet81")
     with pytest.raises(UserError, match="unknown layer 'layer9': did you mean 'layer"):

@@ -7,7 +7,7 @@ import torch
 from small_release import write_release
 
 from mas_embed import UserError, join_splits
-from mas_embed.data import make_fact_table, read_fact_release, read_word_vectors
+from mas_embed.facts import make_fact_table, read_fact_release, read_word_vectors
 
 SHARED = Path(os.environ.get("MAS_EMBED_DATA", Path(__file__).parents[2] / "../shared/data"))
 
@@ -28,7 +28,7 @@ def test_the_table_of_facts(release):
     assert facts.ids.tolist() == [2, 4, 7, 11]
     assert facts.names == ["<person, riding>", "<person, riding, horse>", "<person>", "<dog>"]
     assert facts.weights.tolist() == [[1, 1, 0], [1, 1, 1], [1, 0, 0], [1, 0, 0]]
-    # Six numbers are three vectors of two; absent slots are zero whatever the file says
+    # Six numbers are three vectors of two; absent slots are zero though the file has numbers for them
     assert facts.targets[0].tolist() == [2.0, 2.125, 2.25, 2.375, 0.0, 0.0]
     assert facts.targets[1].tolist() == [4.0, 4.125, 4.25, 4.375, 4.5, 4.625]
     assert facts.targets[3].tolist() == [11.0, 11.125, 0.0, 0.0, 0.0, 0.0]
@@ -72,10 +72,10 @@ def test_an_image_of_two_splits_is_validated_in_both_or_in_neither(release):
     for path, other in zip((folder / "B1_train.csv", folder / "B2_train.csv"), reversed(lines), strict=True):
         path.write_text(path.read_text() + "\n".join(other[1:]))
     splits = read(release, held_out="validation")
-    trained, judged = (
+    trained, evaluated = (
         {path for split in splits for path in getattr(split, part).inputs.paths} for part in ("train", "query")
     )
-    assert len(judged) == 4 and not trained & judged
+    assert len(evaluated) == 4 and not trained & evaluated
 
 
 def test_weights_may_be_written_as_words(release):
@@ -115,18 +115,18 @@ def change(path, old, new, count=-1):
         ("B1_test.csv", ",7,1,0,0", ",7,1,-1,0", "line 2 of .*B1_test.csv must have numbers >= 0 as w_s, w_p and w_o, got '-1'"),
         ("B1_test.csv", ",7,1,0,0", ",7,nan,0,0", "line 2 of .*B1_test.csv must have numbers >= 0 as w_s, w_p and w_o, got 'nan'"),
         ("B1_test.csv", ",7,1,0,0", ",7,1,0", "line 2 of .*B1_test.csv lacks w_o; it needs image_links"),
-        ("B2_facts.csv", "11,1,dog", "12,1,dog", "line 2 of .*B2_train.csv is of fact 11, which no"),
+        ("B2_facts.csv", "11,1,dog", "12,1,dog", "line 2 of .*B2_train.csv has the fact 11, which no"),
         ("B2_facts.csv", "11,1,dog", "11,1,", "line 2 of .*B2_facts.csv has the words .* but line 2 of .*B2_train.csv gives"),
         ("B1_facts.csv", "id,type", "number,type", "line 1 of .*B1_facts.csv lacks id; it needs id, S, P, O"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named(release, name, old, new, message):
+def test_the_line_with_a_mistake_is_named(release, name, old, new, message):
     change(release / "splits/2tasks_random" / name, old, new, 1)
     with pytest.raises(UserError, match=message):
         read(release)
 
 
-def test_facts_that_two_lines_tell_otherwise(release):
+def test_two_lines_that_give_a_fact_different_words_are_refused(release):
     folder = release / "splits/2tasks_random"
     change(folder / "B2_facts.csv", "11,1,dog,,", "11,1,dog,,\n7,1,cat,,")
     with pytest.raises(
@@ -176,7 +176,7 @@ def test_files_that_are_missing_or_no_numbers(release):
     with pytest.raises(UserError, match="7.txt must hold three vectors of one size, got 4 numbers"):
         read(release)
     path.write_text("1 2 3")
-    with pytest.raises(UserError, match="the vectors of fact 7 .* have 3 numbers, those of fact 2 6"):
+    with pytest.raises(UserError, match="the vectors of fact 7 .* have 3 numbers, but those of fact 2 have 6"):
         read(release)
     (release / "splits/2tasks_random/B2_test.csv").unlink()
     with pytest.raises(UserError, match="there is no B2_test.csv in"):

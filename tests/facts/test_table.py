@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mas_embed import UserError
-from mas_embed.data import FactTable, assign_facts, make_fact_table
+from mas_embed.facts import FactTable, assign_facts, make_fact_table
 
 VECTORS = {
     "three": torch.tensor([3.0, 4.0]),
@@ -16,7 +16,7 @@ WORDS = [("three", "", ""), ("seven", "", ""), ("three", "above", "seven")]
 
 def test_targets_by_hand():
     facts = make_fact_table(WORDS, VECTORS)
-    # Subjects (.6, .8), (0, 1), (.6, .8), mean (.4, 2.6/3); one predicate and one object, which are their own means
+    # Subjects (.6, .8), (0, 1), (.6, .8), mean (.4, 2.6/3); the one predicate and the one object equal their means
     expected = [[0.2, 0.8 - 2.6 / 3], [-0.4, 1 - 2.6 / 3], [0.2, 0.8 - 2.6 / 3]]
     assert facts.vectors[:, 0].tolist() == [pytest.approx(row, abs=1e-7) for row in expected]
     assert facts.vectors[:, 1:].abs().max() == 0
@@ -29,15 +29,15 @@ def test_targets_by_hand():
 def test_the_mean_is_over_the_facts_that_fill_the_slot():
     words = [("three", "above", ""), ("three", "seven", ""), ("three", "", "")]
     facts = make_fact_table(words, VECTORS)
-    # Predicates (1, 0) and (0, 1), mean (.5, .5); the third fact has none and keeps zero
+    # Predicates (1, 0) and (0, 1), mean (.5, .5); the third fact has none, so its vector is zero
     assert facts.vectors[:, 1].tolist() == [[0.5, -0.5], [-0.5, 0.5], [0.0, 0.0]]
 
 
-def test_tables_that_make_no_sense():
+def test_tables_that_cannot_be_made_are_refused():
     with pytest.raises(UserError, match="1 words have no vector: nine"):
         make_fact_table([("nine", "", "")], VECTORS)
     for words in (("three", "two", ""), ("three two", "", "")):
-        with pytest.raises(UserError, match=r"word vectors must be of one size, got 2 \('three'\), 1 \('two'\); take"):
+        with pytest.raises(UserError, match=r"word vectors must have one size, got 2 \('three'\), 1 \('two'\); take"):
             make_fact_table([words], VECTORS | {"two": torch.ones(1)})
     with pytest.raises(UserError, match="there are no facts"):
         make_fact_table([], VECTORS)
@@ -64,15 +64,15 @@ def table_of(vectors):
 
 @pytest.mark.parametrize("by", ["random", "semantic"])
 @pytest.mark.parametrize(("num_facts", "num_splits"), [(10, 4), (12, 4), (7, 7), (5, 1), (11, 2)])
-def test_every_fact_is_dealt_and_sizes_differ_by_one_at_most(by, num_facts, num_splits):
+def test_every_fact_is_assigned_and_sizes_differ_by_one_at_most(by, num_facts, num_splits):
     facts = table_of(torch.randn(num_facts, 3, generator=torch.Generator().manual_seed(0)).tolist())
-    dealt = assign_facts(facts, num_splits, by=by, seed=3)
-    sizes = [int((dealt == split).sum()) for split in range(num_splits)]
+    split_of = assign_facts(facts, num_splits, by=by, seed=3)
+    sizes = [int((split_of == split).sum()) for split in range(num_splits)]
     assert sum(sizes) == num_facts and max(sizes) - min(sizes) <= 1
-    assert torch.equal(dealt, assign_facts(facts, num_splits, by=by, seed=3))
+    assert torch.equal(split_of, assign_facts(facts, num_splits, by=by, seed=3))
 
 
-def test_seeds_deal_differently():
+def test_other_seeds_give_other_splits():
     facts = table_of([[float(i)] for i in range(30)])
     assert not torch.equal(assign_facts(facts, 3, seed=0), assign_facts(facts, 3, seed=1))
 
@@ -82,23 +82,23 @@ def test_semantic_splits_are_the_clusters_where_these_are_balanced():
     noise = 0.1 * torch.randn(12, 2, generator=torch.Generator().manual_seed(0))
     cluster = torch.arange(12) % 3
     facts = table_of((torch.tensor(centres)[cluster] + noise).tolist())
-    dealt = assign_facts(facts, 3, by="semantic")
+    split_of = assign_facts(facts, 3, by="semantic")
     for first, second in itertools.combinations(range(12), 2):
-        assert (dealt[first] == dealt[second]) == (cluster[first] == cluster[second])
+        assert (split_of[first] == split_of[second]) == (cluster[first] == cluster[second])
 
 
-def test_a_full_cluster_sends_away_what_is_farthest():
+def test_the_farthest_facts_of_a_full_cluster_are_assigned_to_another():
     # Five at 0, .1, .2, .3, 1.0 and one at 9: three each, so the ones nearest to 9's cluster have to move there
-    dealt = assign_facts(table_of([[0.0], [0.1], [0.2], [0.3], [1.0], [9.0]]), 2, by="semantic")
-    assert dealt[:3].unique().numel() == 1 or dealt[1:4].unique().numel() == 1
-    assert dealt[4] == dealt[5] and dealt[5] != dealt[1]
+    split_of = assign_facts(table_of([[0.0], [0.1], [0.2], [0.3], [1.0], [9.0]]), 2, by="semantic")
+    assert split_of[:3].unique().numel() == 1 or split_of[1:4].unique().numel() == 1
+    assert split_of[4] == split_of[5] and split_of[5] != split_of[1]
 
 
-def test_dealing_that_makes_no_sense():
+def test_assignments_that_are_impossible_are_refused():
     facts = table_of([[0.0], [0.0], [1.0]])
     with pytest.raises(UserError, match="num_splits must lie between 1 and 3, .* got 4"):
         assign_facts(facts, 4)
     with pytest.raises(UserError, match="num_splits must lie between 1 and 2, .* got 3"):
         assign_facts(facts, 3, by="semantic")
-    with pytest.raises(UserError, match="facts are dealt 'random' or 'semantic', got 'clusters'"):
+    with pytest.raises(UserError, match="the grouping of facts must be 'random' or 'semantic', got 'clusters'"):
         assign_facts(facts, 2, by="clusters")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mas_embed import UserError
-from mas_embed.data import read_word_vectors
+from mas_embed.facts import read_word_vectors
 from mas_embed.facts.word_vectors import phrase_vectors
 
 VECTORS = {"black": [3.0, 4.0], "New York": [0.5, -2.0], "größe": [1e-3, 7.0]}
@@ -34,7 +34,7 @@ def as_lists(vectors):
 def test_text_with_and_without_a_header(tmp_path, content, packed):
     path = tmp_path / ("vectors.txt.gz" if packed else "vectors.txt")
     path.write_bytes(gzip.compress(content) if packed else content)
-    # GloVe tells no size: a word with a space in the first line would be one number more, so the first has none
+    # GloVe has no header: a space in the first word would count as one more number, so that word has none
     assert as_lists(read_word_vectors(path)) == VECTORS
     assert as_lists(read_word_vectors(path, {"größe", "absent"})) == {"größe": VECTORS["größe"]}
 
@@ -133,5 +133,5 @@ def test_a_phrase_is_the_mean_of_unit_vectors():
 
 def test_every_word_without_a_vector_is_listed():
     vectors = {"black": torch.tensor([1.0]), "null": torch.tensor([0.0])}
-    with pytest.raises(UserError, match="^3 words have no vector: circle, null, riding; add them, or"):
+    with pytest.raises(UserError, match="^3 words have no vector: circle, null, riding; add their vectors, or"):
         phrase_vectors(["black circle", "riding", "null", "riding"], vectors)

@@ -3,10 +3,10 @@ from functools import partial
 
 import pytest
 import torch
-from small import pull_together, small_model, small_splits
+from small import train
 from torch import nn
 
-from mas_embed import ClassStatistics, Combine, Finetune, LwF, Replay, UserError, train_sequence
+from mas_embed import ClassStatistics, Combine, Finetune, LwF, Replay, UserError
 from mas_embed.methods.class_statistics import ClassGaussian
 
 POINTS = torch.tensor([[0.0, 1.0], [2.0, 1.0], [1.0, 4.0]]).double()
@@ -46,21 +46,22 @@ def test_the_oracle_by_hand():
 
 
 def test_statistics_by_hand():
-    gaussian = ClassGaussian.of(POINTS)
+    gaussian = ClassGaussian.from_samples(POINTS)
     assert gaussian.count == 3
     assert gaussian.mean.tolist() == [1.0, 2.0]
     torch.testing.assert_close(matrix(gaussian), torch.diag(torch.tensor([2.0, 6.0])).double())
     assert (gaussian.low.tolist(), gaussian.high.tolist()) == ([0.0, 1.0], [2.0, 4.0])
-    # the main direction is the second axis
-    torch.testing.assert_close(matrix(ClassGaussian.of(POINTS, rank=1)), torch.diag(torch.tensor([0.0, 6.0])).double())
-    assert ClassGaussian.of(POINTS, rank=0).root.shape == (0, 2)
+    # the principal direction is the second axis
+    first = ClassGaussian.from_samples(POINTS, rank=1)
+    torch.testing.assert_close(matrix(first), torch.diag(torch.tensor([0.0, 6.0])).double())
+    assert ClassGaussian.from_samples(POINTS, rank=0).root.shape == (0, 2)
 
 
 @pytest.mark.parametrize("num", [3, 20])
 def test_classes_seen_again_are_one_gaussian_of_all_samples(num):
     first = torch.randn(num, 5, generator=torch.Generator().manual_seed(0)).double()
     second = 3 + torch.randn(7, 5, generator=torch.Generator().manual_seed(1)).double()
-    both = ClassGaussian.of(first).merged(ClassGaussian.of(second))
+    both = ClassGaussian.from_samples(first).merged_with(ClassGaussian.from_samples(second))
     mean, scatter = scatter_by_loop(torch.cat([first, second]))
     assert both.count == num + 7
     torch.testing.assert_close(both.mean, torch.tensor(mean, dtype=torch.float64), rtol=1e-10, atol=1e-12)
@@ -69,8 +70,8 @@ def test_classes_seen_again_are_one_gaussian_of_all_samples(num):
     assert torch.equal(both.high, torch.cat([first, second]).amax(0))
 
 
-def test_what_is_drawn_has_the_mean_and_covariance_and_stays_in_the_range():
-    wide = ClassGaussian.of(POINTS)
+def test_drawn_samples_have_the_mean_and_covariance_and_stay_in_the_range():
+    wide = ClassGaussian.from_samples(POINTS)
     free = ClassGaussian(3, wide.mean, wide.root, wide.low - 100, wide.high + 100)
     drawn = free.draw(40_000, torch.Generator().manual_seed(0))
     torch.testing.assert_close(drawn.mean(0), wide.mean, rtol=0, atol=0.03)
@@ -78,10 +79,10 @@ def test_what_is_drawn_has_the_mean_and_covariance_and_stays_in_the_range():
     torch.testing.assert_close(torch.cov(drawn.T), torch.diag(torch.tensor([1.0, 3.0])).double(), rtol=0, atol=0.06)
     clipped = wide.draw(100, torch.Generator().manual_seed(0))
     assert bool((clipped >= wide.low).all() and (clipped <= wide.high).all())
-    assert torch.equal(ClassGaussian.of(POINTS[:1]).draw(2, torch.Generator()), POINTS[:1].expand(2, 2))
+    assert torch.equal(ClassGaussian.from_samples(POINTS[:1]).draw(2, torch.Generator()), POINTS[:1].expand(2, 2))
 
 
-def test_inputs_are_drawn_of_every_class_equally_and_placed_behind_the_batch():
+def test_equally_many_inputs_of_every_class_are_appended_to_the_batch():
     model = network()
     method = ClassStatistics(model, share=0.6)
     (inputs, labels) = batches([5, 6])[0]
@@ -101,7 +102,7 @@ def test_inputs_are_drawn_of_every_class_equally_and_placed_behind_the_batch():
     assert method.extend_embeddings(embeddings, labels)[0] is embeddings
 
 
-def test_drawn_features_go_through_the_layers_above_as_a_plain_loop_has_it():
+def test_drawn_features_go_through_the_layers_above_as_in_a_plain_loop():
     model = network()
     method, twin = (ClassStatistics(model, layer="1", seed=3) for _ in range(2))
     inputs, labels = batches([5, 6])[0]
@@ -116,11 +117,11 @@ def test_drawn_features_go_through_the_layers_above_as_a_plain_loop_has_it():
         torch.testing.assert_close(row, features, rtol=1e-10, atol=1e-12)
         assert label in classes
     embeddings[24:].sum().backward()
-    assert not model[0].weight.grad.any()  # nothing of them reaches what feeds the layer
+    assert not model[0].weight.grad.any()  # they have no gradient below the layer
     assert model[2].weight.grad is not None
 
 
-def test_what_feeds_the_layer_is_held_from_the_first_split_on_under_any_optimizer():
+def test_parameters_that_feed_the_layer_are_constant_after_the_first_split_under_any_optimizer():
     model = network()
     method = ClassStatistics(model, layer="1")
     method.consolidate(batches([0, 1]))
@@ -144,24 +145,18 @@ def test_what_feeds_the_layer_is_held_from_the_first_split_on_under_any_optimize
     )
 
 
-def test_with_no_share_drawn_it_is_finetune():
-    def trained(make):
-        model = small_model()
-        options = {"loss": pull_together, "epochs": 2, "batch_size": 4, "recall_at": (1,)}
-        train_sequence(model, small_splits(), method=make(model), **options)
-        return model
-
+def test_a_share_of_zero_is_finetune():
     makers = (Finetune, partial(ClassStatistics, share=0.0), ClassStatistics)
-    finetuned, without, drawn = (trained(make).state_dict().values() for make in makers)
+    finetuned, without, drawn = (train(make)[0].state_dict().values() for make in makers)
     assert all(map(torch.equal, finetuned, without))
     assert not all(map(torch.equal, finetuned, drawn))
 
 
-def test_what_is_kept_is_marked_and_its_memory_counted():
+def test_memory_and_the_mark_of_stored_data():
     model = network()
     method = ClassStatistics(model, layer="1", rank=2)
     method.consolidate(batches([0, 1]))
-    # two classes of (2 + 3) x 4 numbers, what is held, and the shape, eight bytes each
+    # two classes of (2 + 3) x 4 numbers, 12 constant parameters, and the shape, eight bytes each
     assert method.num_bytes == 8 * (2 * 5 * 4 + 12 + 1)
     assert ClassStatistics.keeps == "statistics"
     assert Combine(model, methods=[method, LwF(model)]).keeps == "statistics"
@@ -187,7 +182,7 @@ class Twice(nn.Module):
         return self.first(self.first(inputs))
 
 
-def test_what_is_refused():
+def test_errors():
     model = network()
     with pytest.raises(UserError, match=r"unknown layer of the model '9'.*known: 0, 1, 2, 3, 4"):
         ClassStatistics(model, layer="9")
@@ -195,22 +190,22 @@ def test_what_is_refused():
         ClassStatistics(model, rank=-1)
     with pytest.raises(UserError, match="share must be from 0 to below 1, got 1"):
         ClassStatistics(model, share=1.0)
-    with pytest.raises(UserError, match="the statistics are of classes and needs batches of"):
+    with pytest.raises(UserError, match="class_statistics fits a Gaussian to every class and needs batches of"):
         ClassStatistics(model).consolidate([torch.zeros(2, 2)])
     labels = torch.tensor([0, 1])
-    with pytest.raises(UserError, match="a tensor of floats, which does not go into the model; name a layer"):
+    with pytest.raises(UserError, match="a floating-point tensor, but the inputs are not; choose another layer"):
         ClassStatistics(model).consolidate([(torch.zeros(2, 2).long(), labels)])
     inputs = torch.randn(2, 2)
-    with pytest.raises(UserError, match="'first.bias' feeds layer 'second' and reaches the embeddings around it"):
+    with pytest.raises(UserError, match="'first.bias' feeds layer 'second' and also reaches the embeddings around it"):
         ClassStatistics(Around(), layer="second").consolidate([(inputs, labels)])
     with pytest.raises(UserError, match="layer 'first' is called 2 times"):
         ClassStatistics(Twice(), layer="first").consolidate([(inputs, labels)])
     normalised = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 3), nn.Linear(3, 2))
-    with pytest.raises(UserError, match=r"batch normalisation '0.bias' feeds layer '1' and moves on"):
+    with pytest.raises(UserError, match=r"batch normalisation '0.bias' feeds layer '1', and its statistics change"):
         ClassStatistics(normalised, layer="1").consolidate([(inputs, labels)])
     method = ClassStatistics(nn.Identity())
     method.consolidate([(inputs, labels)])
-    with pytest.raises(UserError, match=r"features have shape \[3\] but \[2\] in earlier splits"):
+    with pytest.raises(UserError, match=r"features have shape \[3\], but had \[2\] in earlier splits"):
         method.consolidate([(torch.zeros(2, 3), labels)])
-    with pytest.raises(UserError, match="lacks .*; it is not one of ClassStatistics"):
+    with pytest.raises(UserError, match="lacks .*; it is not a state of ClassStatistics"):
         method.load_state_dict({})

@@ -24,13 +24,13 @@ def test_penalties_add_up():
     assert values[:2] == [None, None]
     assert both.batch_penalty(inputs, embeddings).item() == pytest.approx(values[2].item() + values[3].item())
     both.add_penalty_grad()
-    together = model[0].weight.grad.clone()
+    combined = model[0].weight.grad.clone()
     model.zero_grad()
     MAS.add_penalty_grad(parts[0])
-    torch.testing.assert_close(together, model[0].weight.grad * 2.5)
+    torch.testing.assert_close(combined, model[0].weight.grad * 2.5)
 
 
-def test_nothing_is_added_where_none_adds():
+def test_without_a_batch_penalty_nothing_is_added():
     model, inputs = network()
     assert Combine(model, methods=[Finetune(model), MAS(model)]).batch_penalty(inputs, model(inputs)) is None
 
@@ -60,7 +60,7 @@ def test_it_stops_learning_when_one_does():
     assert not both.is_learning
 
 
-def test_what_cannot_be_combined():
+def test_errors():
     model, _ = network()
     other, _ = network()
     for methods, message in (
@@ -71,5 +71,5 @@ def test_what_cannot_be_combined():
         with pytest.raises(UserError, match=message):
             Combine(model, methods=methods)
     Combine(model, methods=[SI(model), MAS(model)])
-    with pytest.raises(UserError, match="lacks 0, 1; it is not one of Combine"):
+    with pytest.raises(UserError, match="lacks 0, 1; it is not a state of Combine"):
         Combine(model, methods=[MAS(model), LwF(model)]).load_state_dict({})

@@ -1,10 +1,10 @@
-"""Every registered method passes the contract, and so does a user's own; what breaks it is told in a sentence."""
+"""Every registered method and a user-defined one pass `check_method`; broken methods fail it with the right message."""
 
 from functools import partial
 
 import pytest
 import torch
-from small import pull_together, small_model, small_splits
+from small import Recorder, Stopped, small_model, train
 
 from mas_embed import (
     EWC,
@@ -18,9 +18,9 @@ from mas_embed import (
     LwF,
     Method,
     Replay,
-    train_sequence,
 )
 from mas_embed.testing import check_method, loss
+from mas_embed.training import SplitEnd
 
 
 def combined(*makers):
@@ -61,38 +61,26 @@ def test_the_contract(factory):
 
 @pytest.mark.parametrize("factory", FACTORIES.values(), ids=FACTORIES.keys())
 def test_the_loop_resumes_bit_for_bit(factory, tmp_path):
-    """From a checkpoint on disk, through the package's own loop."""
-    options = {"loss": pull_together, "epochs": 2, "batch_size": 4, "recall_at": (1,)}
+    """From a checkpoint on disk, in `train_sequence`."""
     path = tmp_path / "checkpoint.safetensors"
-    straight = small_model()
-    train_sequence(straight, small_splits(), method=factory(straight), **options)
-
-    def stop(event):
-        if (event["event"], event["split_index"]) == ("split", 1):
-            raise Stopped
-
-    stopped = small_model()
+    uninterrupted, _ = train(factory)
+    stop = Recorder(lambda event: isinstance(event, SplitEnd) and event.split_index == 1)
     with pytest.raises(Stopped):
-        train_sequence(stopped, small_splits(), method=factory(stopped), **options, checkpoint=path, on_event=stop)
-    resumed = small_model(seed=5)
-    train_sequence(resumed, small_splits(), method=factory(resumed), **options, checkpoint=path, resume=True)
-    assert all(map(torch.equal, straight.state_dict().values(), resumed.state_dict().values()))
-
-
-class Stopped(Exception):
-    pass
+        train(factory, checkpoint=path, callbacks=[stop])
+    resumed, _ = train(factory, model=small_model(seed=5), checkpoint=path, resume=True)
+    assert all(map(torch.equal, uninterrupted.state_dict().values(), resumed.state_dict().values()))
 
 
 class PullBack(Method):
-    """A user's own method: every parameter is pulled to where it was, all equally."""
+    """A user-defined method, which pulls all parameters equally to their values after the last split."""
 
     def __init__(self, model, *, strength=1.0):
         super().__init__(model)
         self.strength, self.anchor = strength, {}
 
     def penalty(self):
-        own = dict(self.model.named_parameters())
-        distances = [(own[name] - anchor).square().sum() for name, anchor in self.anchor.items()]
+        parameters = dict(self.model.named_parameters())
+        distances = [(parameters[name] - anchor).square().sum() for name, anchor in self.anchor.items()]
         return self.strength * sum(distances, super().penalty())
 
     def add_penalty_grad(self):
@@ -109,7 +97,7 @@ class PullBack(Method):
         self.anchor = dict(state["anchor"])
 
 
-def test_a_users_own_method():
+def test_a_user_defined_method():
     check_method(PullBack)
 
 
@@ -154,19 +142,19 @@ class DoesNothing(Method):
         self.strength = strength
 
 
-class PullsWhatIsNew(PullBack):
+class PullsNewParameters(PullBack):
     def add_penalty_grad(self):
         super().add_penalty_grad()
         if "grown" in dict(self.model.named_children()):
             self.model.grown.weight.grad = torch.ones(2, 2).double()
 
 
-class IsNeverAtRest(PullBack):
+class HasConstantPenalty(PullBack):
     def penalty(self):
         return super().penalty() + 1
 
 
-class KeepsObjects(PullBack):
+class StoresModules(PullBack):
     def state_dict(self):
         return {"anchor": self.anchor, "model": self.model}
 
@@ -184,18 +172,18 @@ class HalfPenalty(MAS):
     ("broken", "message"),
     [
         (DoublePull, "must add the gradient of penalty"),
-        (Forgets, "must go on from a loaded state bit for bit"),
-        (Marks, "must leave nothing on the model, but '0' changed"),
-        (LeavesGradients, "strength 0 must be finetune|leave .grad as it was"),
+        (Forgets, "must continue from a loaded state bit for bit"),
+        (Marks, "must not change attributes, hooks or modes of modules, but '0' changed"),
+        (LeavesGradients, r"consolidate\(\) must leave .grad as it was"),
         (Draws, "must not draw from torch's global generator"),
-        (Decays, "strength 0 must be finetune bit for bit; under SGD it is not"),
+        (Decays, "strength 0 must train bit for bit like finetuning; under SGD it does not"),
         (DoesNothing, "under SGD the method does nothing"),
-        (PullsWhatIsNew, "must be free, but 'grown.weight' is pulled"),
-        (IsNeverAtRest, r"penalty\(\) must be exactly 0 before the first consolidate"),
-        (KeepsObjects, "state.model is a Sequential"),
+        (PullsNewParameters, "must not be pulled, but 'grown.weight' is"),
+        (HasConstantPenalty, r"penalty\(\) must be exactly 0 before the first consolidate"),
+        (StoresModules, "state.model is a Sequential"),
         (HalfPenalty, "must be strength . sum of importance"),
     ],
 )
-def test_a_broken_promise_is_told(broken, message):
+def test_a_broken_method_is_reported(broken, message):
     with pytest.raises(AssertionError, match=message):
         check_method(broken)

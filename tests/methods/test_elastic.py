@@ -46,7 +46,7 @@ def test_penalty_by_hand():
     assert model.weight.grad.tolist() == [[30.0, -100.0]]
 
 
-def test_gradient_form_by_hand_adds_to_what_is_there():
+def test_gradient_form_by_hand_adds_to_the_gradient():
     model, mas = hand_made()
     mas.add_penalty_grad()
     assert model.weight.grad.tolist() == [[30.0, -100.0]]
@@ -86,7 +86,7 @@ def test_strength_zero_leaves_no_gradient():
     assert mas.penalty().item() == 0
 
 
-def test_consolidate_returns_the_splits_own_importance_and_moves_the_anchor():
+def test_consolidate_returns_the_importance_of_the_split_and_moves_the_anchor():
     model, mas, inputs = consolidated()
     estimated = mas.consolidate([inputs])
     expected = estimate_importance(model, [inputs])
@@ -168,7 +168,7 @@ def test_the_decoupled_step_minimises_the_penalty_and_the_distance():
         torch.testing.assert_close(parameter.grad, torch.zeros_like(parameter), atol=1e-12, rtol=0)
 
 
-def test_the_decoupled_step_is_stable_at_any_strength_and_leaves_what_is_not_trained():
+def test_the_decoupled_step_is_stable_at_any_strength_and_moves_only_parameters_of_the_optimizer():
     model, mas, _ = consolidated(strength=1e30, decoupled=True)
     untouched = model[2].weight.detach().clone()
     mas.after_step(torch.optim.SGD(model[0].parameters(), lr=0.1))
@@ -217,7 +217,7 @@ def test_a_parameter_that_changed_its_shape_is_refused():
     model, mas, _ = consolidated()
     model[2] = nn.Linear(6, 5).double()
     for form in (mas.penalty, mas.add_penalty_grad):
-        with pytest.raises(UserError, match=r"'2.(weight|bias)' has shape .*, but .* when the last split ended"):
+        with pytest.raises(UserError, match=r"'2.(weight|bias)' has shape .*, but had .* when the last split ended"):
             form()
 
 
@@ -255,8 +255,8 @@ def test_state_loads_into_a_fresh_method_and_resumes_bit_for_bit():
     resumed = MAS(twin, strength=2.0)
     resumed.load_state_dict(state)
     assert resumed.num_splits == 1
-    for method, own in ((mas, model), (resumed, twin)):
-        optimizer = torch.optim.Adam(own.parameters(), lr=0.1)
+    for method, trained in ((mas, model), (resumed, twin)):
+        optimizer = torch.optim.Adam(trained.parameters(), lr=0.1)
         for _ in range(3):
             optimizer.zero_grad()
             method.add_penalty_grad()
@@ -282,7 +282,7 @@ def test_state_does_not_alias_the_model():
 
 
 @pytest.mark.parametrize("strength", [-1.0, float("nan"), float("inf")])
-def test_a_strength_that_makes_no_sense(strength):
+def test_a_strength_out_of_range(strength):
     with pytest.raises(UserError, match="strength must be a finite number >= 0"):
         MAS(nn.Linear(2, 2), strength=strength)
 
@@ -304,21 +304,21 @@ def test_nothing_is_left_on_the_model():
     assert model.training
 
 
-def test_a_layer_that_is_frozen_for_a_split_keeps_its_protection():
+def test_a_layer_that_is_frozen_for_a_split_stays_protected():
     model, mas, inputs = consolidated()
-    kept = {name: value.clone() for name, value in mas.importance.items() if name.startswith("0.")}
+    importances = {name: value.clone() for name, value in mas.importance.items() if name.startswith("0.")}
     anchors = {name: value.clone() for name, value in mas.anchor.items() if name.startswith("0.")}
     model[0].requires_grad_(False)
     mas.consolidate([inputs])
     model[0].requires_grad_(True)
-    for name, value in kept.items():
+    for name, value in importances.items():
         assert torch.equal(mas.importance[name], value)
         assert torch.equal(mas.anchor[name], anchors[name])
     mas.add_penalty_grad()
     assert model[0].weight.grad.any()
 
 
-def test_a_sparse_gradient_takes_the_pull():
+def test_the_penalty_is_added_to_a_sparse_gradient():
     model = nn.EmbeddingBag(5, 3, sparse=True, mode="sum")
     mas = MAS(model)
     batch = torch.randint(5, (4, 2))
@@ -331,6 +331,6 @@ def test_a_sparse_gradient_takes_the_pull():
     assert model.weight.grad.any()
 
 
-def test_a_state_that_is_none_is_refused():
-    with pytest.raises(UserError, match="lacks anchor, importance, num_splits; it is not one of MAS"):
+def test_an_incomplete_state_is_refused():
+    with pytest.raises(UserError, match="lacks anchor, importance, num_splits; it is not a state of MAS"):
         MAS(nn.Linear(2, 2)).load_state_dict({})

@@ -39,7 +39,7 @@ def test_fisher_by_hand(fisher, expected):
 
 
 def oracle(model, batches, loss, fisher):
-    """One backward pass a sample, in which only its own embedding has a gradient; or one a batch."""
+    """One backward pass per sample, in which only the embedding of the sample has a gradient; or one per batch."""
     parameters = list(model.parameters())
     totals = [torch.zeros_like(parameter) for parameter in parameters]
     num_samples = sum(len(inputs) for inputs, _ in batches)
@@ -49,9 +49,9 @@ def oracle(model, batches, loss, fisher):
             for total, gradient in zip(totals, gradients, strict=True):
                 total += gradient**2 * len(inputs) / num_samples
             continue
-        for own in range(len(inputs)):
+        for index in range(len(inputs)):
             rows = [model(inputs[n : n + 1])[0] for n in range(len(inputs))]
-            embeddings = torch.stack([row if n == own else row.detach() for n, row in enumerate(rows)])
+            embeddings = torch.stack([row if n == index else row.detach() for n, row in enumerate(rows)])
             gradients = torch.autograd.grad(len(inputs) * loss(embeddings, labels), parameters)
             for total, gradient in zip(totals, gradients, strict=True):
                 total += gradient**2 / num_samples
@@ -91,13 +91,13 @@ def test_samples_that_cancel_in_a_batch_have_fisher_information():
     assert estimate_fisher(model, batches, loss=squared_error)["weight"].item() == pytest.approx(4)
 
 
-def test_a_loss_without_a_gradient_left_is_told():
+def test_a_loss_without_a_gradient_gives_a_warning():
     model, batches = network()
     with pytest.warns(UserWarning, match="the loss has no gradient on any sample, so its Fisher information is zero"):
         estimate_fisher(model, batches, loss=lambda embeddings, labels, mined: 0 * embeddings.sum())
 
 
-def test_the_model_and_the_mode_are_left_alone():
+def test_the_model_and_its_mode_are_unchanged():
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2)).double().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     _, batches = network()

@@ -16,19 +16,19 @@ def line():
 def test_mean_by_hand_and_where_the_next_split_starts():
     model = line()
     imm = IMM(model)
-    for own, average in ((1.0, 1.0), (3.0, 2.0), (8.0, 4.0)):
-        model.weight.data.fill_(own)
+    for value, average in ((1.0, 1.0), (3.0, 2.0), (8.0, 4.0)):
+        model.weight.data.fill_(value)
         imm.consolidate([])
         assert model.weight.item() == pytest.approx(average)
         imm.begin_split()
-        assert model.weight.item() == own
+        assert model.weight.item() == value
 
 
 def test_a_split_may_start_from_the_average():
     model = line()
     imm = IMM(model, start="average")
-    for own, average in ((1.0, 1.0), (3.0, 2.0)):
-        model.weight.data.fill_(own)
+    for value, average in ((1.0, 1.0), (3.0, 2.0)):
+        model.weight.data.fill_(value)
         imm.consolidate([])
         imm.begin_split()
         assert model.weight.item() == average
@@ -39,8 +39,8 @@ def test_mode_weights_by_fisher_information():
     """Squared gradients (2 (w x - y) x)^2: at w = 1 on (1, 2) 4, at w = 3 on (1, 2) 4 too, and on (2, 5) 16."""
     model = line()
     imm = IMM(model, mode="mode", loss=squared_error)
-    for own, sample in ((1.0, (1.0, 2.0)), (3.0, (2.0, 5.0))):
-        model.weight.data.fill_(own)
+    for value, sample in ((1.0, (1.0, 2.0)), (3.0, (2.0, 5.0))):
+        model.weight.data.fill_(value)
         imm.consolidate([(torch.tensor([[sample[0]]]).double(), torch.tensor([sample[1]]).double())])
     assert model.weight.item() == pytest.approx((4 * 1 + 16 * 3) / 20)
 
@@ -48,14 +48,14 @@ def test_mode_weights_by_fisher_information():
 def test_where_no_split_has_fisher_information_the_last_parameters_stay():
     model = line()
     imm = IMM(model, mode="mode", loss=squared_error)
-    for own in (1.0, 3.0):
-        model.weight.data.fill_(own)
+    for value in (1.0, 3.0):
+        model.weight.data.fill_(value)
         with pytest.warns(UserWarning, match="Fisher information is zero"):
-            imm.consolidate([(torch.tensor([[1.0]]).double(), torch.tensor([own]).double())])
+            imm.consolidate([(torch.tensor([[1.0]]).double(), torch.tensor([value]).double())])
     assert model.weight.item() == 3.0
 
 
-def test_a_parameter_that_came_later_is_averaged_over_its_own_splits():
+def test_a_parameter_that_came_later_is_averaged_over_its_splits():
     model = nn.Sequential(line())
     imm = IMM(model)
     imm.consolidate([])

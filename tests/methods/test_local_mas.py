@@ -5,7 +5,7 @@ from torch import nn
 from mas_embed import LocalMAS, UserError
 
 
-def test_importance_is_what_comes_in_times_what_goes_out():
+def test_importance_is_input_times_output_by_hand():
     model = nn.Linear(2, 1, bias=False)
     model.weight.data.copy_(torch.tensor([[1.0, 2.0]]))
     method = LocalMAS(model, strength=10.0)

@@ -11,7 +11,7 @@ from mas_embed import LwF, UserError
 
 
 def moved(**options):
-    """A model that scaled by 1 when the last split ended, and scales the two directions by 2 and 1 now."""
+    """A model that was the identity when the last split ended, and now scales the two directions by 2 and 1."""
     model = nn.Linear(2, 2, bias=False).double()
     model.weight.data.copy_(torch.eye(2))
     lwf = LwF(model, **options)
@@ -37,11 +37,11 @@ def test_similarity_by_hand():
     assert lwf.batch_penalty(inputs, model(inputs)).item() == pytest.approx(expected)
 
 
-def test_a_turn_of_the_whole_space_keeps_similarities_and_not_embeddings():
-    turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]]).double()
+def test_a_rotation_changes_embeddings_but_not_similarities():
+    rotation = torch.tensor([[0.0, 1.0], [-1.0, 0.0]]).double()
     for distillation, is_free in (("similarity", True), ("embedding", False)):
         _, lwf, inputs = moved(distillation=distillation)
-        value = lwf.batch_penalty(inputs, inputs @ turn).item()
+        value = lwf.batch_penalty(inputs, inputs @ rotation).item()
         assert (value < 1e-20) is is_free
 
 
@@ -51,7 +51,7 @@ def test_nothing_is_added_before_the_first_split_or_with_strength_zero():
     assert LwF(model).batch_penalty(inputs, model(inputs)) is None
 
 
-def test_the_old_model_is_in_eval_mode_and_stays_what_it_was():
+def test_the_old_model_is_in_eval_mode_and_does_not_change():
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Dropout(0.5)).double()
     lwf = LwF(model)
     lwf.consolidate([])
@@ -67,14 +67,14 @@ def test_the_old_model_is_in_eval_mode_and_stays_what_it_was():
 
 @pytest.fixture
 def bf16():
-    """accelerate keeps its precision for the process."""
+    """accelerate stores its precision globally for the process."""
     AcceleratorState._reset_state(reset_partial_state=True)
     yield Accelerator(mixed_precision="bf16", cpu=True)
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_the_copy_of_a_prepared_model_is_not_the_model(bf16):
-    """accelerate puts a forward of its own on the model for mixed precision; the copy must not call the original's."""
+    """accelerate replaces the model's `forward` for mixed precision; the copy must not call that of the original."""
     model = nn.Linear(2, 2, bias=False)
     lwf = LwF(model)
     bf16.prepare_model(model)
@@ -91,7 +91,7 @@ def test_memory_is_one_copy_of_the_model_and_a_wrong_state_is_refused():
     assert LwF(model).num_bytes == 0
     with pytest.raises(UserError, match="the state is of another model: .*size mismatch"):
         LwF(nn.Linear(3, 2, bias=False)).load_state_dict(lwf.state_dict())
-    with pytest.raises(UserError, match="lacks old; it is not one of LwF"):
+    with pytest.raises(UserError, match="lacks old; it is not a state of LwF"):
         lwf.load_state_dict({})
     with pytest.raises(UserError, match="distillation must be 'embedding' or 'similarity', got 'relation'"):
         LwF(model, distillation="relation")

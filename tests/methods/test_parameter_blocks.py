@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mas_embed.methods import blocks
+from mas_embed.methods import parameter_blocks as blocks
 from mas_embed.methods.parameter_blocks import in_blocks
 
 
@@ -24,7 +24,7 @@ def test_every_element_is_in_one_block_and_blocks_are_small():
     assert sorted(sizes)[-3] <= 10
 
 
-def test_memory_formats_are_kept_together():
+def test_tensors_of_different_memory_formats():
     one = torch.zeros(8, 3, 2, 2).to(memory_format=torch.channels_last)
     other = torch.arange(96.0).view(8, 3, 2, 2)
     for ones, others in in_blocks([(one, other)]):
@@ -32,5 +32,5 @@ def test_memory_formats_are_kept_together():
     assert torch.equal(one, other)
 
 
-def test_nothing():
+def test_no_tensors_give_no_blocks():
     assert list(in_blocks([])) == []

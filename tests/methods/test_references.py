@@ -1,9 +1,8 @@
-"""Finetune and frozen."""
+"""The reference methods finetune, frozen and joint."""
 
 import torch
 
-from mas_embed import Finetune, Frozen
-from mas_embed.methods import METHODS
+from mas_embed import Finetune, Frozen, Joint, Method
 
 
 def test_finetune_protects_nothing():
@@ -17,8 +16,17 @@ def test_finetune_protects_nothing():
     method.load_state_dict(method.state_dict())
 
 
-def test_joint_is_finetune_on_another_sequence():
-    assert METHODS["joint"] is METHODS["finetune"] is Finetune
+def test_only_joint_joins_the_splits():
+    assert Joint(torch.nn.Linear(2, 2)).joins_splits
+    assert not Finetune.joins_splits and not Method.joins_splits
+
+
+def test_the_name_of_a_method_is_its_class_and_may_be_set():
+    method = Joint(torch.nn.Linear(2, 2))
+    assert method.name == "Joint"
+    method.name = "upper reference"
+    assert method.name == "upper reference"
+    assert Joint(method.model).name == "Joint"
 
 
 def test_frozen_learns_one_split_and_remembers_that_it_did():

@@ -23,7 +23,7 @@ def filled(num_splits=3, **options):
     return replay
 
 
-def test_what_is_stored_belongs_together():
+def test_inputs_labels_and_splits_are_stored_together():
     replay = filled(buffer_size=12)
     numbers = replay.inputs["inputs"][:, 0]
     assert len(numbers) == len(numbers.unique()) == 12
@@ -31,27 +31,27 @@ def test_what_is_stored_belongs_together():
     assert torch.equal(replay.labels, replay.splits)
 
 
-def test_fewer_samples_than_places_are_all_stored():
+def test_all_samples_are_stored_if_the_buffer_is_large_enough():
     assert sorted(filled(1, buffer_size=50).inputs["inputs"][:, 0].tolist()) == list(range(10))
 
 
 @pytest.mark.parametrize(
     ("buffer_size", "expected"), [(9, [3, 3, 3]), (11, [4, 4, 3]), (2, [1, 1, 0]), (100, [10] * 3)]
 )
-def test_balanced_places(buffer_size, expected):
+def test_a_balanced_buffer(buffer_size, expected):
     replay = filled(policy="balanced", buffer_size=buffer_size)
     assert torch.bincount(replay.splits, minlength=3).tolist() == expected
 
 
 def test_a_reservoir_gives_every_sample_the_same_chance():
-    """Stored 6 of 30, over 400 seeds: each 80 times, with a deviation of 8."""
+    """6 of 30 are stored, over 400 seeds: each 80 times, with a standard deviation of 8."""
     counts = Counter()
     for seed in range(400):
         counts.update(filled(buffer_size=6, seed=seed).inputs["inputs"][:, 0].tolist())
     assert len(counts) == 30
     assert all(abs(count - 80) < 40 for count in counts.values())
-    of_splits = [sum(count for number, count in counts.items() if number // 100 == index) for index in range(3)]
-    assert all(abs(total - 800) < 120 for total in of_splits)
+    by_split = [sum(count for number, count in counts.items() if number // 100 == index) for index in range(3)]
+    assert all(abs(total - 800) < 120 for total in by_split)
 
 
 def test_a_batch_is_extended_by_its_share_of_stored_samples():
@@ -64,14 +64,14 @@ def test_a_batch_is_extended_by_its_share_of_stored_samples():
         assert len(inputs[4:].unique()) == num_added
 
 
-def test_a_small_buffer_gives_what_it_has_and_an_empty_one_nothing():
+def test_a_small_buffer_adds_all_its_items_and_an_empty_one_adds_none():
     inputs, labels = torch.zeros(8, 1), torch.zeros(8, dtype=torch.long)
     assert len(filled(buffer_size=3).extend_batch(inputs, labels)[0]) == 11
     unchanged = Replay(MODEL).extend_batch(inputs, labels)
     assert unchanged[0] is inputs and unchanged[1] is labels
 
 
-def test_draws_are_those_of_the_seed_and_of_nothing_else():
+def test_draws_depend_on_the_seed_alone():
     state = torch.get_rng_state()
     draws = []
     for seed in (0, 0, 1):
@@ -95,14 +95,14 @@ def test_inputs_of_several_tensors():
     assert torch.equal(resumed.inputs["ids"], replay.inputs["ids"])
 
 
-def test_data_is_kept_and_its_memory_counted():
+def test_memory_and_the_mark_of_stored_data():
     assert Replay.keeps == Combine(MODEL, methods=[Replay(MODEL), MAS(MODEL)]).keeps == "data"
     assert MAS.keeps == Combine(MODEL, methods=[MAS(MODEL), MAS(MODEL)]).keeps == "nothing"
-    # a float32 input, two int64 and a float64 key a sample
+    # per sample a float32 input, two int64 numbers and a float64 key
     assert filled(buffer_size=12).num_bytes == 12 * (4 + 8 + 8 + 8)
 
 
-def test_what_cannot_be_stored_or_made():
+def test_errors():
     for options, message in (
         ({"buffer_size": 0}, "buffer_size must be at least 1, got 0"),
         ({"share": 1.0}, "share must be from 0 to below 1, got 1.0"),
@@ -113,7 +113,7 @@ def test_what_cannot_be_stored_or_made():
     for batch, message in (
         (torch.zeros(2, 1), r"replay stores samples with their labels and needs batches of \(inputs, labels\)"),
         ((["a", "b"], torch.zeros(2)), "the inputs hold a list; give tensors"),
-        ((torch.zeros(2, 3), torch.zeros(2)), r"cannot mix inputs of shape \[3\] with what it has stored"),
+        ((torch.zeros(2, 3), torch.zeros(2)), r"cannot mix inputs of shape \[3\] with those stored"),
     ):
         with pytest.raises(UserError, match=message):
             filled().consolidate([batch])

@@ -99,18 +99,18 @@ def test_a_state_in_the_middle_of_a_split_resumes_bit_for_bit():
     resumed_model, resumed, resumed_optimizer = line()
     resumed_model.load_state_dict(weights)
     resumed.load_state_dict(state)
-    for own in ((model, si, optimizer), (resumed_model, resumed, resumed_optimizer)):
-        step(*own, 0.7)
+    for arguments in ((model, si, optimizer), (resumed_model, resumed, resumed_optimizer)):
+        step(*arguments, 0.7)
     assert torch.equal(si.consolidate([])["weight"], resumed.consolidate([])["weight"])
 
 
 def test_a_split_without_steps_and_a_wrong_xi():
     model, si, _ = line()
     with pytest.raises(
-        UserError, match=r"SI has seen no step of this split; call add_penalty_grad\(\) before and after_step"
+        UserError, match=r"SI has recorded no step of this split; call add_penalty_grad\(\) before and after_step"
     ):
         si.consolidate([])
     with pytest.raises(UserError, match="xi must be greater than 0, got 0"):
         SI(model, xi=0)
-    with pytest.raises(UserError, match="lacks path, start; it is not one of SI"):
+    with pytest.raises(UserError, match="lacks path, start; it is not a state of SI"):
         si.load_state_dict(MAS(model).state_dict())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mas_embed import UserError
-from mas_embed.experiment import Results
+from mas_embed.evaluation import Results
 from mas_embed.report import (
     index_table,
     metric_name,
@@ -92,7 +92,14 @@ def test_the_index_table_by_hand(results, content):
         record["details"] = [{}, {"stale_gallery": {"recall_at_1": stale}, "index_update": update}]
     with_updates = Results.model_validate(content)
     table = index_table(with_updates)
-    assert table.header[1:7] == ["fresh gallery", "stale gallery", "old on old", "new on new", "new on old", "with ridge"]
+    assert table.header[1:7] == [
+        "fresh gallery",
+        "stale gallery",
+        "old on old",
+        "new on new",
+        "new on old",
+        "with ridge",
+    ]
     assert table.rows == [
         ["a", ".650 ± .071", ".500 ± .000", ".200", ".200", ".200", ".200", ".300", ".500", "keep 2"],
     ]

@@ -3,9 +3,6 @@ import torch
 
 from mas_embed import UserError
 from mas_embed.runtime.forward import embed_batch, map_tensors
-from mas_embed.runtime.modes import eval_mode
-from mas_embed.registry import Registry
-from mas_embed.runtime.seeding import seeded
 
 
 class ByKeyword(torch.nn.Module):
@@ -43,7 +40,7 @@ def test_a_batch_reaches_the_model_as_it_takes_it(model, batch):
     assert torch.equal(embed_batch(model, batch), X)
 
 
-def test_an_unknown_method_to_embed_with():
+def test_an_unknown_method_of_the_model():
     with pytest.raises(UserError, match="a ByKeyword, has no method 'raw'"):
         embed_batch(ByKeyword(), X, "raw")
 
@@ -55,46 +52,3 @@ def test_tensors_are_mapped_wherever_they_are():
     assert mapped["a"][1] == "text"
     assert mapped["d"] is None
     assert torch.equal(nest["a"][0], X)
-
-
-def test_modes_are_restored_one_by_one_after_an_exception():
-    model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Sequential(torch.nn.Dropout()))
-    model[1].eval()
-    with pytest.raises(ZeroDivisionError), eval_mode(model):
-        assert not any(module.training for module in model.modules())
-        raise ZeroDivisionError
-    assert [module.training for module in model.modules()] == [True, True, False, False]
-
-
-def test_seeded_repeats_and_restores():
-    import random
-
-    import numpy as np
-
-    def draw():
-        return torch.rand(1).item(), np.random.random(), random.random()
-
-    def draw_seeded(*seed):
-        with seeded(*seed):
-            return draw()
-
-    torch.manual_seed(0)
-    np.random.seed(0)
-    random.seed(0)
-    plain = draw()
-    torch.manual_seed(0)
-    np.random.seed(0)
-    random.seed(0)
-    one, two, other = draw_seeded(1, 2), draw_seeded(1, 2), draw_seeded(2, 1)
-    assert one == two != other
-    assert draw() == plain
-
-
-def test_a_name_is_registered_once():
-    registry = Registry("thing")
-    registry.register("a")(int)
-    with pytest.raises(ValueError, match="thing 'a' is registered already, as int"):
-        registry.register("a")(float)
-    with pytest.raises(UserError, match="unknown thing 'b'"):
-        registry["b"]
-    assert (list(registry), len(registry), "a" in registry) == (["a"], 1, True)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mas_embed import UserError
-from mas_embed.experiment import Results, RunRecord, join_results, read_results
+from mas_embed.evaluation import Results, RunRecord, join_results, read_results
 
 STORED = sorted((Path(__file__).parents[2] / "benchmarks" / "results").rglob("results.json"))
 
@@ -120,7 +120,9 @@ def test_several_results_are_joined_and_methods_of_one_name_told_apart():
     joined.runs.clear()
     assert one == before
     other_splits = Results.model_validate(content(splits=["x", "z"]))
-    with pytest.raises(UserError, match=r"two has splits \['x', 'z'\], but .*one has \['x', 'y'\]; they do not compare"):
+    with pytest.raises(
+        UserError, match=r"two has splits \['x', 'z'\], but .*one has \['x', 'y'\]; they do not compare"
+    ):
         join_results({"one": one, "two": other_splits})
 
 

@@ -8,7 +8,7 @@ import torch
 from oracles import average_precision, ranked_relevance
 
 from mas_embed import UserError
-from mas_embed.facts.measures import evaluate_fact_recognition, evaluate_fact_retrieval
+from mas_embed.facts.metrics import evaluate_fact_recognition, evaluate_fact_retrieval
 
 recognise = partial(evaluate_fact_recognition, distance="euclidean")
 
@@ -25,7 +25,7 @@ def table(facts):
 def distance(image, fact):
     """Over the slots that the fact fills; both are three lists of numbers, wildcards None."""
     return math.sqrt(
-        sum((a - b) ** 2 for own, other in zip(image, fact, strict=True) if other is not None for a, b in zip(own, other, strict=True))
+        sum((a - b) ** 2 for part, slot in zip(image, fact, strict=True) if slot is not None for a, b in zip(part, slot, strict=True))
     )  # fmt: skip
 
 
@@ -33,15 +33,15 @@ def cosine_distance(image, fact):
     a = [number for slot in image for number in slot]
     b = [
         number
-        for own, slot in zip(image, fact, strict=True)
-        for number in (slot if slot is not None else [0.0] * len(own))
+        for part, slot in zip(image, fact, strict=True)
+        for number in (slot if slot is not None else [0.0] * len(part))
     ]
     dot = sum(x * y for x, y in zip(a, b, strict=True))
     return -dot / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
 
 
 def extends(fact, other):
-    return all(theirs is None or own == theirs for own, theirs in zip(fact, other, strict=True))
+    return all(wanted is None or given == wanted for given, wanted in zip(fact, other, strict=True))
 
 
 def found_at_100(scores, is_relevant):
@@ -86,7 +86,7 @@ def test_retrieval_by_hand():
     assert scores.average_precision[0] == 1
 
 
-def test_a_wildcard_leaves_its_slot_out_whatever_it_holds():
+def test_the_numbers_of_a_wildcard_do_not_count():
     vectors, weights = table(ANIMALS)
     images, labels = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 5
     for evaluate, anything in itertools.product((evaluate_fact_retrieval, recognise), (77.0, math.nan, math.inf)):
@@ -129,7 +129,7 @@ def test_retrieval_equals_the_loops(seed, match):
     assert scores.average_precision_found_at_100.tolist() == pytest.approx(expected_found, rel=1e-12, nan_ok=True)
     assert scores.mean_average_precision == pytest.approx(np.nanmean(expected))
     assert scores.mean_average_precision_found_at_100 == pytest.approx(np.nanmean(expected_found))
-    assert scores.by_order == pytest.approx({order: np.mean(own) for order, own in by_order.items()})
+    assert scores.by_order == pytest.approx({order: np.mean(values) for order, values in by_order.items()})
     assert scores.num_skipped == np.isnan(expected).sum()
 
 
@@ -150,7 +150,7 @@ def test_collapsed_embeddings_give_the_prevalence():
     assert scores.average_precision.tolist() == pytest.approx([3 / 8, 1 / 8, 1 / 8, 1 / 8, 2 / 8])
 
 
-def test_facts_that_are_not_asked_for_are_left_out_though_images_extend_them():
+def test_facts_that_are_not_queried_have_no_score_though_images_extend_them():
     vectors, weights = table(ANIMALS)
     embeddings = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
     labels = 2 + torch.arange(12) % 3
@@ -199,11 +199,11 @@ def test_recognition_equals_the_loops(seed, kind):
 
 def test_recognition_among_some_facts():
     _, _, labels, embeddings, vectors, weights = random_case(0)
-    own = labels < 4
-    some = recognise(embeddings[own], labels[own], vectors, weights, facts=torch.arange(4))
-    alone = recognise(embeddings[own], labels[own], vectors[:4], weights[:4])
+    few = labels < 4
+    some = recognise(embeddings[few], labels[few], vectors, weights, facts=torch.arange(4))
+    alone = recognise(embeddings[few], labels[few], vectors[:4], weights[:4])
     assert some.rank.tolist() == alone.rank.tolist()
-    with pytest.raises(UserError, match="every image's own fact must be among the facts"):
+    with pytest.raises(UserError, match="the fact of every image must be among the facts that are ranked"):
         recognise(embeddings, labels, vectors, weights, facts=torch.arange(4))
 
 
@@ -211,11 +211,11 @@ def test_blocks_change_nothing(monkeypatch):
     _, _, labels, embeddings, vectors, weights = random_case(0)
     evaluations = (evaluate_fact_retrieval, recognise)
     whole = [repr(evaluate(embeddings, labels, vectors, weights)) for evaluate in evaluations]
-    monkeypatch.setattr("mas_embed.facts.measures.BLOCK_ELEMENTS", 1)
+    monkeypatch.setattr("mas_embed.facts.metrics.BLOCK_ELEMENTS", 1)
     assert [repr(evaluate(embeddings, labels, vectors, weights)) for evaluate in evaluations] == whole
 
 
-def test_what_does_not_fit():
+def test_arguments_that_do_not_fit_are_refused():
     vectors, weights = table(ANIMALS)
     images, labels = torch.randn(4, 3), torch.arange(4)
     for evaluate in (evaluate_fact_retrieval, recognise):
@@ -233,7 +233,9 @@ def test_what_does_not_fit():
             ):
                 evaluate(images, labels, vectors, weights, facts=torch.tensor(facts))
         for wrong in (-weights, weights / 0, weights * (torch.arange(5) > 0)[:, None]):
-            with pytest.raises(UserError, match="the weights of facts must be finite and >= 0, and that of one slot"):
+            with pytest.raises(
+                UserError, match="the weights of facts must be finite and >= 0, and every fact needs a slot"
+            ):
                 evaluate(images, labels, vectors, wrong)
         with pytest.raises(UserError, match="the vectors of facts contain NaN"):
             evaluate(images, labels, vectors / 0, weights)
@@ -243,7 +245,7 @@ def test_what_does_not_fit():
             evaluate(images, labels + 2, vectors, weights)
         with pytest.raises(UserError, match="NaN or infinite"):
             evaluate(images / 0, labels, vectors, weights)
-    with pytest.raises(UserError, match="no fact that is asked for has a relevant image"):
+    with pytest.raises(UserError, match="none of the queried facts has a relevant image"):
         evaluate_fact_retrieval(images, labels, vectors, weights, facts=torch.tensor([4]))
     with pytest.raises(UserError, match="match must be one of same, extending, got 'all'"):
         evaluate_fact_retrieval(images, labels, vectors, weights, match="all")
@@ -251,7 +253,7 @@ def test_what_does_not_fit():
         recognise(images, labels, vectors, weights, distance="l1")
 
 
-def test_cosine_prefers_no_order():
+def test_cosine_favours_no_order():
     # An image right at <3, 5, 2>: the fact itself is nearest, though <3> is as near over the slot that it fills
     vectors, weights = table(ANIMALS)
     vectors = vectors + 1
@@ -261,8 +263,8 @@ def test_cosine_prefers_no_order():
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-17, -1e-8])
-def test_what_is_zero_up_to_rounding_has_the_cosine_0(noise):
-    # <cat>, <cat, on> and <cat, under> after centring: the subject is its own mean
+def test_a_vector_that_is_zero_up_to_rounding_has_the_cosine_0(noise):
+    # <cat>, <cat, on> and <cat, under> after centring: all have the same subject, so its vector is zero
     vectors = torch.tensor([[[noise], [0.0], [0.0]], [[noise], [0.5], [0.0]], [[noise], [-0.5], [0.0]]])
     weights = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
     images = torch.tensor([[0.0, 3.0, 0.0], [-1.0, 3.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 0.0]])

@@ -1,4 +1,4 @@
-"""What `results.json` holds: written by the runner, read by the report. S splits."""
+"""What `results.json` holds: a record for every method and seed, written by an experiment and read by the report. S splits."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mas_embed.errors import UserError
-from mas_embed.evaluation import MEASURES, ScoreMatrix
+from mas_embed.evaluation.score_matrix import ScoreMatrix
 from mas_embed.retrieval import IndexUpdate
 from mas_embed.runtime.atomic_files import write_file
 from mas_embed.runtime.json_text import json_text
-from mas_embed.training import SequenceResult
 
 SCHEMA = 2
-FILE_NAME = "results.json"
+
+# The files of a run directory that its report is made of
+RESULTS_FILE = "results.json"
+CONFIG_FILE = "config.yaml"
+ENVIRONMENT_FILE = "environment.json"
 
 Matrix = list[list[float | None]]  # None for a score that was not measured
 
@@ -72,26 +75,6 @@ class RunRecord(BaseModel):
     num_averaged: dict[str, int] = {}
     details: list[Details] = []
     seconds: dict[str, float]
-
-    @classmethod
-    def of_result(cls, result: SequenceResult, **about: Any) -> Self:
-        """The record of a training.
-
-        Args:
-            result: what `train_sequence` returned.
-            about: the other attributes: method, seed, options, importance_data, keeps, num_bytes.
-        """
-        content = {
-            "scores": {name: matrix.scores.tolist() for name, matrix in result.scores.items()},
-            "initial": result.initial,
-            "pooled": result.pooled,
-            "measures": {name: _measures(matrix, result.initial[name]) for name, matrix in result.scores.items()},
-            "num_averaged": next(iter(result.scores.values())).num_averaged,
-            "details": result.details,
-            "num_steps": result.num_steps,
-            "seconds": {name: round(value, 3) for name, value in result.seconds.items()},
-        }
-        return cls.model_validate(json.loads(json_text({**about, **content})))
 
     def matrix(self, metric: str) -> ScoreMatrix:
         """The score matrix of a metric."""
@@ -201,7 +184,7 @@ class Results(BaseModel):
 
     def write(self, folder: Path) -> None:
         """Writes the file into a folder, atomically."""
-        write_file(folder / FILE_NAME, json_text(self.model_dump(mode="json", by_alias=True), indent=1) + "\n")
+        write_file(folder / RESULTS_FILE, json_text(self.model_dump(mode="json", by_alias=True), indent=1) + "\n")
 
 
 def read_results(folder: str | Path) -> Results:
@@ -210,7 +193,7 @@ def read_results(folder: str | Path) -> Results:
     Raises:
         UserError: there is no such file, it is damaged, or a newer version wrote it.
     """
-    path = Path(folder) / FILE_NAME
+    path = Path(folder) / RESULTS_FILE
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -255,11 +238,6 @@ def join_results(results: Mapping[str, Results]) -> Results:
         selections |= {titles[method]: found for method, found in one.selections.items() if method in titles}
     joined_name = " and ".join(dict.fromkeys(one.name for one in results.values()))
     return first.model_copy(update={"name": joined_name, "runs": runs, "selections": selections})
-
-
-def _measures(matrix: ScoreMatrix, initial: list[float]) -> dict[str, float]:
-    measures = {name: getattr(matrix, name) for name in MEASURES}
-    return {**measures, "forward_transfer": matrix.forward_transfer(initial)}
 
 
 def _as_schema_2(raw: dict[str, Any]) -> dict[str, Any]:

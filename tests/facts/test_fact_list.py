@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from mas_embed import UserError
-from mas_embed.data import read_fact_list
+from mas_embed.facts import read_fact_list
 
 FACTS = [
     ("cat", "", ""),
@@ -54,9 +54,9 @@ def images_of(part):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-@pytest.mark.parametrize("dealing", ["random", "semantic"])
-def test_facts_are_dealt_and_every_image_has_its_fact(tmp_path, suffix, dealing):
-    splits = read(write_list(tmp_path, suffix=suffix), suffix=suffix, splits=dealing)
+@pytest.mark.parametrize("grouping", ["random", "semantic"])
+def test_facts_are_assigned_to_splits_and_every_image_has_its_fact(tmp_path, suffix, grouping):
+    splits = read(write_list(tmp_path, suffix=suffix), suffix=suffix, splits=grouping)
     assert splits.facts.words == FACTS
     assert [split.name for split in splits] == ["1", "2"]
     images = []
@@ -89,7 +89,9 @@ def test_predicate_and_object_may_be_left_out(tmp_path):
 
 
 def test_words_without_a_vector_are_listed(tmp_path):
-    with pytest.raises(UserError, match="2 words have no vector: bird, blue; add them, or leave their facts out"):
+    with pytest.raises(
+        UserError, match="2 words have no vector: bird, blue; add their vectors, or leave out their facts"
+    ):
         read(write_list(tmp_path, facts=[("cat", "", ""), ("blue bird", "on", "")]))
 
 
@@ -111,7 +113,7 @@ def test_lines_that_cannot_be_used_are_named(tmp_path, line, message):
         read(folder)
 
 
-def test_options_and_files_that_make_no_sense(tmp_path):
+def test_options_and_lists_that_cannot_be_used(tmp_path):
     folder = write_list(tmp_path, extra=lambda fact, number: {"part": "train" if number else "all"})
     with pytest.raises(UserError, match="line 2 of .* has the part 'all'"):
         read(folder)
@@ -131,21 +133,21 @@ def test_options_and_files_that_make_no_sense(tmp_path):
     with pytest.raises(UserError, match="list.csv lists no images"):
         read(folder)
     (folder / "list.csv").write_bytes(b"image,subject\n\xff\xfe,cat\n")
-    with pytest.raises(UserError, match="cannot read .*list.csv: it is no text file"):
+    with pytest.raises(UserError, match="cannot read .*list.csv: it is not a text file"):
         read(folder)
 
 
 @pytest.mark.parametrize("held_out", ["test", "validation"])
-def test_an_image_of_several_facts_is_trained_on_or_judged_by(tmp_path, held_out):
+def test_an_image_of_several_facts_is_in_one_part(tmp_path, held_out):
     folder = write_list(tmp_path)
     links = [f"pictures/0_{number}.png" for number in range(PER_FACT)]
     lines = [",".join((link, *words)) for link in links for words in FACTS[:3]]
     (folder / "list.csv").write_text("\n".join(["image,subject,predicate,object", *lines]))
     splits = read(folder, held_out=held_out)
-    trained, judged = (
+    trained, evaluated = (
         {path for split in splits for path in getattr(split, part).inputs.paths} for part in ("train", "query")
     )
-    assert len(judged) == (2 if held_out == "test" else 1) and not trained & judged
+    assert len(evaluated) == (2 if held_out == "test" else 1) and not trained & evaluated
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
@@ -156,12 +158,10 @@ def test_every_line_names_its_split_where_splits_are_given(tmp_path, suffix):
     assert len(read(folder, suffix=suffix)) == 2
 
 
-def test_suffixes_in_capitals_and_lists_that_are_no_lines(tmp_path):
+def test_suffixes_in_capitals_and_json_that_is_not_json_lines(tmp_path):
     folder = write_list(tmp_path, suffix="jsonl")
     (folder / "list.jsonl").rename(folder / "list.JSONL")
     assert len(read(folder, suffix="JSONL").facts) == 6
     (folder / "list.json").write_text("[]")
-    with pytest.raises(
-        UserError, match="list.json should be JSON Lines, one object a line, and end in .jsonl, or be CSV"
-    ):
+    with pytest.raises(UserError, match="list.json is a JSON file; give CSV, or JSON Lines"):
         read(folder, suffix="json")
