@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import inspect
+import re
 import sys
 import tempfile
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich import box
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from mas_embed.config import Config, constructor_parameters, load_config
+from mas_embed.config import PASSED_TO, PROVIDED_TO, Config, constructor_parameters, load_config
 from mas_embed.data import DATASETS, ordered_batches
 from mas_embed.errors import RunError, UserError, unknown_name
 from mas_embed.evaluation import EVALUATORS, Candidate, Results, RunRecord
@@ -174,33 +175,55 @@ def list_components(
 ) -> None:
     """Show the components that a config can name: the kinds, the components of a kind, or the options of one."""
     _import_modules(imports)
-    if kind is not None and kind not in KINDS:
-        raise unknown_name("kind of component", kind, KINDS)
+    kind = _plural(kind)
     if kind is None:
-        console.print(_rich(Table("components", ["kind", "names"], [[k, ", ".join(r)] for k, r in KINDS.items()])))
+        rows = [[name_of_kind, ", ".join(sorted(registry))] for name_of_kind, registry in KINDS.items()]
+        console.print(_rich(Table("components", ["kind", "names"], rows), align="left"))
     elif name is None:
-        rows = [[component, _first_line(constructor)] for component, constructor in sorted(KINDS[kind].items())]
-        console.print(_rich(Table(kind, ["name", "what it is"], rows)))
+        described = sorted(KINDS[kind].items())
+        rows = [[component, _docstring(constructor).partition("\n")[0]] for component, constructor in described]
+        console.print(_rich(Table(kind, ["name", "description"], rows), align="left"))
     else:
         _show_component(name, KINDS[kind])
+
+
+def _plural(kind: str | None) -> str | None:
+    """The name of a kind in `KINDS`, from that or from its singular."""
+    singulars = {registry.kind.replace(" ", ""): name for name, registry in KINDS.items()}
+    kind = singulars.get(str(kind), kind)
+    if kind is not None and kind not in KINDS:
+        raise unknown_name("kind of component", kind, KINDS)
+    return kind
 
 
 def _show_component(name: str, registry: Registry) -> None:
     constructor = registry[name]
     rows = [
-        [
-            option,
-            "required" if parameter.default is parameter.empty else repr(parameter.default),
-            inspect.formatannotation(parameter.annotation) if parameter.annotation is not parameter.empty else "",
-        ]
+        [option, _default(option, parameter, registry.kind), _type(parameter)]
         for option, parameter in constructor_parameters(constructor).items()
+        if option not in PASSED_TO.get(registry.kind, ())
     ]
-    console.print(_rich(Table(f"{registry.kind} '{name}'", ["option", "default", "type"], rows)))
-    console.print(escape(inspect.getdoc(constructor) or ""), highlight=False)
+    console.print(_rich(Table(f"{registry.kind} '{name}'", ["option", "default", "type"], rows), align="left"))
+    console.print(escape(_docstring(constructor)), highlight=False)
 
 
-def _first_line(constructor: object) -> str:
-    return (inspect.getdoc(constructor) or "").partition("\n")[0]
+def _default(option: str, parameter: inspect.Parameter, kind: str) -> str:
+    of_data = {name for data in DATASETS for name in DATASETS.provided_by(data)}
+    if option in PROVIDED_TO.get(kind, set()) | of_data:
+        return "filled in"
+    return "required" if parameter.default is parameter.empty else repr(parameter.default)
+
+
+def _type(parameter: inspect.Parameter) -> str:
+    """The type as it is written, without the names of modules."""
+    if parameter.annotation is parameter.empty:
+        return ""
+    return re.sub(r"\b(\w+\.)+(?=\w)", "", inspect.formatannotation(parameter.annotation))
+
+
+def _docstring(constructor: object) -> str:
+    """That of the class or function itself, not of a base class."""
+    return inspect.cleandoc(constructor.__doc__ or "")
 
 
 class RunProgress(ProgressBar, ExperimentCallback):
@@ -250,10 +273,11 @@ def _show_tables(results: Results) -> None:
         console.print(_rich(table))
 
 
-def _rich(table: Table) -> RichTable:
+def _rich(table: Table, *, align: Literal["left", "right"] = "right") -> RichTable:
+    """The table for the terminal; the first column is aligned to the left, the others as asked."""
     rich_table = RichTable(title=escape(table.title), title_justify="left", box=box.SIMPLE)
     for index, name in enumerate(table.header):
-        rich_table.add_column(name, justify="left" if index == 0 else "right")
+        rich_table.add_column(name, justify="left" if index == 0 else align)
     for row in table.rows:
         rich_table.add_row(*map(escape, row))
     return rich_table

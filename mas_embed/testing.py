@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -80,7 +80,7 @@ def _check_strength(factory: Factory) -> None:
     if not hasattr(factory(_network()), "strength"):
         return
     for name, recipe in RECIPES.items():
-        finetuned, _ = _trained(Method, recipe)
+        finetuned = _finetuned(name)
         without, _ = _trained(partial(factory, strength=0.0), recipe)
         assert _is_same(finetuned, without), (
             f"strength 0 must train bit for bit like finetuning; under {name} it does not"
@@ -91,6 +91,12 @@ def _check_strength(factory: Factory) -> None:
         )
         is_finite = all(bool(value.isfinite().all()) for value in protected.state_dict().values())
         assert is_finite, f"under {name} training diverges"
+
+
+@cache
+def _finetuned(recipe_name: str) -> nn.Module:
+    """The network after plain training, which is the same for every method that is checked."""
+    return _trained(Method, RECIPES[recipe_name])[0]
 
 
 def _check_penalty_before_the_first_split(factory: Factory) -> None:

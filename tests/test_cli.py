@@ -152,7 +152,8 @@ def test_list_shows_kinds_components_and_options(mas_embed):
     assert "mas" in methods and "Memory Aware Synapses" in methods
     options = mas_embed("list", "methods", "mas").stdout
     assert "strength" in options and "1.0" in options and "Aljundi" in options
-    for arguments, message in ((["method"], "did you mean 'methods'"), (["methods", "maas"], "did you mean 'mas'")):
+    assert mas_embed("list", "method", "mas").stdout == options
+    for arguments, message in ((["methodes"], "did you mean 'methods'"), (["methods", "maas"], "did you mean 'mas'")):
         result = mas_embed("list", *arguments)
         assert result.returncode == 2 and message in result.stderr
 

@@ -11,7 +11,7 @@ TINY = {
     "model": {"name": "small_conv", "embedding_size": 4, "width": 2},
     "loss": {"name": "TripletMarginLoss"},
     "methods": ["finetune", "frozen", {"name": "mas", "strength": 10, "output": "projection"}, "joint"],
-    "training": {"epochs": 1, "batch_size": 128, "sampler": {"name": "MPerClassSampler", "m": 4}},
+    "training": {"epochs": 1, "batch_size": 40, "sampler": {"name": "MPerClassSampler", "m": 4}},
 }
 
 

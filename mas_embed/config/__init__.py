@@ -1,10 +1,12 @@
 """A whole run as one YAML file: its schema, its options checked against the constructors."""
 
 from mas_embed.config.options import component_lists, constructor_parameters, resolve_options
-from mas_embed.config.resolve import candidates_of, load_config, with_candidate
+from mas_embed.config.resolve import PASSED_TO, PROVIDED_TO, candidates_of, load_config, with_candidate
 from mas_embed.config.schema import Component, Config, MethodSection
 
 __all__ = [
+    "PASSED_TO",
+    "PROVIDED_TO",
     "Component",
     "Config",
     "MethodSection",

@@ -20,7 +20,16 @@ from mas_embed.models import MODELS
 from mas_embed.registry import Registry
 from mas_embed.training import CALLBACKS, OPTIMIZERS, SAMPLERS, SCHEDULERS
 
-# Options that the run provides, by what they are options of; each also takes what the data set provides. See `Provided`
+# Parameters that the program always passes itself, by the kind of component: they are no options
+PASSED_TO = {
+    "method": {"model"},
+    "optimizer": {"params"},
+    "scheduler": {"optimizer"},
+    "sampler": {"labels"},
+}
+
+# Options that the run fills in where a config leaves them out, by the kind of component; each also takes what the data set
+# provides, see `Registry.register`
 PROVIDED_TO = {
     "model": {"splits"},
     "loss": {"splits", "num_classes", "embedding_size"},
@@ -81,48 +90,42 @@ def with_candidate(
 
 def _with_resolved_options(config: Config) -> Config:
     training = config.training
+    keys_of_evaluation = EvaluationSection.model_fields.keys() - {"options"}
     return config.model_copy(
         update={
-            "data": _resolve("data", config.data, DATASETS),
-            "model": _resolve("model", config.model, MODELS, provided=_provided(config, "model")),
-            "loss": _resolve_loss(config, "loss", config.loss),
+            "data": _resolve(config, "data", config.data, DATASETS),
+            "model": _resolve(config, "model", config.model, MODELS),
+            "loss": _resolve(config, "loss", config.loss, LOSSES),
             "methods": tuple(_resolve_method(config, f"methods.{one.title}", one) for one in config.methods),
             "training": training.model_copy(
                 update={
-                    "optimizer": _resolve("training.optimizer", training.optimizer, OPTIMIZERS, given=["params"]),
-                    "scheduler": _resolve("training.scheduler", training.scheduler, SCHEDULERS, given=["optimizer"]),
-                    "miner": _resolve("training.miner", training.miner, MINERS),
-                    "sampler": _resolve("training.sampler", training.sampler, SAMPLERS, given=["labels"]),
+                    "optimizer": _resolve(config, "training.optimizer", training.optimizer, OPTIMIZERS),
+                    "scheduler": _resolve(config, "training.scheduler", training.scheduler, SCHEDULERS),
+                    "miner": _resolve(config, "training.miner", training.miner, MINERS),
+                    "sampler": _resolve(config, "training.sampler", training.sampler, SAMPLERS),
                 }
             ),
-            "evaluation": _resolve(
-                "evaluation",
-                config.evaluation,
-                EVALUATORS,
-                provided=_provided(config, "evaluator"),
-                other_keys=EvaluationSection.model_fields.keys() - {"options"},
-            ),
-            "callbacks": tuple(
-                _resolve(f"callbacks.{one.name}", one, CALLBACKS, provided=_provided(config, "callback"))
-                for one in config.callbacks
-            ),
+            "evaluation": _resolve(config, "evaluation", config.evaluation, EVALUATORS, other_keys=keys_of_evaluation),
+            "callbacks": tuple(_resolve(config, f"callbacks.{one.name}", one, CALLBACKS) for one in config.callbacks),
         }
     )
 
 
-def _provided(config: Config, kind: str) -> set[str]:
-    return PROVIDED_TO[kind] | DATASETS.provided_by(config.data.name)
-
-
-def _resolve(
-    where: str, component: Any, registry: Registry, *, provided: Collection[str] = (), **keys: Collection[str]
-) -> Any:
+def _resolve(config: Config, where: str, component: Any, registry: Registry, **keys: Collection[str]) -> Any:
     """The component with resolved options; None for None."""
     if component is None:
         return None
-    constructor = registry[component.name]
+    constructor, provided = registry[component.name], _provided(config, registry.kind)
     _check_data_provides(where, constructor, component.options, provided)
-    return component.with_options(resolve_options(where, constructor, component.options, provided=provided, **keys))
+    given = PASSED_TO.get(registry.kind, ())
+    return component.with_options(
+        resolve_options(where, constructor, component.options, given=given, provided=provided, **keys)
+    )
+
+
+def _provided(config: Config, kind: str) -> set[str]:
+    """The options that the run fills in for a kind of component."""
+    return PROVIDED_TO[kind] | DATASETS.provided_by(config.data.name) if kind in PROVIDED_TO else set()
 
 
 def _check_data_provides(
@@ -138,11 +141,6 @@ def _check_data_provides(
             )
 
 
-def _resolve_loss(config: Config, where: str, component: Component) -> Component:
-    resolved: Component = _resolve(where, component, LOSSES, provided=_provided(config, "loss"))
-    return resolved
-
-
 def _resolve_method(config: Config, where: str, component: AnyComponent) -> AnyComponent:
     """A method with its options, those of the methods that it is made of, and of a loss other than the one that is trained."""
     options, constructor = dict(component.options), METHODS[component.name]
@@ -155,10 +153,10 @@ def _resolve_method(config: Config, where: str, component: AnyComponent) -> AnyC
     }
     if "loss" in options and "loss" in constructor_parameters(constructor):
         (loss,) = _components(f"{where}.loss", [options.pop("loss")])
-        nested["loss"] = _resolve_loss(config, f"{where}.loss", loss).model_dump()
+        nested["loss"] = _resolve(config, f"{where}.loss", loss, LOSSES).model_dump()
     provided = _provided(config, "method")
     _check_data_provides(where, constructor, {**options, **nested, "model": None}, provided)
-    resolved = resolve_options(where, constructor, options, given={"model", *nested}, provided=provided)
+    resolved = resolve_options(where, constructor, options, given={*PASSED_TO["method"], *nested}, provided=provided)
     return component.with_options(resolved | nested)
 
 

@@ -236,7 +236,9 @@ def _section_at(path: Sequence[str | int]) -> type[Section]:
     """The section at a path of keys and list positions."""
     section: type[Section] = Config
     for key in path:
-        if isinstance(key, str) and key in section.model_fields:  # else a position in a list, or a name that the user chose
+        if (
+            isinstance(key, str) and key in section.model_fields
+        ):  # else a position in a list, or a name that the user chose
             expected = section.model_fields[key].annotation
             section = next(kind for kind in (expected, *get_args(expected)) if _is_section(kind))
     return section

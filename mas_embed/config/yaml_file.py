@@ -1,4 +1,4 @@
-"""A config's YAML file, and what the command line overrides in it."""
+"""A config as a YAML file, and the overrides of the command line."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from mas_embed.errors import UserError, unknown_name
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which as YAML 1.2 reads `1e-3` as a number, and `on`, `off`, `yes` and `no` as words."""
+    """The safe loader of PyYAML with two rules of YAML 1.2: `1e-3` is a number; `on`, `off`, `yes` and `no` are words."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012  (as the class it is of has it)
+    yaml_implicit_resolvers = {  # noqa: RUF012  (as in the base class)
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -38,10 +38,10 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """What a file of 'key: value' pairs holds.
+    """The content of a file of 'key: value' pairs.
 
     Raises:
-        UserError: it cannot be read, or is no such file.
+        UserError: it cannot be read, or does not hold such pairs.
     """
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506  (a SafeLoader)
@@ -59,7 +59,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     """Sets one `key.path=value`; a list of components is entered by name or label.
 
     Raises:
-        UserError: it is of another form, or leads to no place that can be set.
+        UserError: it has another form, or names no key that can be set.
     """
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
@@ -69,27 +69,27 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         value = yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError):
         raise UserError(f"the value of the override '{override}' is not valid YAML") from None
-    place: Any = raw
+    section: Any = raw
     for depth, key in enumerate(keys[:-1]):
-        place = _enter(place, key, ".".join(keys[: depth + 1]))
-    if not isinstance(place, dict):
+        section = _enter(section, key, ".".join(keys[: depth + 1]))
+    if not isinstance(section, dict):
         raise UserError(f"cannot set '{path}': {'.'.join(keys[:-1])} is a list; name one of its entries first")
-    place[keys[-1]] = value
+    section[keys[-1]] = value
 
 
-def _enter(place: Any, key: str, path: str) -> dict[str, Any] | list[Any]:
-    if isinstance(place, list):
-        names = [entry.get("label", entry.get("name")) if isinstance(entry, dict) else str(entry) for entry in place]
+def _enter(section: Any, key: str, path: str) -> dict[str, Any] | list[Any]:
+    if isinstance(section, list):
+        names = [entry.get("label", entry.get("name")) if isinstance(entry, dict) else str(entry) for entry in section]
         if key not in names:
             raise unknown_name(f"entry of {path.rpartition('.')[0]}", key, [str(name) for name in names])
         index: Any = names.index(key)
     else:
         index = key
-        if place.get(key) is None:
-            place[key] = {}
-    entry = place[index]
+        if section.get(key) is None:
+            section[key] = {}
+    entry = section[index]
     if isinstance(entry, str):
-        entry = place[index] = {"name": entry}
+        entry = section[index] = {"name": entry}
     if not isinstance(entry, dict | list):
         raise UserError(f"cannot set a key inside '{path}': it is {entry!r}, not a section")
     return entry

@@ -60,18 +60,18 @@ def stale_gallery_figure(results: Results) -> Figure:
     seeds.
     """
     metric, splits = results.primary_metric, results.splits
-    followed = {
+    runs_by_method = {
         method: [run for run in results.runs_of(method) if run.stale_gallery_matrix(metric) is not None]
         for method in results.methods
     }
-    followed = {method: runs for method, runs in followed.items() if runs}
-    num_columns = min(len(followed), MOST_PANELS)
-    num_rows = math.ceil(len(followed) / num_columns)
+    runs_by_method = {method: runs for method, runs in runs_by_method.items() if runs}
+    num_columns = min(len(runs_by_method), MOST_PANELS)
+    num_rows = math.ceil(len(runs_by_method) / num_columns)
     figure = Figure(figsize=(max(2.6 * num_columns, 6), 2.3 * num_rows + 0.6), layout="constrained")
     panels = list(figure.subplots(num_rows, num_columns, squeeze=False, sharey=True).flat)
-    for axis in panels[len(followed) :]:
+    for axis in panels[len(runs_by_method) :]:
         axis.set_visible(False)
-    for color, axis, (method, runs) in zip(cycle(COLORS), panels, followed.items(), strict=False):
+    for color, axis, (method, runs) in zip(cycle(COLORS), panels, runs_by_method.items(), strict=False):
         for style, label, stale in (("-", "embedded again", False), ("--", "never embedded again", True)):
             mean = np.mean([so_far(run, metric, stale=stale) for run in runs], axis=0)
             _plot_measured(axis, mean, style, color=color, label=label)

@@ -31,7 +31,7 @@ REPORT_FILES = ("report.html", "scores.png", "stale_gallery.png")
 
 
 def write_report(run_directory: str | Path, *others: str | Path, out: str | Path | None = None) -> None:
-    """Writes `report.html`, `scores.png`, and `stale_gallery.png` if an index was followed, from one run directory or several.
+    """Writes `report.html`, `scores.png`, and `stale_gallery.png` if the index was followed, from one or several run directories.
 
     Args:
         run_directory: whose `results.json` is read.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 
 from mas_embed.errors import UserError
+from mas_embed.runtime.atomic_files import atomic_file
 from mas_embed.runtime.forward import Embed, batch_to, device_of, embed_batch
 from mas_embed.runtime.modes import eval_mode
 from mas_embed.runtime.progress import with_progress
@@ -120,18 +120,8 @@ def _fill(out: Tensor, embedded: Iterable[Tensor]) -> Tensor:
 
 def _write_npy(embedded: Iterator[Tensor], path: Path, num_items: int | None) -> Tensor:
     """Writes the embeddings block by block to a `.npy` file, renames it when it is complete, and returns it mapped."""
-    if not path.parent.is_dir():
-        raise UserError(f"the folder {path.parent} does not exist; make it first, to write {path.name} there")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            num_written = _write_blocks(file, embedded)
-            file.flush()
-            os.fsync(file.fileno())
-        _check_count(num_written, num_items)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as file:
+        _check_count(_write_blocks(file, embedded), num_items)
     return torch.from_numpy(np.load(path, mmap_mode="c"))
 
 

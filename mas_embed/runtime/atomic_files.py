@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
@@ -17,8 +18,9 @@ from mas_embed.errors import UserError
 METADATA_KEY = "mas_embed"
 
 
-def write_file(path: Path, content: bytes | str) -> None:
-    """Writes a file atomically: after a crash the file holds either the old content or the new content in full.
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write into, which takes the place of `path` when the body ends, unless the body raises.
 
     Raises:
         UserError: the folder of the file does not exist.
@@ -28,12 +30,22 @@ def write_file(path: Path, content: bytes | str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Writes a file atomically: after a crash the file holds either the old content or the new content in full.
+
+    Raises:
+        UserError: the folder of the file does not exist.
+    """
+    with atomic_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:

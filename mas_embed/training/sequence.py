@@ -101,7 +101,9 @@ def train_sequence(
     check_splits(splits)
     check_splits(evaluated_splits)
     if unwrap_compiled(method.model)[0] is not unwrap_compiled(model)[0]:
-        raise UserError("the method was made with another model; make it with the model that is trained, as in MAS(model)")
+        raise UserError(
+            "the method was made with another model; make it with the model that is trained, as in MAS(model)"
+        )
     evaluator = RetrievalEvaluator() if evaluator is None else evaluator
     accelerator = _accelerator(accelerator, recipe)
     plan = _plan(splits, evaluated_splits, method, recipe, seed)

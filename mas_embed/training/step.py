@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from mas_embed.data import Split
 from mas_embed.errors import RunError, raised_by
@@ -94,9 +95,55 @@ def learn_split(
 
 
 def _train_epochs(learner: Learner, split: Split, callbacks: Callbacks, event: Event) -> int:
-    recipe, accelerator, method = learner.recipe, learner.accelerator, learner.method
+    """Trains on one split; returns the number of batches."""
     learner = replace(learner, loss=copy.deepcopy(learner.loss), miner=copy.deepcopy(learner.miner))
-    loss_parameters = []
+    batches, optimizer, scheduler = _prepare(learner, split)
+    with raised_by("method"):
+        learner.method.begin_split()
+    num_steps = 0
+    for epoch in range(learner.recipe.epochs):
+        learning_rate = _learning_rate(optimizer)
+        learner.model.train()
+        losses = []
+        for batch in batches:
+            losses.append(training_step(learner, batch, optimizer))
+            num_steps += 1
+            if callbacks.wants_steps:
+                penalty = _penalty(learner.method)
+                callbacks.on_step_end(
+                    StepEnd(
+                        **vars(event),
+                        epoch=epoch,
+                        step=num_steps,
+                        loss=losses[-1],
+                        penalty=penalty,
+                        learning_rate=learning_rate,
+                    )
+                )
+        mean_loss = float(torch.stack(losses).mean())
+        if not math.isfinite(mean_loss):
+            raise RunError(f"training diverged, the loss is {mean_loss}: lower the learning rate, or the strength")
+        if scheduler is not None:
+            with raised_by("scheduler"):
+                scheduler.step()
+        callbacks.on_epoch_end(
+            EpochEnd(
+                **vars(event),
+                epoch=epoch,
+                num_epochs=learner.recipe.epochs,
+                loss=mean_loss,
+                penalty=float(_penalty(learner.method)),
+                learning_rate=learning_rate,
+                num_batches=len(losses),
+            )
+        )
+    return num_steps
+
+
+def _prepare(learner: Learner, split: Split) -> tuple[Any, AcceleratedOptimizer, LRScheduler | None]:
+    """The batches of the split, an optimizer without accumulated gradients, and a scheduler, all fresh."""
+    recipe, accelerator = learner.recipe, learner.accelerator
+    loss_parameters: list[nn.Parameter] = []
     if isinstance(learner.loss, nn.Module):
         loss_parameters = list(learner.loss.to(accelerator.device).parameters())
     with raised_by("optimizer"):
@@ -109,47 +156,8 @@ def _train_epochs(learner: Learner, split: Split, callbacks: Callbacks, event: E
         ),
         plain_optimizer,
     )
-    optimizer.zero_grad()  # the gradients that a backward pass of the caller may have left
-    with raised_by("method"):
-        method.begin_split()
-    num_steps = 0
-    for epoch in range(recipe.epochs):
-        learner.model.train()
-        losses = []
-        for batch in batches:
-            losses.append(training_step(learner, batch, optimizer))
-            num_steps += 1
-            if callbacks.wants_steps:
-                rate = plain_optimizer.param_groups[0]["lr"]
-                callbacks.on_step_end(
-                    StepEnd(
-                        **vars(event),
-                        epoch=epoch,
-                        step=num_steps,
-                        loss=losses[-1],
-                        penalty=_penalty(method),
-                        learning_rate=rate,
-                    )
-                )
-        mean_loss = float(torch.stack(losses).mean())
-        if not math.isfinite(mean_loss):
-            raise RunError(f"training diverged, the loss is {mean_loss}: lower the learning rate, or the strength")
-        learning_rate = float(plain_optimizer.param_groups[0]["lr"])
-        if scheduler is not None:
-            with raised_by("scheduler"):
-                scheduler.step()
-        callbacks.on_epoch_end(
-            EpochEnd(
-                **vars(event),
-                epoch=epoch,
-                num_epochs=recipe.epochs,
-                loss=mean_loss,
-                penalty=float(_penalty(method)),
-                learning_rate=learning_rate,
-                num_batches=len(losses),
-            )
-        )
-    return num_steps
+    optimizer.zero_grad()  # a backward pass of the caller may have left gradients
+    return batches, optimizer, scheduler
 
 
 def training_step(learner: Learner, batch: tuple[Any, Tensor], optimizer: AcceleratedOptimizer) -> Tensor:
@@ -195,3 +203,8 @@ def _optimizer_step(learner: Learner, optimizer: AcceleratedOptimizer) -> None:
 @torch.no_grad()
 def _penalty(method: Method) -> Tensor:
     return method.penalty()
+
+
+def _learning_rate(optimizer: AcceleratedOptimizer) -> float:
+    """That of the first parameter group."""
+    return float(optimizer.param_groups[0]["lr"])

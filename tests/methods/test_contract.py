@@ -31,7 +31,7 @@ def combined(*makers):
 
 
 FACTORIES = {
-    **{name: METHODS[name] for name in METHODS},
+    **{name: method for name, method in METHODS.items() if method.__module__.startswith("mas_embed.")},
     "ewc": partial(EWC, loss=loss),
     "ewc of batches": partial(EWC, loss=loss, fisher="batch"),
     "ewc online": partial(EWC, loss=loss, mode="online"),

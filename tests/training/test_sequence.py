@@ -48,7 +48,9 @@ def test_a_row_is_the_score_of_every_split_against_one_gallery_of_all():
             )  # fmt: skip
         for name, value in expected.as_dict().items():
             assert result.scores[name][2, index] == pytest.approx(value)
-    assert result.pooled["mean_average_precision"] == pytest.approx(result.scores["mean_average_precision"].final_average)
+    assert result.pooled["mean_average_precision"] == pytest.approx(
+        result.scores["mean_average_precision"].final_average
+    )
     assert set(result.seconds) == {"training", "importance", "evaluation"}
 
 
@@ -289,7 +291,9 @@ def test_a_split_smaller_than_a_batch_is_trained_on():
     assert not torch.equal(one[0].weight, small_model()[0].weight)
 
 
-@pytest.mark.parametrize("stop_at", [("EpochEnd", 0), ("SplitEnd", 0), ("EpochEnd", 1), ("SplitEnd", 1), ("EpochEnd", 2)])
+@pytest.mark.parametrize(
+    "stop_at", [("EpochEnd", 0), ("SplitEnd", 0), ("EpochEnd", 1), ("SplitEnd", 1), ("EpochEnd", 2)]
+)
 def test_resumed_is_uninterrupted_bit_for_bit(tmp_path, stop_at):
     options = {"loss": TripletMarginLoss(), "miner": TripletMarginMiner(), "sampler": partial(per_class_sampler, m=2)}
     straight, expected = train(MAS, **options)
@@ -341,24 +345,6 @@ def test_an_empty_part_is_refused(part):
     )
     with pytest.raises(UserError, match=f"split 'broken' has an empty {part} part"):
         train(splits=[broken, *splits[1:]])
-
-
-def test_a_query_class_that_no_gallery_has_is_refused():
-    splits = small_splits()
-    gallery = splits[1].gallery
-    keep = gallery.labels != 3
-    lacking = Split(
-        "s1", splits[1].train, splits[1].query, Part(gallery.inputs[keep], gallery.labels[keep], gallery.ids[keep])
-    )
-    with pytest.raises(UserError, match="split 's1' has queries of class 3, but no gallery"):
-        train(splits=[splits[0], lacking, splits[2]])
-
-
-def test_a_class_whose_only_gallery_image_is_the_query_is_refused():
-    splits = small_splits()
-    lonely = Part(splits[0].query.inputs[:1], torch.tensor([77]), torch.tensor([5]))
-    with pytest.raises(UserError, match="class 77"):
-        train(splits=[Split("lonely", splits[0].train, lonely, lonely), *splits[1:]])
 
 
 def test_no_splits_and_twice_the_same_name():
@@ -485,7 +471,9 @@ def test_gradients_are_clipped_with_the_penalty_in_them():
 
 
 def test_the_recipe_and_an_accelerator_do_not_both_accumulate():
-    with pytest.raises(UserError, match="the recipe accumulates the gradients of 2 batches, but an accelerator is given"):
+    with pytest.raises(
+        UserError, match="the recipe accumulates the gradients of 2 batches, but an accelerator is given"
+    ):
         train(accumulate=2, accelerator=Accelerator())
 
 
