@@ -32,10 +32,10 @@ class Section(BaseModel):
 
 
 class SectionWithOptions(Section):
-    """A section whose keys are fields of its own and, all others, options of a constructor.
+    """A section in which every key that is not one of its fields is an option of a constructor.
 
-    `{name: mas, strength: 3}` and `{name: mas, options: {strength: 3}}` are the same. The second form is for an option that is
-    called as a field is.
+    `{name: mas, strength: 3}` and `{name: mas, options: {strength: 3}}` are the same. The second form is for an option that has
+    the name of a field.
     """
 
     options: dict[str, Any] = {}
@@ -114,7 +114,7 @@ class ImportanceSection(Section):
 
 
 class MethodSection(Component):
-    """A method. `label` tells two of one name apart, in tables and folders; `select` chooses options.
+    """A method. `label` names it in tables and folders, and must be given to two methods of one name.
 
     `importance` is the config's where it is left out.
     """

@@ -59,7 +59,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     """Sets one `key.path=value`; a list of components is entered by name or label.
 
     Raises:
-        UserError: it has another form, or names no key that can be set.
+        UserError: it has another form, or the path does not lead to a key that can be set.
     """
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")

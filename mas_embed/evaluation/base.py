@@ -23,9 +23,9 @@ class Evaluation:
     Attributes:
         scores: by metric the scores [S] of the splits, higher is better; NaN for a split that was not evaluated.
         pooled: by metric one score over the items of all splits together.
-        details: a dataclass of the evaluator's own with further findings, made of numbers, texts, None, lists and dicts, so
-            that it can be written as JSON. The report shows the fields `stale_gallery`, `index_update` and `tracked`, see
-            `RetrievalDetails` and `TrackedDetails`.
+        details: a dataclass that the evaluator defines for its further findings. It is made of numbers, texts, None, lists
+            and dicts, so that it can be written as JSON. The report shows the fields `stale_gallery`, `index_update` and
+            `tracked`, see `RetrievalDetails` and `TrackedDetails`.
     """
 
     scores: dict[str, list[float]]
@@ -88,15 +88,15 @@ class Evaluator(Protocol):
 
 @runtime_checkable
 class CheckSplits(Protocol):
-    """An evaluator that can tell before training whether it can evaluate some splits."""
+    """An evaluator that can check before training whether it can evaluate some splits."""
 
     def check(self, splits: Sequence[Split]) -> Collection[str] | None:
-        """The names of the metrics that it will give, None if it cannot tell; refuses splits that it cannot evaluate."""
+        """The names of the metrics that it will give, or None if only an evaluation shows them; refuses unusable splits."""
         ...
 
 
 def check_evaluable(evaluator: Evaluator, splits: Sequence[Split]) -> Collection[str] | None:
-    """The names of the metrics of an evaluator; None if only an evaluation can tell.
+    """The names of the metrics of an evaluator; None if only an evaluation shows them.
 
     Raises:
         UserError: the evaluator has a `check` and refuses the splits.

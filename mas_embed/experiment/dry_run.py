@@ -9,6 +9,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -115,5 +116,5 @@ def _one_batch(recipe: Recipe) -> Recipe:
 
 
 def _first_batch(recipe: Recipe, labels: Tensor) -> Any:
-    order = recipe.sampler(labels) if recipe.sampler is not None else range(len(labels))
+    order = recipe.sampler(labels) if recipe.sampler is not None else torch.randperm(len(labels)).tolist()
     return list(islice(order, recipe.batch_size))

@@ -34,7 +34,7 @@ class Run:
 
 
 class ExperimentCallback(Callback):
-    """A callback that is also told of what happens between the trainings of an experiment."""
+    """A callback with further methods, which are called between the trainings of an experiment."""
 
     def on_run_recorded(self, record: RunRecord) -> None:
         """Called when a method and seed has ended and its results are written."""
@@ -64,7 +64,7 @@ def run_experiment(
         out: the run directory; by default `runs/<name>`.
         resume: go on where a run of the same config stopped.
         overwrite: replace the results that the directory holds.
-        callbacks: are told what `train_sequence` tells; an `ExperimentCallback` also of what happens between trainings.
+        callbacks: passed on to `train_sequence`; the methods of an `ExperimentCallback` are also called between trainings.
 
     Returns:
         What `results.json` holds.

@@ -43,7 +43,7 @@ def write_report(run_directory: str | Path, *others: str | Path, out: str | Path
     """
     folders = [Path(folder) for folder in (run_directory, *others)]
     if out is None and others:
-        raise UserError("a report of several runs needs a directory of its own: give --out")
+        raise UserError("a report of several runs needs another directory: give --out")
     target = folders[0] if out is None else Path(out)
     results = read_runs(folders)
     if not results.runs:

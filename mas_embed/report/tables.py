@@ -165,7 +165,7 @@ def selection_table(results: Results) -> Table | None:
             mean = str(one.error) if one.mean is None else _number(one.mean, 3)
             rows.append([method, options, mean, f"{one.seconds:.0f}", "chosen" * (one.options == selection.chosen)])
     header = ["method", "options", "on validation", "seconds", ""]
-    return Table("Options chosen on the validation part, with seeds of their own", header, rows) if rows else None
+    return Table("Options chosen on the validation part, with seeds that no run uses", header, rows) if rows else None
 
 
 def so_far(run: RunRecord, metric: str, *, stale: bool) -> list[float]:

@@ -11,6 +11,7 @@ X the largest number of excluded items, L the largest length of a list.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from mas_embed.retrieval.counting import Counting
 from mas_embed.retrieval.similarity import ApproximateScores, Distance, PairScores, Rows, exact_scores
 
 NUMBERS_AT_ONCE = 2**19  # float64 numbers of gallery rows that are scored at once, so that they stay in the cache
+SORTED_BY_ONE_THREAD = 2**18  # numbers: below, a pool of threads costs as much as it saves
 DENSE_SHARE = 1 / 20  # of the gallery that is relevant: above it, sorting is faster than counting
 
 
@@ -132,7 +134,7 @@ class Ranking:
             for positions, is_valid in ((items.relevant, items.is_relevant), (items.excluded, items.is_excluded)):
                 scores[is_valid.nonzero()[:, 0], positions[is_valid]] = -torch.inf
             highest_first, order = relevant_scores.sort(dim=1, descending=True)
-            num_ahead = len(self._gallery) - torch.searchsorted(scores.sort(dim=1).values, highest_first)
+            num_ahead = len(self._gallery) - torch.searchsorted(_sorted_rows(scores), highest_first)
             yield Ranks(items.queries, highest_first, num_ahead, items.is_relevant.gather(1, order))
 
     def _by_counting(self, queries: Tensor) -> Iterator[Ranks]:
@@ -191,7 +193,22 @@ class Ranking:
         """Exact scores [B, G], a part of the gallery at a time, because its float64 copy takes memory."""
         step = max(1, self._memory // (16 * self._gallery.values.shape[1]))
         parts = [self._gallery[start : start + step] for start in range(0, len(self._gallery), step)]
-        return torch.cat([exact_scores(self._queries[block], part, self._distance) for part in parts], dim=1)
+        scores = [exact_scores(self._queries[block], part, self._distance) for part in parts]
+        return torch.cat(scores, dim=1) if len(scores) > 1 else scores[0]
+
+
+def _sorted_rows(scores: Tensor) -> Tensor:
+    """Every row [B, G] in ascending order; NumPy sorts numbers several times faster on a CPU than torch does (measured)."""
+    if scores.device.type != "cpu":
+        return scores.sort(dim=1).values
+    rows, num_threads = scores.numpy(), torch.get_num_threads()
+    if num_threads == 1 or rows.size < SORTED_BY_ONE_THREAD:
+        rows.sort(axis=1)
+        return scores
+    size = math.ceil(len(rows) / num_threads)
+    with ThreadPoolExecutor(num_threads) as pool:
+        list(pool.map(lambda start: rows[start : start + size].sort(axis=1), range(0, len(rows), size)))
+    return scores
 
 
 def _not_counted(items: _BlockItems) -> Tensor:

@@ -80,9 +80,11 @@ def exact_scores(queries: Rows, gallery: Rows, distance: Distance) -> Tensor:
     if distance == "euclidean":
         distances = torch.cdist(query_values, gallery_values, compute_mode="donot_use_mm_for_euclid_dist")
         return -_round_to_34_digits(distances.square())
-    divisor = queries.divisor.unsqueeze(-1) * gallery.divisor.unsqueeze(-2)
-    grid = queries.grid.unsqueeze(-1) * gallery.grid.unsqueeze(-2)
-    return _round_to_grid(query_values @ gallery_values.mT / divisor, grid)
+    products = query_values @ gallery_values.mT
+    if distance == "cosine":  # every grid is 1, and scaling by a power of two is exact: all of it can be done in place
+        products /= queries.divisor.unsqueeze(-1) * gallery.divisor.unsqueeze(-2)
+        return products.mul_(1 / _RESOLUTION).round_().mul_(_RESOLUTION)
+    return _round_to_grid(products, queries.grid.unsqueeze(-1) * gallery.grid.unsqueeze(-2))
 
 
 class PairScores:

@@ -1,4 +1,4 @@
-"""Callbacks: what is told of a training while it runs, and to whom."""
+"""Callbacks, and the events that a training passes to them."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class RunEnd(Event):
 
 
 class Callback:
-    """Is told when a batch, an epoch, a split or a run ends. This base does nothing; override what is needed."""
+    """The base class of callbacks: methods that are called when a batch, an epoch, a split or a run ends, and do nothing."""
 
     def on_step_end(self, event: StepEnd) -> None:
         """Called after every batch, if it is overridden."""
@@ -117,7 +117,7 @@ class Callback:
 
 
 class Callbacks(Callback):
-    """Tells several callbacks, in their order."""
+    """Passes every event to several callbacks, in their order."""
 
     def __init__(self, callbacks: tuple[Callback, ...]) -> None:
         self._callbacks = callbacks

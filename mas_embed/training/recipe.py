@@ -31,8 +31,8 @@ class Recipe:
             once, shuffled.
         num_workers: processes that load training batches; 0 to load them in this one.
         clip_norm: the largest norm of the gradient, penalty included, over all parameters; None for no limit.
-        accumulate: batches whose gradients are averaged for one step of the optimizer. `train_sequence` refuses a number
-            other than 1 beside an accelerator of the caller's, which has its own.
+        accumulate: batches whose gradients are averaged for one step of the optimizer. If an accelerator is passed to
+            `train_sequence`, its number is used, and this one must be 1.
 
     Raises:
         UserError: a number outside its range.

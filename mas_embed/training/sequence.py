@@ -85,7 +85,7 @@ def train_sequence(
             every split that is trained, all of them count as learned.
         importance_data: unlabeled inputs, anything with a length and items by position, that the method consolidates on after
             every split; None for the split's training items, with labels.
-        callbacks: are told when a batch, an epoch, a split and the sequence end.
+        callbacks: objects whose methods are called when a batch, an epoch, a split and the sequence end.
         checkpoint: a file that is written after every split.
         resume: go on from `checkpoint` if it exists; the split in which training stopped starts again.
         accelerator: for devices, precision and several processes; by default what `accelerate` finds.
@@ -166,8 +166,8 @@ def _accelerator(given: Accelerator | None, recipe: Recipe) -> Accelerator:
         return Accelerator(gradient_accumulation_steps=recipe.accumulate)
     if recipe.accumulate != 1:
         raise UserError(
-            f"the recipe accumulates the gradients of {recipe.accumulate} batches, but an accelerator is given, which has a "
-            "number of its own; pass Accelerator(gradient_accumulation_steps=...) or the recipe's number, not both"
+            f"the recipe accumulates the gradients of {recipe.accumulate} batches, but an accelerator is given, which has such a "
+            "number, too; pass Accelerator(gradient_accumulation_steps=...) or the recipe's number, not both"
         )
     return given
 

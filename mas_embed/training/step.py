@@ -77,7 +77,7 @@ def learn_split(
         learner: the model and everything that trains it.
         split: that is learned.
         consolidate_on: the batches that the method consolidates on; read once training has ended.
-        callbacks: are told of every batch and epoch.
+        callbacks: their methods are called after every batch and epoch.
         event: where the training stands.
         stopwatch: of training and of consolidating.
 

@@ -181,7 +181,7 @@ def test_no_finished_run(content, tmp_path):
 def test_several_runs_come_into_one_report(content, tmp_path):
     other = [run("a", 0, [[0.9, 0.1], [0.5, 0.7]]), run("b", 0, [[0.9, 0.1], [0.2, 0.4]])]
     folders = [write(tmp_path / "one", content), write(tmp_path / "two", content | {"name": "other", "runs": other})]
-    with pytest.raises(UserError, match="a report of several runs needs a directory of its own: give --out"):
+    with pytest.raises(UserError, match="a report of several runs needs another directory: give --out"):
         write_report(*folders)
     write_report(*folders, out=tmp_path / "both")
     page = (tmp_path / "both" / "report.html").read_text()

@@ -10,6 +10,7 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from sklearn.metrics import average_precision_score
 
 from mas_embed import UserError, evaluate_retrieval
+from mas_embed.retrieval import ranking
 from mas_embed.retrieval.similarity import ApproximateScores
 
 KS = (1, 2, 4, 8)
@@ -478,3 +479,12 @@ ROWS, LABELS = [[1.0, 0.0], [0.0, 1.0]], [0, 0]
 def test_bad_input_is_one_sentence(arguments, options, message):
     with pytest.raises(UserError, match=message):
         evaluate_retrieval(*arguments, **options)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_rows_are_sorted_alike_by_any_number_of_threads(monkeypatch, num_threads):
+    monkeypatch.setattr(ranking, "SORTED_BY_ONE_THREAD", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
+    scores = torch.randn(7, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scores[:, ::5] = -torch.inf
+    assert torch.equal(ranking._sorted_rows(scores.clone()), scores.sort(dim=1).values)
