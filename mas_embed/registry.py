@@ -29,7 +29,7 @@ class Registry(Mapping[str, Constructor]):
         library: returns further components of a library by name, such as the losses of pytorch-metric-learning; called when
             first needed, so that the library is not imported before.
 
-    Example:
+    Examples:
         >>> METHODS = Registry("method")
         >>> @METHODS.register("nothing")
         ... class Nothing: ...

@@ -50,7 +50,7 @@ def check_method(factory: Factory) -> None:
         factory: `(model, **options) -> Method`: the class, or `functools.partial(EWC, loss=loss)`, for example. If the method
             has an attribute `strength`, the factory must accept an option `strength`.
 
-    Example:
+    Examples:
         >>> from mas_embed import MAS
         >>> check_method(MAS)
     """

@@ -51,7 +51,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     Raises:
         UserError: in one sentence what is wrong, and what is accepted.
 
-    Example:
+    Examples:
         >>> load_config("configs/digits.yaml", ["training.epochs=5"]).training.epochs
         5
     """
@@ -66,7 +66,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 def candidates_of(options: Mapping[str, Iterable[Any]]) -> list[dict[str, Any]]:
     """Every combination of the values of several options, the last option changing fastest.
 
-    Example:
+    Examples:
         >>> candidates_of({"strength": [1, 10], "decay": [0.5]})
         [{'strength': 1, 'decay': 0.5}, {'strength': 10, 'decay': 0.5}]
     """

@@ -115,7 +115,7 @@ def check_splits(splits: Sequence[Split]) -> None:
 def join_parts(parts: Sequence[Part]) -> Part:
     """One part with the items of several parts, in order and with their ids. Inputs that load on demand still do so.
 
-    Example:
+    Examples:
         >>> part = Part(torch.zeros(2, 3), torch.tensor([0, 1]))
         >>> len(join_parts([part, part]))
         4

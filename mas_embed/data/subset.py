@@ -51,7 +51,7 @@ def select_subset(
     Raises:
         UserError: the split, the part or a name is unknown, or no item of the part has one of the labels.
 
-    Example:
+    Examples:
         >>> from mas_embed.data import digits
         >>> select_subset(digits(num_splits=5), split="2-3", labels=[3]).part.labels.unique()
         tensor([3])

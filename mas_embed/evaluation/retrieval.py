@@ -61,7 +61,7 @@ class RetrievalEvaluator:
     Raises:
         UserError: an unknown distance, or a K or batch size below 1.
 
-    Example:
+    Examples:
         >>> from mas_embed import digits, small_conv
         >>> evaluation = RetrievalEvaluator().evaluate(small_conv(), digits(), -1)
         >>> len(evaluation.scores["mean_average_precision"])

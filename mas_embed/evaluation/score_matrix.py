@@ -25,7 +25,7 @@ class ScoreMatrix:
     Raises:
         UserError: another shape, or an infinite value.
 
-    Example:
+    Examples:
         >>> scores = ScoreMatrix([[0.9, 0.3], [0.6, 0.8]])
         >>> print(f"{scores.final_average:.2f} {scores.forgetting:.2f} {scores.backward_transfer:.2f}")
         0.70 0.30 -0.30

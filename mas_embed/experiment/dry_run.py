@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from mas_embed.config import Config, MethodSection
 from mas_embed.data import Split, ordered_batches
 from mas_embed.errors import UserError, component_at_fault, explained, unknown_name
-from mas_embed.evaluation import BEFORE_FIRST, check_evaluable
-from mas_embed.experiment.build import Training, build_training
+from mas_embed.evaluation import BEFORE_FIRST, check_evaluable, without_details
+from mas_embed.experiment.build import Training, build_splits, build_training
 from mas_embed.runtime.seeding import seeded
 from mas_embed.training import (
     Callback,
@@ -49,6 +49,7 @@ def dry_run(config: Config, splits: Sequence[Split]) -> None:
             training = build_training(config, method, splits, seed=0)
             if index == 0:
                 _check_evaluation(config, training, splits)
+                _check_validation_parts(config, training)
             _check_sampler(training)
             _try_method(method, training)
 
@@ -60,6 +61,14 @@ def _check_evaluation(config: Config, training: Training, splits: Sequence[Split
             metrics = training.evaluator.evaluate(training.model, splits, BEFORE_FIRST).scores
     if config.evaluation.primary_metric not in metrics:
         raise unknown_name("evaluation.primary_metric", config.evaluation.primary_metric, metrics)
+
+
+def _check_validation_parts(config: Config, training: Training) -> None:
+    """The parts of the data on which options are chosen must be evaluable, too."""
+    for part in dict.fromkeys(method.select.on for method in config.methods if method.select is not None):
+        splits = build_splits(config, held_out=part)
+        with explained(f"data with held_out={part}, on which options are chosen"):
+            check_evaluable(without_details(training.evaluator), splits)
 
 
 def _check_sampler(training: Training) -> None:

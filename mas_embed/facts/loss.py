@@ -34,7 +34,7 @@ def fact_loss(embeddings: Tensor, vectors: Tensor, weights: Tensor, *, form: For
     Raises:
         UserError: the shapes do not fit together, there are no samples, or the form is unknown.
 
-    Example:
+    Examples:
         >>> embeddings = torch.tensor([[3.0, 4.0, 9.0, 9.0, 9.0, 9.0]])
         >>> fact_loss(embeddings, torch.zeros(1, 3, 2), torch.tensor([[1.0, 0.0, 0.0]]))
         tensor(5.)

@@ -107,7 +107,7 @@ def evaluate_fact_retrieval(
 
     It takes O(F N (V + log N)) time.
 
-    Example:
+    Examples:
         >>> vectors = torch.tensor([[[0.0], [0.0], [0.0]], [[1.0], [5.0], [0.0]]])
         >>> weights = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
         >>> images = torch.tensor([[0.1, 9.0, 9.0], [0.9, 5.0, 9.0]])

@@ -77,7 +77,7 @@ class FactNet(nn.Module):
 
         Biases have no weight decay, as in the release of Aljundi et al. (2018).
 
-        Example:
+        Examples:
             >>> net = small_fact_conv(vector_size=5)
             >>> optimizer = torch.optim.SGD(net.parameter_groups(0.01), momentum=0.9, weight_decay=5e-4)
             >>> sorted({group["weight_decay"] for group in optimizer.param_groups})

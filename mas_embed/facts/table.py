@@ -111,7 +111,7 @@ def make_fact_table(words: Sequence[Words], word_vectors: Mapping[str, Tensor]) 
         UserError: there are no facts, a fact has no words, words have no vector (the message lists all of them), or the
             vectors differ in size.
 
-    Example:
+    Examples:
         >>> vectors = {"three": torch.tensor([3.0, 0.0]), "seven": torch.tensor([0.0, 2.0])}
         >>> make_fact_table([("three", "", ""), ("seven", "", "")], vectors).targets.tolist()
         [[0.5, -0.5, 0.0, 0.0, 0.0, 0.0], [-0.5, 0.5, 0.0, 0.0, 0.0, 0.0]]

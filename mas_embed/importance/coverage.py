@@ -89,7 +89,7 @@ def explain_coverage(model: nn.Module, batch: Any = None, *, embed: Embed | str 
     Raises:
         UserError: `batch` is one that `estimate_importance` refuses.
 
-    Example:
+    Examples:
         >>> import torch
         >>> print(explain_coverage(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Bilinear(3, 3, 1, bias=False))))
         parameter  shape  layer     importance by

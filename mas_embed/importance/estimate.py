@@ -78,7 +78,7 @@ def estimate_importance(
     Source: Aljundi, Babiloni, Elhoseiny, Rohrbach, Tuytelaars, *Memory Aware Synapses*, ECCV 2018. The output "projection" is
         an addition of this project.
 
-    Example:
+    Examples:
         >>> model = torch.nn.Linear(2, 1, bias=False)
         >>> _ = model.weight.data.copy_(torch.tensor([[1.0, 2.0]]))
         >>> opposite = torch.tensor([[1.0, 1.0], [1.0, -1.0]])  # F = 3, -1; gradients 2 F x = (6, 6), (-2, 2)

@@ -50,7 +50,7 @@ def estimate_local_importance(
 
     Source: Aljundi et al., *Memory Aware Synapses*, ECCV 2018, section 4.3.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = torch.nn.Linear(2, 1, bias=False)
         >>> _ = model.weight.data.copy_(torch.tensor([[1.0, 2.0]]))

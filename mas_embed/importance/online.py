@@ -43,7 +43,7 @@ class OnlineImportance:
 
     Memory: two float32 copies of the trainable parameters, and the memory of one backward pass of the used samples.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = torch.nn.Linear(4, 2).eval()
         >>> online = OnlineImportance(model, every=2)

@@ -29,7 +29,7 @@ class Importance(Mapping[str, Tensor]):
     Raises:
         UserError: `num_samples` is less than 1.
 
-    Example:
+    Examples:
         >>> record = Importance({"weight": torch.tensor([2.0, 4.0])}, num_samples=2)
         >>> record["weight"]
         tensor([1., 2.])

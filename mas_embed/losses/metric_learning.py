@@ -49,7 +49,7 @@ def with_nested_components(constructor: Callable[..., Any], options: Mapping[str
     Raises:
         UserError: the library has no such component, or a mapping lacks the key `name`.
 
-    Example:
+    Examples:
         >>> constructor = LOSSES["TripletMarginLoss"]
         >>> with_nested_components(constructor, {"margin": 0.1, "distance": "CosineSimilarity"})
         {'margin': 0.1, 'distance': CosineSimilarity()}

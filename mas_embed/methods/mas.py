@@ -37,7 +37,7 @@ class MAS(Elastic):
         embed: replaces `model(input)` in the estimate of importance: `(model, batch) -> Tensor [N, D]`, or the name of a
             method of the model, such as one that leaves out the final normalisation.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = torch.nn.Linear(2, 1, bias=False)
         >>> mas = MAS(model, strength=10.0)

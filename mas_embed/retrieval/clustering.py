@@ -46,7 +46,7 @@ def clustering_scores(
     Source: Vinh, Epps, Bailey, *Information theoretic measures for clusterings comparison*, JMLR 2010; scikit-learn's `KMeans`
         and scores.
 
-    Example:
+    Examples:
         >>> scores = clustering_scores([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]], [5, 5, 7, 7])
         >>> round(scores["adjusted_mutual_information"], 6)
         1.0

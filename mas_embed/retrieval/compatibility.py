@@ -209,7 +209,7 @@ def compare_indexes(
     Source: new queries on the old gallery are the cross-model test of Shen, Xiong, Xia, Soatto, *Towards Backward-Compatible
         Representation Learning*, CVPR 2020. The verdict is not from that paper.
 
-    Example:
+    Examples:
         >>> import torch
         >>> rows, labels = torch.eye(3).repeat(2, 1), torch.arange(3).repeat(2)
         >>> turned = rows.roll(1, dims=1)

@@ -55,7 +55,7 @@ class DriftCompensation:
     Source: Yu, Twardowski, Liu, Herranz, Wang, Cheng, Jui, van de Weijer, *Semantic Drift Compensation for Class-Incremental
         Learning*, CVPR 2020. The paper moves class means; this class moves every vector of a gallery.
 
-    Example:
+    Examples:
         >>> shifted = DriftCompensation().fit(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 1.0]]))
         >>> shifted.transform(torch.tensor([[1.0, 0.0]]))
         tensor([[1.5000, 0.0000]])
@@ -96,7 +96,7 @@ class ProcrustesCompensation:
         singular value decomposition `old^T new = U S V^T`. We add 1e-10 of the largest singular value to the diagonal of
         `old^T new`, which selects the Q closest to the identity if several are optimal.
 
-    Example:
+    Examples:
         >>> rotation = ProcrustesCompensation().fit(torch.eye(2), torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))
         >>> rotation.transform(torch.tensor([[2.0, 0.0]])).round(decimals=4)
         tensor([[0., 2.]])
@@ -140,7 +140,7 @@ class RidgeCompensation:
     Source: Hoerl and Kennard, *Ridge Regression*, Technometrics 1970. Regressing the drift instead of the new vector is our
         choice.
 
-    Example:
+    Examples:
         >>> linear = RidgeCompensation(1e-9).fit(torch.tensor([[0.0], [1.0]]), torch.tensor([[1.0], [3.0]]))
         >>> linear.transform(torch.tensor([[2.0]]))
         tensor([[5.]])

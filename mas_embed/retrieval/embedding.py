@@ -56,7 +56,7 @@ def embed(
         UserError: `batches` is empty; embeddings do not have the shape [N, D], or batches differ in D or dtype; the number of
             items is not the expected one; `out` has the wrong shape; or its folder does not exist.
 
-    Example:
+    Examples:
         >>> embed(torch.nn.Linear(3, 2), torch.zeros(5, 3).split(2)).shape
         torch.Size([5, 2])
     """

@@ -68,7 +68,7 @@ class RetrievalIndex:
         fingerprint: the fingerprint of the model that embedded the items; None if it is not known.
         device: the device of the vectors.
 
-    Example:
+    Examples:
         >>> model = torch.nn.Identity()
         >>> index = RetrievalIndex.build([[1.0, 0.0], [0.0, 1.0]], [7, 8], fingerprint=model)
         >>> index.search([[2.0, 1.0]], k=1, fingerprint=model).labels

@@ -148,7 +148,7 @@ def evaluate_retrieval(
 
     Takes O(Q G D) on a CPU if queries have few relevant items, otherwise O(Q G (D + log G)).
 
-    Example:
+    Examples:
         >>> scores = evaluate_retrieval([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.9, 0.2]], [0, 0, 1, 1])
         >>> round(scores.mean_average_precision, 3), scores.precision_at_1
         (0.833, 0.75)

@@ -188,7 +188,7 @@ class ProgressBar(Callback):
         num_runs: how many trainings will be shown.
         console: of `rich`; None for one on the standard output.
 
-    Example:
+    Examples:
         >>> with ProgressBar() as progress:  # doctest: +SKIP
         ...     train_sequence(model, splits, method=method, loss=loss, callbacks=[progress])
     """

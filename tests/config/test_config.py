@@ -135,7 +135,9 @@ class Named(Method):
 
 
 def test_an_option_called_name_does_not_rename_its_component(write, tmp_path):
-    config = load_config(write(methods=["named", {"name": "named", "label": "other", "options": {"name": "x", "label": 4}}]))
+    config = load_config(
+        write(methods=["named", {"name": "named", "label": "other", "options": {"name": "x", "label": 4}}])
+    )
     assert [(method.name, method.title) for method in config.methods] == [("named", "named"), ("named", "other")]
     assert [method.options for method in config.methods] == [{"name": "its own", "label": 3}, {"name": "x", "label": 4}]
     (tmp_path / "resolved.yaml").write_text(config.to_yaml())

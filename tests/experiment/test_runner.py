@@ -3,6 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 from small import Stopped
 from tiny_experiment import TINY, load_from
 
@@ -296,6 +297,22 @@ def test_options_are_selected_on_the_validation_part_and_their_cost_is_told(tiny
     assert "select" not in run.options
     table = selection_table(results)
     assert [row[-1] for row in table.rows].count("chosen") == 1
+
+
+def test_a_validation_part_that_cannot_be_evaluated_is_refused_before_anything_is_written(tmp_path):
+    """Of eight images of a class two are tested and one validated, which no other image of its class can answer."""
+    for split in ("a", "b"):
+        for label in ("x", "y"):
+            (tmp_path / "images" / split / label).mkdir(parents=True)
+            for index in range(8):
+                Image.new("L", (8, 8), index).save(tmp_path / "images" / split / label / f"{index}.png")
+    data = {"name": "folders", "root": str(tmp_path / "images"), "splits": 2, "image_size": 8}
+    config = load_from(tmp_path, TINY | {"data": data, "methods": [SELECT], "training": {"epochs": 1}})
+    with pytest.raises(
+        UserError, match="data with held_out=validation, on which options are chosen: split 'a' has queries"
+    ):
+        run_experiment(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_candidate_that_fails_is_told_and_another_chosen(tiny, tmp_path, monkeypatch):
