@@ -81,11 +81,11 @@ def _check_strength(factory: Factory) -> None:
         return
     for name, recipe in RECIPES.items():
         finetuned = _finetuned(name)
-        without, _ = _trained(partial(factory, strength=0.0), recipe)
+        without, _ = _trained(partial(factory, strength=0.0), recipe, num_splits=2)
         assert _is_same(finetuned, without), (
             f"strength 0 must train bit for bit like finetuning; under {name} it does not"
         )
-        protected, _ = _trained(factory, recipe)
+        protected, _ = _trained(factory, recipe, num_splits=2)
         assert not _is_same(finetuned, protected), (
             f"under {name} the method does nothing: the trained model is that of finetuning"
         )
@@ -96,7 +96,7 @@ def _check_strength(factory: Factory) -> None:
 @cache
 def _finetuned(recipe_name: str) -> nn.Module:
     """The network after plain training, which is the same for every method that is checked."""
-    return _trained(Method, RECIPES[recipe_name])[0]
+    return _trained(Method, RECIPES[recipe_name], num_splits=2)[0]
 
 
 def _check_penalty_before_the_first_split(factory: Factory) -> None:
@@ -195,7 +195,7 @@ def _check_grown_parameter(factory: Factory) -> None:
     _train(model, method, 2, RECIPES["SGD"])
 
 
-def _trained(factory: Factory, recipe: Recipe, *, num_splits: int = 3) -> tuple[nn.Module, Method]:
+def _trained(factory: Factory, recipe: Recipe, *, num_splits: int) -> tuple[nn.Module, Method]:
     model = _network()
     method = factory(model)
     for split_index in range(num_splits):

@@ -160,12 +160,12 @@ def test_list_shows_kinds_components_and_options(mas_embed):
 
 def test_a_module_in_the_working_directory_brings_components(mas_embed, config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my_components.py").write_text(
+    (tmp_path / "cli_components.py").write_text(
         "from mas_embed import METHODS, Method\n\n@METHODS.register('mine')\nclass Mine(Method):\n    pass\n"
     )
     arguments = [config, "--set", "methods=[mine]", "--set", "evaluation.follow_index=false"]
     assert mas_embed("run", *arguments).returncode == 2
-    result = mas_embed("run", *arguments, "--import", "my_components", "--out", tmp_path / "run")
+    result = mas_embed("run", *arguments, "--import", "cli_components", "--out", tmp_path / "run")
     assert result.returncode == 0, result.stderr
     assert "mine" in result.stdout
     missing = mas_embed("check", config, "--import", "not_there")

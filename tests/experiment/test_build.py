@@ -26,6 +26,8 @@ from mas_embed import (
 )
 from mas_embed.experiment import build_splits, build_training, dry_run
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 
 @DATASETS.register("towns", provides=["num_towns"])
 def towns(*, size: int = 12, held_out: str = "test"):

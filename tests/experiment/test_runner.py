@@ -14,6 +14,8 @@ from mas_embed.experiment.runner import runs_of
 from mas_embed.report import cost_table, selection_table, summary_table
 from mas_embed.runtime.environment import describe_environment
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 
 @pytest.fixture
 def tiny(tmp_path):

@@ -13,6 +13,8 @@ from mas_embed.experiment import build_model, build_splits
 from mas_embed.facts import FACT_METRICS
 from mas_embed.training import SplitEnd
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 TINY = {
