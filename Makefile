@@ -1,4 +1,5 @@
-# make demo: install and run the main job.  make test: install the test extras and run the suite (the slow tests: ARGS='-m slow').
+# make demo: install and run the main job.  make test: install the test extras and run the suite, a process for each core
+# (the slow tests: ARGS='-m slow').
 # make docs: install the docs extra and build the documentation into site/.
 PYTHON ?= python3
 VENV := .venv
@@ -17,7 +18,7 @@ demo: $(VENV)/installed
 	fi
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

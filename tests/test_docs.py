@@ -1,12 +1,10 @@
 """Every block of the README and the documentation runs, and every table is the one of its stored results."""
 
 import ast
-import os
 import re
 import runpy
 import shlex
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from itertools import pairwise
@@ -14,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 
 import mas_embed as me
@@ -55,23 +52,6 @@ LOOP = next(text for language, text in blocks(PAGES[0]) if language == "python")
 
 def numbers(text):
     return [float(number) for number in re.findall(r"-?\d*\.\d+", text)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def main_job_process(request, tmp_path_factory):
-    """The main job, as `make demo` runs it, beside the other tests of this file; started only if a test needs it."""
-    if not any("main_job" in item.fixturenames for item in request.session.items):
-        yield None
-        return
-    folder = tmp_path_factory.mktemp("main")
-    out, log = folder / "run", folder / "log.txt"
-    command = [sys.executable, "-m", "mas_embed", "run", "configs/digits.yaml", "--out", str(out)]
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # with as many as here, so that both round alike
-    with log.open("w") as file:
-        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | threads, stdout=file, stderr=file)
-        yield process, out, log
-        process.kill()
-        process.wait()
 
 
 # Tables
@@ -304,11 +284,9 @@ def test_every_page_is_in_the_navigation():
 
 
 @pytest.fixture(scope="module")
-def main_job(main_job_process):
-    """The results of the main job."""
-    process, out, log = main_job_process
-    assert process.wait() == 0, log.read_text()
-    return read_results(out)
+def main_job(tmp_path_factory):
+    """The results of the main job, as `make demo` runs it."""
+    return me.run_experiment(me.load_config(ROOT / "configs" / "digits.yaml"), tmp_path_factory.mktemp("main") / "run")
 
 
 def mean(results, method, measure):
@@ -317,6 +295,7 @@ def mean(results, method, measure):
     return np.mean([run.measures["mean_average_precision"][measure] for run in runs])
 
 
+@pytest.mark.slow
 def test_mas_forgets_at_most_half_and_ends_a_tenth_higher(main_job):
     results = main_job
     assert mean(results, "mas", "forgetting") <= 0.5 * mean(results, "finetune", "forgetting")
@@ -330,6 +309,7 @@ def test_mas_forgets_at_most_half_and_ends_a_tenth_higher(main_job):
 
 # Another processor adds up in another order, and training carries that on: means to 0.08 (one seed more than the mean), what
 # is measured over single updates to 0.15. The last columns, seconds and verdicts, are not compared.
+@pytest.mark.slow
 @pytest.mark.parametrize(("table", "tolerance"), [(summary_table, 0.08), (index_table, 0.15)])
 def test_a_fresh_main_job_agrees_with_the_stored_one(main_job, table, tolerance):
     stored, fresh = table(read_results(RESULTS / "digits")), table(main_job)
@@ -340,6 +320,7 @@ def test_a_fresh_main_job_agrees_with_the_stored_one(main_job, table, tolerance)
         assert numbers(" ".join(stored_row[1:-1])) == pytest.approx(expected, abs=tolerance)
 
 
+@pytest.mark.slow
 def test_the_loop_of_the_first_page_is_a_run_of_the_main_job(main_job, loop):
     """Method mas, seed 0, to the last digit."""
     (run,) = [run for run in main_job.runs_of("mas") if run.seed == 0]

@@ -333,7 +333,7 @@ def test_a_candidate_that_fails_is_told_and_another_chosen(tiny, tmp_path, monke
 
 
 def test_a_stopped_selection_goes_on_where_it_was(tiny, tmp_path):
-    config = tiny(methods=[SELECT], seeds=[0])
+    config = tiny(methods=[SELECT | {"select": {"strength": [1, 100], "seeds": [7]}}], seeds=[0])
     with pytest.raises(Stopped):
         run_experiment(config, tmp_path / "run", callbacks=[Listener(lambda kind, *_: kind == "candidate")])
     listener = Listener()
