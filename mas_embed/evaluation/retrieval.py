@@ -83,7 +83,8 @@ class RetrievalEvaluator:
             raise UserError(f"batch_size must be at least 1, got {batch_size}")
         self.distance, self.recall_at = distance, tuple(recall_at)
         self.follow_index, self.batch_size = follow_index, batch_size
-        self._held_out: _HeldOut | None = None
+        self._fingerprint = ""  # of the weights that have embedded what is in `_embedded`: queries and gallery by split
+        self._embedded: dict[str, tuple[Tensor, Tensor]] = {}
         self._stale_galleries: list[Tensor] = []  # of the splits learned so far, as they were first stored
         self._before: _Before | None = None
 
@@ -146,19 +147,20 @@ class RetrievalEvaluator:
         return {"distance": self.distance, "recall_at": list(self.recall_at), "follow_index": self.follow_index}
 
     def _forget(self) -> None:
-        self._held_out, self._stale_galleries, self._before = None, [], None
+        self._fingerprint, self._embedded, self._stale_galleries, self._before = "", {}, [], None
 
     def _embed_held_out(self, model: nn.Module, splits: Sequence[Split]) -> _HeldOut:
-        """The held-out items of every split; embedded again only if the weights have changed since the last time."""
+        """The held-out items of every split; none is embedded twice by the same weights."""
         fingerprint = fingerprint_of(model)
-        if self._held_out is None or self._held_out.fingerprint != fingerprint:
-            galleries = [self._embed(model, split.gallery) for split in splits]
-            queries = [
-                gallery if split.query is split.gallery else self._embed(model, split.query)
-                for split, gallery in zip(splits, galleries, strict=True)
-            ]
-            self._held_out = _HeldOut(fingerprint, queries, galleries)
-        return self._held_out
+        if fingerprint != self._fingerprint:
+            self._fingerprint, self._embedded = fingerprint, {}
+        for split in splits:
+            if split.name not in self._embedded:
+                gallery = self._embed(model, split.gallery)
+                queries = gallery if split.query is split.gallery else self._embed(model, split.query)
+                self._embedded[split.name] = queries, gallery
+        pairs = [self._embedded[split.name] for split in splits]
+        return _HeldOut([queries for queries, _ in pairs], [gallery for _, gallery in pairs])
 
     def _embed(self, model: nn.Module, part: Part) -> Tensor:
         return embed(model, ordered_batches(part, batch_size=self.batch_size), num_items=len(part))
@@ -216,9 +218,8 @@ class RetrievalEvaluator:
 
 
 class _HeldOut(NamedTuple):
-    """The held-out items of every split, [Q, D] and [G, D], as the weights with this fingerprint embed them."""
+    """The held-out items of every split, embedded by one set of weights: [Q, D] and [G, D]."""
 
-    fingerprint: str
     queries: list[Tensor]
     galleries: list[Tensor]
 
@@ -231,18 +232,16 @@ class _Before(NamedTuple):
     train: Tensor
 
     def as_state(self) -> dict[str, Any]:
-        fingerprint, queries, galleries = self.held_out
         return {
-            "fingerprint": fingerprint,
-            "queries": _numbered(queries),
-            "galleries": _numbered(galleries),
+            "queries": _numbered(self.held_out.queries),
+            "galleries": _numbered(self.held_out.galleries),
             "split_index": self.split_index,
             "train": self.train,
         }
 
     @classmethod
     def of_state(cls, state: Mapping[str, Any]) -> _Before:
-        held_out = _HeldOut(state["fingerprint"], _in_order(state["queries"]), _in_order(state["galleries"]))
+        held_out = _HeldOut(_in_order(state["queries"]), _in_order(state["galleries"]))
         return cls(held_out, int(state["split_index"]), state["train"])
 
 

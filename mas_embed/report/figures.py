@@ -56,8 +56,8 @@ def scores_figure(results: Results) -> Figure:
 def stale_gallery_figure(results: Results) -> Figure:
     """One panel for each method that was trained in splits: the mean score over all splits learned so far, after each of them.
 
-    A solid line with the gallery embedded again after every split, a dashed one with a gallery that never is; means over the
-    seeds.
+    A solid line with the gallery embedded again after every split (fresh), a dashed one with a gallery that never is (stale);
+    means over the seeds.
     """
     metric, splits = results.primary_metric, results.splits
     runs_by_method = {
@@ -72,7 +72,7 @@ def stale_gallery_figure(results: Results) -> Figure:
     for axis in panels[len(runs_by_method) :]:
         axis.set_visible(False)
     for color, axis, (method, runs) in zip(cycle(COLORS), panels, runs_by_method.items(), strict=False):
-        for style, label, stale in (("-", "embedded again", False), ("--", "never embedded again", True)):
+        for style, label, stale in (("-", "fresh gallery", False), ("--", "stale gallery", True)):
             mean = np.mean([so_far(run, metric, stale=stale) for run in runs], axis=0)
             _plot_measured(axis, mean, style, color=color, label=label)
         axis.set_title(method, fontsize=10, fontweight="bold")
@@ -82,7 +82,7 @@ def stale_gallery_figure(results: Results) -> Figure:
         axis.spines[["top", "right"]].set_visible(False)
     for axis in panels[::num_columns]:
         axis.set_ylabel(f"{metric_name(metric)} of splits so far", fontsize=9)
-    figure.suptitle("The gallery embedded again after every split, or never", fontsize=11)
+    figure.suptitle("A fresh gallery, embedded again after every split, and a stale one, which never is", fontsize=11)
     handles = panels[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False)
     return figure

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from small import Recorder, Stopped, small_splits, train
 
-from mas_embed import Finetune, RetrievalEvaluator, SparseEvaluator, UserError, join_splits
+from mas_embed import Finetune, Frozen, RetrievalEvaluator, SparseEvaluator, UserError, join_splits
 
 METRIC = "mean_average_precision"
 
@@ -46,6 +46,22 @@ def test_only_learned_splits_are_evaluated_against_their_galleries():
     # The model after the first split of three is that after the only one of one
     assert result.scores[METRIC][0, 0] == first.scores[METRIC][0, 0]
     assert result.scores[METRIC].num_averaged["forgetting"] == 2
+
+
+def test_weights_that_do_not_change_embed_every_learned_split_once():
+    num_embedded = []
+
+    class Counting(RetrievalEvaluator):
+        def _embed(self, model, part):
+            num_embedded.append(len(part))
+            return super()._embed(model, part)
+
+    splits = small_splits(3)
+    evaluator = SparseEvaluator(Counting(follow_index=False), only_learned=True)
+    _, result = train(Frozen, splits=splits, epochs=1, evaluator=evaluator)
+    size = len(splits[0].gallery)
+    assert num_embedded == [size] * 3 + [size] * 3  # before training all three, then each when it is reached
+    assert result.scores[METRIC][0, 0] >= result.scores[METRIC][2, 0]  # the gallery has grown
 
 
 def test_joint_training_is_evaluated_on_all_splits():
