@@ -303,3 +303,7 @@ def _write_traceback(folder: Path) -> Path:
     path = (folder if folder.is_dir() else Path(tempfile.mkdtemp(prefix="mas-embed-"))) / ERROR_FILE
     path.write_text(traceback.format_exc(), encoding="utf-8")
     return path
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,8 @@
 import re
+import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -173,10 +175,13 @@ def test_a_module_in_the_working_directory_brings_components(mas_embed, config, 
     assert "cannot import 'not_there', given by --import: ModuleNotFoundError" in missing.stderr
 
 
-def test_the_version_and_the_module(mas_embed):
+def test_the_version_and_the_modules(mas_embed, monkeypatch, capsys):
     version = mas_embed("--version").stdout
     assert re.fullmatch(r"mas-embed \d+\.\d+\.\d+\n", version)
-    result = subprocess.run(
-        [sys.executable, "-m", "mas_embed", "--version"], capture_output=True, text=True, check=True
-    )
-    assert result.stdout == version
+    for module in ("mas_embed", "mas_embed.cli"):
+        monkeypatch.setattr(sys, "argv", [module, "--version"])
+        capsys.readouterr()
+        with pytest.raises(SystemExit), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # runpy: the module is imported already
+            runpy.run_module(module, run_name="__main__")
+        assert capsys.readouterr().out == version

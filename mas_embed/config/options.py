@@ -99,7 +99,8 @@ def _checked(where: str, parameter: inspect.Parameter, value: Any) -> Any:
         if type(parameter.default) not in (bool, int, float):
             return value  # nothing is known of its type; the constructor will tell
         expected = bool if isinstance(parameter.default, bool) else float
-    if isinstance(value, bool) and expected in (int, float):
+    kinds = {expected, *typing.get_args(expected)}
+    if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
         raise UserError(f"{where}={value} is not accepted: it must be a number")
     try:
         checked = TypeAdapter(

@@ -14,7 +14,7 @@ from mas_embed.data.images import read_image
 from mas_embed.data.partition import HeldOut, check_held_out, partition
 from mas_embed.data.split import DATASETS, Part, Split
 from mas_embed.errors import UserError
-from mas_embed.runtime.checks import check_range
+from mas_embed.runtime.checks import check_at_least, check_range
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
 
@@ -59,6 +59,9 @@ def image_folders(
     """
     check_held_out(held_out)
     check_range("unseen_share", unseen_share, 0, 0.4)
+    check_at_least("image_size", image_size, 1)
+    if isinstance(splits, int):
+        check_at_least("splits", splits, 1)
     generator, sequence, num_classes, num_items = np.random.default_rng(seed), [], 0, 0
     for folder in _split_folders(Path(root), splits):
         files = _files_by_class(folder)

@@ -38,6 +38,8 @@ class Part(Dataset[tuple[Any, int]]):
     ids: Tensor = field(default=torch.empty(0, dtype=torch.long))
 
     def __post_init__(self) -> None:
+        if self.labels.is_floating_point() or self.labels.is_complex():
+            raise UserError(f"the labels of a part must be integers, got {self.labels.dtype}")
         if len(self.ids) == 0:
             object.__setattr__(self, "ids", torch.tensor([next(_UNUSED_IDS) for _ in range(len(self.labels))]).long())
         if not len(self.inputs) == len(self.labels) == len(self.ids):

@@ -12,7 +12,7 @@ from torch import Tensor
 from mas_embed.data.partition import HeldOut, check_held_out
 from mas_embed.data.split import DATASETS, Part, Split
 from mas_embed.errors import UserError
-from mas_embed.runtime.checks import check_choice
+from mas_embed.runtime.checks import check_at_least, check_choice
 
 Dataset = Literal["MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100"]
 
@@ -52,6 +52,9 @@ def torchvision_images(
     """
     check_choice("dataset", dataset, get_args(Dataset))
     check_held_out(held_out)
+    check_at_least("num_splits", num_splits, 1)
+    if images_per_class is not None:
+        check_at_least("images_per_class", images_per_class, 2)  # half as many are drawn of the test set
     images, labels = _torchvision_arrays(dataset, root, train=True, download=download)
     generator = np.random.default_rng(seed)
     drawn = _draw(labels, images_per_class, generator)
@@ -107,4 +110,7 @@ def _torchvision_arrays(dataset: str, root: str | Path, *, train: bool, download
         raise UserError(f"torchvision does not find {dataset} in {root} ({reason}); set data.download=true") from None
     pixels = torch.as_tensor(arrays.data)
     pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
-    return pixels.float() / 255, torch.as_tensor(arrays.targets).long()
+    labels = torch.as_tensor(arrays.targets).long()
+    if len(labels) != len(pixels):
+        raise UserError(f"{dataset} in {root} has {len(pixels)} images but {len(labels)} labels; its files are damaged")
+    return pixels.float() / 255, labels

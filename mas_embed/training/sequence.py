@@ -88,13 +88,13 @@ def train_sequence(
         callbacks: objects whose methods are called when a batch, an epoch, a split and the sequence end.
         checkpoint: a file that is written after every split.
         resume: go on from `checkpoint` if it exists; the split in which training stopped starts again.
-        accelerator: for devices, precision and several processes; by default what `accelerate` finds.
+        accelerator: for devices and precision; by default what `accelerate` finds. One process only.
         seed: of batches, miners and whatever the model draws; mixed with the split's index.
 
     Raises:
         UserError: a split is empty or the evaluator refuses it; the method was made with another model; there is a checkpoint
             and `resume` is False, or it is one of another sequence; its folder does not exist; both the accelerator and the
-            recipe accumulate gradients; an argument has moved, which the sentence names.
+            recipe accumulate gradients; there are several processes; an argument has moved, which the sentence names.
         RunError: training diverged.
     """
     evaluated_splits = splits if evaluate_on is None else evaluate_on
@@ -162,14 +162,18 @@ class _Progress:
 
 
 def _accelerator(given: Accelerator | None, recipe: Recipe) -> Accelerator:
-    if given is None:
-        return Accelerator(gradient_accumulation_steps=recipe.accumulate)
-    if recipe.accumulate != 1:
+    if given is not None and recipe.accumulate != 1:
         raise UserError(
             f"the recipe accumulates the gradients of {recipe.accumulate} batches, but an accelerator is given, which has such a "
             "number, too; pass Accelerator(gradient_accumulation_steps=...) or the recipe's number, not both"
         )
-    return given
+    accelerator = given or Accelerator(gradient_accumulation_steps=recipe.accumulate)
+    if accelerator.num_processes > 1:
+        raise UserError(
+            f"training in several processes, here {accelerator.num_processes}, is not supported yet; start one process, without "
+            "`accelerate launch` or `torchrun`"
+        )
+    return accelerator
 
 
 def _plan(

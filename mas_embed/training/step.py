@@ -150,12 +150,13 @@ def _prepare(learner: Learner, split: Split) -> tuple[Any, AcceleratedOptimizer,
         plain_optimizer = make_optimizer(accelerator.unwrap_model(learner.model), loss_parameters, recipe.optimizer)
     with raised_by("scheduler"):
         scheduler = recipe.scheduler(plain_optimizer) if recipe.scheduler is not None else None
-    batches, optimizer = accelerator.prepare(
+    batches = accelerator.prepare_data_loader(
         training_batches(
             split.train, batch_size=recipe.batch_size, sampler=recipe.sampler, num_workers=recipe.num_workers
-        ),
-        plain_optimizer,
+        )
     )
+    # Not by `accelerator.prepare`, which would keep the optimizer of every split in memory
+    optimizer = AcceleratedOptimizer(plain_optimizer, scaler=accelerator.scaler)
     optimizer.zero_grad()  # a backward pass of the caller may have left gradients
     return batches, optimizer, scheduler
 

@@ -227,6 +227,7 @@ def test_nested_components_of_a_loss(write):
         ({"seeds": [1.5]}, "seeds.0=1.5 is not accepted"),
         ({"training": {"epochs": True}}, "training.epochs=True is not accepted"),
         ({"data": {"name": "digits", "num_splits": True}}, "data.num_splits=True is not accepted"),
+        ({"training": {"optimizer": {"name": "Adam", "lr": True}}}, "training.optimizer.lr=True is not accepted: it must be a number"),
         ({"loss": {"name": "TripletMarginLoss", "margin": float("nan")}}, "loss.margin=nan is not accepted"),
         ({"name": "a" * 300}, "is not accepted"),
         ({"seeds": [1, 1]}, "seeds must be different"),

@@ -140,3 +140,15 @@ def test_errors_of_a_torchvision_set(fashion, tmp_path):
         torchvision_images(dataset="MNIST", root=tmp_path / "empty")
     with pytest.raises(UserError, match="num_splits must divide the 10 classes"):
         torchvision_images(dataset="FashionMNIST", root=fashion, num_splits=3)
+
+
+@pytest.mark.parametrize("options", [{"splits": -1}, {"splits": 0}, {"image_size": 0}])
+def test_numbers_below_one_are_refused(alphabets, options):
+    with pytest.raises(UserError, match=f"{next(iter(options))} must be at least 1"):
+        image_folders(root=alphabets, **options)
+
+
+@pytest.mark.parametrize("options", [{"images_per_class": -3}, {"num_splits": 0}])
+def test_numbers_of_a_torchvision_set_below_their_range_are_refused(tmp_path, options):
+    with pytest.raises(UserError, match=f"{next(iter(options))} must be at least"):
+        torchvision_images(dataset="MNIST", root=tmp_path, **options)

@@ -29,3 +29,8 @@ def test_a_split_sequence_is_a_list_of_splits():
     described = SplitSequence([split], label_names={"cat": [5, 6]}, provides={"vector_size": 3})
     assert described.label_names == {"cat": [5, 6]}
     assert described.provides == {"vector_size": 3}
+
+
+def test_labels_that_are_not_integers_are_refused():
+    with pytest.raises(UserError, match="the labels of a part must be integers, got torch.float32"):
+        Part(torch.zeros(3, 2), torch.tensor([0.2, 0.7, 1.2]))

@@ -1,4 +1,6 @@
 import copy
+import gc
+import weakref
 from functools import partial
 
 import pytest
@@ -274,6 +276,22 @@ def test_optimizer_state_and_proxies_start_fresh_with_every_split():
     assert result.scores
 
 
+def test_the_optimizer_of_a_split_is_freed_when_the_split_ends():
+    made, num_alive = [], []
+
+    def optimizer(parameters):
+        made.append(weakref.ref(optimizer := torch.optim.Adam(parameters)))
+        return optimizer
+
+    class Count(Callback):
+        def on_split_end(self, event):
+            gc.collect()
+            num_alive.append(sum(reference() is not None for reference in made))
+
+    train(optimizer=optimizer, callbacks=[Count()], accelerator=Accelerator())
+    assert num_alive == [0, 0, 0]
+
+
 def test_proxies_are_trained_with_the_model():
     counts = []
 
@@ -475,6 +493,18 @@ def test_the_recipe_and_an_accelerator_do_not_both_accumulate():
         UserError, match="the recipe accumulates the gradients of 2 batches, but an accelerator is given"
     ):
         train(accumulate=2, accelerator=Accelerator())
+
+
+def test_several_processes_are_refused():
+    accelerator = Accelerator()
+    accelerator.state.num_processes = 2
+    try:
+        with pytest.raises(
+            UserError, match="training in several processes, here 2, is not supported yet; start one process"
+        ):
+            train(accelerator=accelerator)
+    finally:
+        accelerator.state.num_processes = 1
 
 
 def test_workers_load_the_same_batches():
