@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mas_embed.evaluation import Evaluation
 from mas_embed.registry import Registry
+from mas_embed.runtime.checks import check_at_least
 from mas_embed.runtime.json_text import json_text
 
 if TYPE_CHECKING:
@@ -170,9 +171,13 @@ class StepLog(Callback):
     Args:
         folder: of the file; in a config, the folder of the run.
         every: n >= 1.
+
+    Raises:
+        UserError: `every` is below 1.
     """
 
     def __init__(self, folder: str | Path, *, every: int = 1) -> None:
+        check_at_least("every", every, 1)
         self._path, self._every = Path(folder) / "steps.jsonl", every
 
     def on_step_end(self, event: StepEnd) -> None:

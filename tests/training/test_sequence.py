@@ -28,7 +28,7 @@ from mas_embed import (
 )
 from mas_embed.errors import RunError, component_at_fault
 from mas_embed.methods import Method
-from mas_embed.training import make_optimizer
+from mas_embed.training import StepLog, make_optimizer
 
 
 def assert_same_weights(one, other):
@@ -530,3 +530,8 @@ def test_a_result_is_printed_as_a_summary():
     matrix = result.scores["mean_average_precision"].scores
     assert lines[-1].split() == ["s1", *(f"{value:.3f}" for value in matrix[1])]
     assert "array" not in repr(result)
+
+
+def test_a_step_log_of_every_0th_batch_is_refused(tmp_path):
+    with pytest.raises(UserError, match="every must be at least 1, got 0"):
+        StepLog(tmp_path, every=0)
