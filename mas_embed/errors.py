@@ -46,8 +46,20 @@ def explained(config_key: str) -> Iterator[None]:
     except UserError as error:
         raise UserError(f"{config_key}: {error}") from None
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{config_key} does not work with these options: {reason}") from error
+        raise UserError(f"{config_key} does not work with these options: {reason_of(error)}") from error
+
+
+def reason_of(error: BaseException, limit: int = 300) -> str:
+    """What an exception says, as one line of at most `limit` characters; its type where it says nothing.
+
+    >>> reason_of(KeyError("width")), reason_of(ZeroDivisionError())
+    ("KeyError 'width'", 'ZeroDivisionError')
+    """
+    words = " ".join(str(error).split())
+    name = type(error).__name__
+    if isinstance(error, KeyError):
+        words = f"{name} {words}"
+    return f"{words[:limit]} ..." if len(words) > limit else words or name
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +15,14 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mas_embed.errors import UserError
+from mas_embed.errors import RunError, UserError, reason_of
+from mas_embed.runtime.reading import check_regular_file, read_errors_explained
 
 METADATA_KEY = "mas_embed"
+TEMPORARY_FILES = ".mas-embed-*.tmp"  # what a killed process may leave in a folder
+
+# The disk is full or broken: nothing that the user gave is wrong
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 @contextmanager
@@ -23,26 +30,43 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write into, which takes the place of `path` when the body ends, unless the body raises.
 
     Raises:
-        UserError: the folder of the file does not exist.
+        UserError: the folder of the file does not exist or cannot be written, or the name is not possible there.
+        RunError: the disk is full.
     """
     if not path.parent.is_dir():
         raise UserError(f"the folder {path.parent} does not exist; make it first, to write {path.name} there")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".mas-embed-{uuid.uuid4().hex}.tmp")
+    with write_errors_explained(path):
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_errors_explained(path: Path) -> Iterator[None]:
+    """Raises the errors of the operating system as a sentence that names the path.
+
+    Raises:
+        UserError: the path cannot be written.
+        RunError: the disk is full, or fails.
+    """
     try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        kind = RunError if error.errno in _DISK_ERRORS else UserError
+        raise kind(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def write_file(path: Path, content: bytes | str) -> None:
     """Writes a file atomically: after a crash the file holds either the old content or the new content in full.
 
     Raises:
-        UserError: the folder of the file does not exist.
+        UserError, RunError: as `atomic_file`.
     """
     with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
@@ -58,14 +82,21 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the description in a file that `write_tensors` wrote.
 
     Raises:
-        UserError: the file does not exist, is not a safetensors file, or was written by another program.
+        UserError: the file does not exist, is not a safetensors file, is damaged, or was written by another program.
     """
+    check_regular_file(path, "the file")
     try:
-        with safe_open(path, framework="pt") as file:
+        with read_errors_explained(path, "the file"), safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read {path} as a safetensors file: {error}") from None
+    except (SafetensorError, TypeError, RuntimeError) as error:
+        raise UserError(f"cannot read {path} as a safetensors file: {reason_of(error)}") from None
     if METADATA_KEY not in metadata:
         raise UserError(f"{path} is a safetensors file, but not one that mas-embed wrote")
-    return tensors, json.loads(metadata[METADATA_KEY])
+    try:
+        description = json.loads(metadata[METADATA_KEY])
+    except (ValueError, RecursionError):
+        description = None
+    if not isinstance(description, dict):
+        raise UserError(f"{path} is damaged: its description is not a JSON object")
+    return tensors, description
