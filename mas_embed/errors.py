@@ -6,6 +6,10 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+_MOST_NAMES = 40  # that a message lists; of more it lists the nearest
+_NUM_NEAREST = 8
+_LONGEST_NAME = 100
+
 
 class UserError(ValueError):
     """Something that was given cannot be used; one sentence says what was given, what is accepted, what to do.
@@ -19,15 +23,20 @@ class RunError(RuntimeError):
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> UserError:
-    """A `UserError` for an unknown name, which suggests the nearest known one.
+    """A `UserError` for an unknown name, which suggests the nearest known one; of many known names it lists the nearest.
 
     >>> unknown_name("method", "maas", ["finetune", "mas"])
     UserError("unknown method 'maas': did you mean 'mas'? (known: finetune, mas)")
     """
-    names = sorted(map(str, known))
-    nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    text, names = str(name), sorted(map(str, known))
+    given = text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]} ..."
+    nearest = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f"did you mean '{nearest[0]}'? " if nearest else ""
-    return UserError(f"unknown {kind} '{name}': {hint}(known: {', '.join(names)})")
+    listed = ", ".join(names)
+    if len(names) > _MOST_NAMES:
+        shown = difflib.get_close_matches(given, names, n=_NUM_NEAREST, cutoff=0)
+        listed = f"{', '.join(shown)} and {len(names) - len(shown):,} more"
+    return UserError(f"unknown {kind} {given!r}: {hint}(known: {listed})")
 
 
 @contextmanager

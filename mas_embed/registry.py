@@ -7,13 +7,14 @@ components when it is imported.
 
 from __future__ import annotations
 
+import reprlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from mas_embed.errors import unknown_name
+from mas_embed.errors import UserError, unknown_name
 
 ENTRY_POINT_GROUP = "mas_embed.components"
 
@@ -52,8 +53,14 @@ class Registry(Mapping[str, Constructor]):
                 component in a config, is then filled in.
 
         Raises:
+            UserError: the name is no text.
             ValueError: the name is taken.
         """
+        if not isinstance(name, str) or not name or isinstance(provides, str):
+            raise UserError(
+                f"a {self.kind} is registered under a name, as in register('mine', provides=['more']), got the name "
+                f"{reprlib.repr(name)} and provides={reprlib.repr(provides)}"
+            )
 
         def decorate(component: Component) -> Component:
             if name in self._components:
@@ -72,12 +79,12 @@ class Registry(Mapping[str, Constructor]):
 
     def __getitem__(self, name: str) -> Constructor:
         components = self._all()
-        if name not in components:
+        if not isinstance(name, str) or name not in components:
             raise unknown_name(self.kind, name, components)
         return components[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._all()
+        return isinstance(name, str) and name in self._all()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._all())

@@ -5,6 +5,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from mas_embed import UserError, registry
+from mas_embed.errors import unknown_name
 from mas_embed.registry import Registry
 
 
@@ -29,6 +30,31 @@ def test_names_are_taken_once_and_unknown_ones_suggest_the_nearest():
     with pytest.raises(UserError, match=r"unknown method 'maas': did you mean 'mas'\?"):
         table["maas"]
     assert "mas" in table and "maas" not in table and list(table) == ["mas"] and len(table) == 1
+
+
+@pytest.mark.parametrize("name", [3, "", None, dict, ["mine"], b"mine"])
+def test_a_name_that_is_no_text_is_refused(name):
+    table = Registry("method")
+    with pytest.raises(
+        UserError, match=r"a method is registered under a name, as in register\('mine', .*, got the name "
+    ):
+        table.register(name)
+    with pytest.raises(UserError, match=r"registered under a name, .* and provides='facts'"):
+        table.register("mine", provides="facts")
+    with pytest.raises(UserError, match="unknown method"):
+        table[name]
+    assert name not in table
+
+
+def test_of_many_names_the_nearest_are_listed():
+    few, many = ([f"name{number}" for number in range(count)] for count in (40, 101))
+    assert str(unknown_name("loss", "nam7", few)).endswith(f"(known: {', '.join(sorted(few))})")
+    message = str(unknown_name("loss", "nam7", many))
+    assert message.startswith("unknown loss 'nam7': did you mean 'name7'? (known: name7, ") and message.endswith(
+        " and 93 more)"
+    )
+    assert message.count(",") == 7
+    assert len(str(unknown_name("loss", "x" * 10**6 + "\n", ["a"]))) < 200
 
 
 def test_components_of_a_library_are_loaded_when_first_needed_and_give_way():

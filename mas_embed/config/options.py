@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 from pydantic_core import SchemaError
 
 from mas_embed.errors import UserError, unknown_name
+from mas_embed.runtime.mistakes import accepted_by, not_accepted
 
 _PLAIN = (bool, int, float, str)
 
@@ -99,19 +100,28 @@ def _checked(where: str, parameter: inspect.Parameter, value: Any) -> Any:
         if type(parameter.default) not in (bool, int, float):
             return value  # nothing is known of its type; the constructor will tell
         expected = bool if isinstance(parameter.default, bool) else float
-    kinds = {expected, *typing.get_args(expected)}
-    if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
-        raise UserError(f"{where}={value} is not accepted: it must be a number")
     try:
         checked = TypeAdapter(
             expected, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
         ).validate_python(value)
     except ValidationError as error:
-        raise UserError(f"{where}={value!r} is not accepted: {error.errors()[0]['msg'].lower()}") from None
+        raise not_accepted(where, value, accepted_by(error.errors())) from None
     except (PydanticSchemaGenerationError, SchemaError, TypeError):  # a type that pydantic cannot check
         return value
+    if _became_a_number(value, checked):
+        raise not_accepted(where, value, "it must be a number, not true, false or a text in quotes")
     # An integer stays one where a float is accepted, so that the resolved config reads as it was written
     return value if isinstance(value, int) and isinstance(checked, float) else checked
+
+
+def _became_a_number(value: Any, checked: Any) -> bool:
+    """Whether pydantic has read a text or a boolean as a number, in the value or in an entry of it."""
+    if isinstance(value, list) and isinstance(checked, Sequence):
+        return any(map(_became_a_number, value, checked))
+    if isinstance(value, Mapping) and isinstance(checked, Mapping):
+        return any(map(_became_a_number, value.values(), checked.values()))
+    is_number = isinstance(checked, int | float) and not isinstance(checked, bool)
+    return is_number and isinstance(value, bool | str)
 
 
 def _is_plain(value: Any) -> bool:

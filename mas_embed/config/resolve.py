@@ -18,6 +18,7 @@ from mas_embed.losses import LOSSES, MINERS
 from mas_embed.methods import METHODS, Method
 from mas_embed.models import MODELS
 from mas_embed.registry import Registry
+from mas_embed.runtime.text import shortened
 from mas_embed.training import CALLBACKS, OPTIMIZERS, SAMPLERS, SCHEDULERS
 
 # Parameters that the program always passes itself, by the kind of component: they are no options
@@ -165,7 +166,7 @@ def _components(where: str, value: Any) -> list[Component]:
         return TypeAdapter(list[Component]).validate_python(value)
     except ValidationError:
         raise UserError(
-            f"{where} must be made of components such as [mas, {{name: lwf, strength: 3}}], got {value!r}"
+            f"{where} must be made of components such as [mas, {{name: lwf, strength: 3}}], got {shortened(repr(value))}"
         ) from None
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self, get_args
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -20,9 +20,16 @@ from pydantic import (
 
 from mas_embed.data import PartName
 from mas_embed.errors import UserError, unknown_name
+from mas_embed.runtime.mistakes import accepted_by, not_accepted
+from mas_embed.runtime.text import printable, shortened
+from mas_embed.runtime.yaml_text import to_yaml
 from mas_embed.training import Recipe
 
 PositiveCount = Annotated[StrictInt, Field(gt=0, le=2**31)]
+
+_ALTERNATIVES = ("int", "str")  # how pydantic names the alternatives of a label at the end of a location
+
+MOST_CANDIDATES = 1000  # of one method; each is trained with every seed
 
 
 class Section(BaseModel):
@@ -85,12 +92,24 @@ class SelectSection(SectionWithOptions):
     seeds: tuple[StrictInt, ...] = Field(default=(1000, 1001, 1002), min_length=1)
     num_splits: PositiveCount | None = None  # of the sequence's first; None: all
 
+    @field_validator("seeds")
+    @classmethod
+    def _are_distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        return _checked_seeds(seeds, "select.seeds")
+
     @model_validator(mode="after")
     def _has_candidates(self) -> SelectSection:
         if not self.options or not all(isinstance(values, list) and values for values in self.options.values()):
             raise UserError(
-                f"select must give a list of values for at least one option, as in {{strength: [1, 10]}}, got {self.options}"
+                "select must give a list of values for at least one option, as in {strength: [1, 10]}, got "
+                f"{shortened(repr(self.options))}"
             )
+        for name, values in self.options.items():
+            if len({value if type(value) in (int, float) else repr(value) for value in values}) < len(values):
+                raise UserError(f"select.{name} must be a list of different values, got {shortened(repr(values))}")
+        number = math.prod(map(len, self.options.values()))
+        if number > MOST_CANDIDATES:
+            raise UserError(f"select must give at most {MOST_CANDIDATES:,} combinations of values, got {number:,}")
         return self
 
 
@@ -104,7 +123,7 @@ class SubsetSection(Section):
     @field_validator("split", mode="before")
     @classmethod
     def _is_a_name(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, int) else value
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class ImportanceSection(Section):
@@ -148,7 +167,7 @@ class TrainingSection(Section):
     miner: Component | None = None
     sampler: Component | None = None
     num_workers: Annotated[StrictInt, Field(ge=0, le=1024)] = Recipe.num_workers
-    clip_norm: Annotated[float, Field(gt=0)] | None = Recipe.clip_norm
+    clip_norm: Annotated[float, Field(gt=0, strict=True)] | None = Recipe.clip_norm
     accumulate: PositiveCount = Recipe.accumulate
 
     @field_validator("optimizer", mode="before")
@@ -175,16 +194,16 @@ class Config(Section):
     @field_validator("seeds")
     @classmethod
     def _are_distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-            raise UserError(f"seeds must be different numbers >= 0, got {list(seeds)}")
-        return seeds
+        return _checked_seeds(seeds, "seeds")
 
     @model_validator(mode="after")
     def _titles_are_distinct(self) -> Config:
-        titles = [method.title for method in self.methods]
-        for title in titles:
-            if titles.count(title) > 1:
-                raise UserError(f"there are two methods '{title}'; give each a label: {{name: {title}, label: ...}}")
+        titles = set()
+        for method in self.methods:
+            if method.title in titles:
+                name = shortened(printable(method.title))
+                raise UserError(f"there are two methods '{name}'; give each a label: {{name: {name}, label: ...}}")
+            titles.add(method.title)
         return self
 
     @model_validator(mode="after")
@@ -202,7 +221,7 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """The config as a file that `load_config` reads, every default filled in."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120)
+        return to_yaml(self.model_dump(mode="json"))
 
 
 def validate_config(raw: Any) -> Config:
@@ -222,14 +241,28 @@ def _first_mistake(error: ValidationError) -> UserError:
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, UserError):
         return cause
-    path = ".".join(map(str, first["loc"]))
+    location = first["loc"]
+    path = ".".join(map(str, location))
     if first["type"] == "extra_forbidden":
-        *parents, _ = first["loc"]
+        *parents, _ = location
         prefix = "".join(f"{parent}." for parent in parents)
         return unknown_name("key", path, [f"{prefix}{name}" for name in _section_at(parents).model_fields])
     if first["type"] == "missing":
         return UserError(f"the config needs '{path}'")
-    return UserError(f"{path}={first['input']!r} is not accepted: {first['msg'][0].lower()}{first['msg'][1:]}")
+    if first["type"] == "invalid_key" or "[key]" in location:
+        path = ".".join(str(key) for key in location if key != "[key]")
+        return UserError(f"the key {shortened(printable(path))} is not accepted: it must be a text")
+    if location and location[-1] in _ALTERNATIVES:
+        location = location[:-1]
+    alternatives = [one for one in error.errors() if one["loc"][: len(location)] == location]
+    accepted = accepted_by({**one, "loc": one["loc"][len(location) :]} for one in alternatives)
+    return not_accepted(".".join(map(str, location)), first["input"], accepted)
+
+
+def _checked_seeds(seeds: tuple[int, ...], where: str) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) >= 2**32:
+        raise UserError(f"{where} must be different numbers from 0 to {2**32 - 1}, got {shortened(repr(list(seeds)))}")
+    return seeds
 
 
 def _section_at(path: Sequence[str | int]) -> type[Section]:

@@ -2,39 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mas_embed.errors import UserError, unknown_name
-
-
-class _Loader(yaml.SafeLoader):
-    """The safe loader of PyYAML with two rules of YAML 1.2: `1e-3` is a number; `on`, `off`, `yes` and `no` are words."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012  (as in the base class)
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' is there twice", node.start_mark)
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+from mas_embed.runtime.reading import check_regular_file, read_text
+from mas_embed.runtime.text import printable, shortened
+from mas_embed.runtime.yaml_text import MOST_CHARACTERS, parse_yaml
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -43,13 +17,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read, or does not hold such pairs.
     """
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506  (a SafeLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise UserError(f"cannot read the config {path}: {reason}") from None
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    check_regular_file(path, "the config")
+    if path.stat().st_size > 4 * MOST_CHARACTERS:
+        raise UserError(f"the config {path} has {path.stat().st_size:,} bytes, more than {4 * MOST_CHARACTERS:,}")
+    raw = parse_yaml(read_text(path, "the config"), f"{path} is not valid YAML")
     if not isinstance(raw, dict):
         raise UserError(f"{path} must hold 'key: value' pairs such as 'name: digits', got {type(raw).__name__}")
     return raw
@@ -62,13 +33,10 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         UserError: it has another form, or the path does not lead to a key that can be set.
     """
     path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
+    keys, quoted = path.strip().split("."), shortened(printable(override))
     if not equals or not all(keys):
-        raise UserError(f"an override must look like key.path=value, got '{override}'")
-    try:
-        value = yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
-        raise UserError(f"the value of the override '{override}' is not valid YAML") from None
+        raise UserError(f"an override must look like key.path=value, got '{quoted}'")
+    value = parse_yaml(text, f"the value of the override '{quoted}' is not valid YAML")
     section: Any = raw
     for depth, key in enumerate(keys[:-1]):
         section = _enter(section, key, ".".join(keys[: depth + 1]))

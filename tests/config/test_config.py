@@ -1,3 +1,5 @@
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,8 @@ MINIMAL = {
 def write(tmp_path):
     def write(**changes):
         path = tmp_path / "config.yaml"
-        path.write_text(yaml.safe_dump({key: value for key, value in (MINIMAL | changes).items() if value is not None}))
+        values = {key: value for key, value in (MINIMAL | changes).items() if value is not None}
+        path.write_text(yaml.safe_dump(values))
         return path
 
     return write
@@ -165,13 +168,13 @@ def test_nested_components_of_a_loss(write):
     [
         ({"trainig": {}}, r"unknown key 'trainig': did you mean 'training'\?"),
         ({"training": {"epoch": 3}}, r"unknown key 'training.epoch': did you mean 'training.epochs'\?"),
-        ({"training": {"epochs": "many"}}, "training.epochs='many' is not accepted: input should be a valid integer"),
-        ({"training": {"epochs": 0}}, "training.epochs=0 is not accepted: input should be greater than 0"),
+        ({"training": {"epochs": "many"}}, "training.epochs='many' is not accepted: it must be a whole number"),
+        ({"training": {"epochs": 0}}, "training.epochs=0 is not accepted: it must be a number greater than 0"),
         ({"training": {"sampler": {"name": "MPerClassSampler"}}}, "training.sampler needs the option 'm'"),
         ({"training": {"sampler": "TupleSampler"}}, "unknown sampler 'TupleSampler'"),
         ({"training": {"optimizer": "adam"}}, r"unknown optimizer 'adam': did you mean 'Adam'\?"),
         ({"training": {"miner": "TripletMiner"}}, r"unknown miner 'TripletMiner': did you mean 'TripletMarginMiner'\?"),
-        ({"evaluation": {"distance": "manhattan"}}, "evaluation.distance='manhattan' is not accepted: input should be 'cosine', 'euclidean' or"),
+        ({"evaluation": {"distance": "manhattan"}}, "evaluation.distance='manhattan' is not accepted: it must be 'cosine', 'euclidean' or"),
         ({"evaluation": {"distanse": "cosine"}}, r"unknown option of evaluation 'distanse': did you mean 'distance'\?"),
         ({"evaluation": "retreival"}, r"unknown evaluator 'retreival': did you mean 'retrieval'\?"),
         ({"evaluation": {"every": 0}}, "evaluation.every=0 is not accepted"),
@@ -186,7 +189,7 @@ def test_nested_components_of_a_loss(write):
         ({"methods": [{"name": "mas", "importance": {"data": "sport"}}]}, "unknown subset in importance.data 'sport'"),
         ({"methods": [{"name": "mas", "importance": {"dta": 1}}]}, "unknown key 'methods.0.importance.dta': did you mean"),
         ({"subsets": {"sport": {"label": [1]}}}, r"unknown key 'subsets.sport.label': did you mean 'subsets.sport.labels'\?"),
-        ({"subsets": {"sport": {"part": "test"}}}, "subsets.sport.part='test' is not accepted: input should be 'train', 'query' or 'gallery'"),
+        ({"subsets": {"sport": {"part": "test"}}}, "subsets.sport.part='test' is not accepted: it must be 'train', 'query' or 'gallery'"),
         ({"subsets": {"train": {}}}, "a subset cannot be called 'train'"),
         ({"training": {"scheduler": "StepLr"}}, r"unknown scheduler 'StepLr': did you mean 'StepLR'\?"),
         ({"training": {"scheduler": "StepLR"}}, "training.scheduler needs the option 'step_size'"),
@@ -210,7 +213,7 @@ def test_nested_components_of_a_loss(write):
         ({"methods": ["mas", "mas"]}, "two methods 'mas'; give each a label"),
         ({"methods": [{"name": "mas", "strenght": 3}]}, r"unknown option of methods.mas 'strenght': did you mean 'strength'\?"),
         ({"methods": [{"name": "mas", "strength": "strong"}]}, "methods.mas.strength='strong' is not accepted"),
-        ({"methods": [{"name": "mas", "accumulation": "add"}]}, "methods.mas.accumulation='add' is not accepted: input should be 'sum', 'mean', 'decay' or 'max'"),
+        ({"methods": [{"name": "mas", "accumulation": "add"}]}, "methods.mas.accumulation='add' is not accepted: it must be 'sum', 'mean', 'decay' or 'max'"),
         ({"methods": [{"name": "mas", "label": "../up"}]}, "label='../up' is not accepted"),
         ({"methods": [{"name": "mas", "label": ".."}]}, "label='..' is not accepted"),
         ({"methods": [{"name": "mas", "select": {}}]}, r"select must give a list of values for at least one option"),
@@ -233,12 +236,51 @@ def test_nested_components_of_a_loss(write):
         ({"seeds": [1, 1]}, "seeds must be different"),
         ({"seeds": 3}, "seeds=3 is not accepted"),
         ({"name": "a/b"}, "name='a/b' is not accepted"),
+        ({"seeds": [-1]}, "seeds must be different numbers from 0 to 4294967295, got"),
+        ({"seeds": ["1"]}, "seeds.0='1' is not accepted: it must be a whole number$"),
+        ({"model": [1, 2]}, r"model=\[1, 2\] is not accepted: it must be a component such as `mas` or `{name: mas, strength: 3}`$"),
+        ({"loss": 3}, "loss=3 is not accepted: it must be a component such as"),
+        ({"loss": {"name": 3}}, "loss.name=3 is not accepted: it must be a text$"),
+        ({"loss": {"name": "TripletMarginLoss", "options": [1]}}, "loss.options=.1. is not accepted: it must be a section of 'key: value' pairs$"),
+        ({"loss": {"name": "TripletMarginLoss", 1: 2}}, "the key loss.options.1 is not accepted: it must be a text$"),
+        ({1: 2}, "the key 1 is not accepted: it must be a text$"),
+        ({"methods": "mas"}, "methods='mas' is not accepted: it must be a list$"),
+        ({"methods": {"mas": 1}}, "methods={'mas': 1} is not accepted: it must be a list$"),
+        ({"methods": [["mas"]]}, "methods.0=.'mas'. is not accepted: it must be a component such as"),
+        ({"training": {"optimizer": {"name": "Adam", "betas": [1]}}}, "betas=.1. is not accepted: it must be a list of more entries$"),
+        ({"training": {"clip_norm": True}}, "training.clip_norm=True is not accepted: it must be a number$"),
+        ({"subsets": {"a": {"labels": [1.5]}}}, "subsets.a.labels.0=1.5 is not accepted: it must be a whole number or a text$"),
+        ({"subsets": {"a": {"split": True}}}, "subsets.a.split=True is not accepted: it must be a text$"),
+        ({"data": {"name": "folders", "root": "x", "splits": [1]}}, "data.splits=.1. is not accepted: every entry must be a text or a whole number$"),
+        ({"data": {"name": "folders", "root": "x", "splits": True}}, "data.splits=True is not accepted: it must be a number, not true"),
+        ({"data": {"name": "digits", "num_splits": 1.5}}, "data.num_splits=1.5 is not accepted: it must be a whole number$"),
+        ({"data": {"name": "digits", "num_splits": "5"}}, "data.num_splits='5' is not accepted: it must be a number, not .* a text in quotes$"),
+        ({"data": {"name": "torchvision", "root": "x", "dataset": "cifar10"}}, "dataset='cifar10' is not accepted: it must be .*'CIFAR10' or 'CIFAR100'$"),
+        ({"evaluation": {"batch_size": 1.5}}, "evaluation.batch_size=1.5 is not accepted: it must be a whole number$"),
+        ({"evaluation": {"batch_size": True}}, "evaluation.batch_size=True is not accepted"),
+        ({"evaluation": {"batch_size": "64"}}, "evaluation.batch_size='64' is not accepted"),
+        ({"evaluation": {"recall_at": ["1"]}}, "evaluation.recall_at=.'1'. is not accepted: it must be a number, not"),
+        ({"methods": [{"name": "mas", "strength": float("inf")}]}, "methods.mas.strength=inf is not accepted: it must be a finite number$"),
+        ({"methods": [{"name": "mas", "strength": 10**400}]}, "a number must lie between -1e308 and 1e308"),
+        ({"methods": [{"name": "mas", "select": {"strength": [1], "seeds": [-5]}}]}, r"select.seeds must be different numbers from 0 to 4294967295, got \[-5\]"),
+        ({"methods": [{"name": "mas", "select": {"select": [1, 2]}}]}, "unknown option of methods.mas.select 'select'"),
+        ({"methods": [{"name": "mas", "select": {"label": ["a", "b"]}}]}, "unknown option of methods.mas.select 'label'"),
+        ({"methods": [{"name": "mas", "select": {"importance": [{"data": "train"}]}}]}, "unknown option of methods.mas.select 'importance'"),
+        ({"methods": [{"name": "mas", "select": {"strength": [[1]]}}]}, r"select.strength=\[1\] is not accepted: it must be a number$"),
+        ({"methods": [{"name": "mas", "select": {"strength": []}}]}, "select must give a list of values"),
+        ({"methods": [{"name": "mas", "select": {"strength": [1, 1.0]}}]}, r"select.strength must be a list of different values, got \[1, 1.0\]"),
+        ({"methods": [{"name": "mas", "select": {"strength": list(range(1000)), "decay": [i / 1000 for i in range(1000)]}}]},
+         "select must give at most 1,000 combinations of values, got 1,000,000"),
+        ({"name": "\udcff"}, "name='.udcff' is not accepted: it must be a text without broken characters"),
+        ({"subsets": {"\udcff": {}}}, "a key must not hold characters that cannot be printed"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence(write, changes, message):
+    path = write()
+    path.write_text(yaml.safe_dump({k: v for k, v in (MINIMAL | changes).items() if v is not None}))
     with pytest.raises(UserError, match=message) as caught:
-        load_config(write(**changes))
-    assert "\n" not in str(caught.value)
+        load_config(path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize(
@@ -264,7 +306,7 @@ def test_a_wrong_override_is_one_sentence(write, override, message):
         (b"- a\n- b\n", "must hold 'key: value' pairs"),
         (b"\xff\xfe\x00", "not a text file"),
         (b"name: a\nname: b\n", "is not valid YAML: the key 'name' is there twice"),
-        (b"name: 2020-13-45\n", "is not valid YAML"),
+        (b"name: !!timestamp 2020-13-45\n", "is not valid YAML: the tag .*timestamp is not accepted"),
         (b"[" * 3000, "is not valid YAML"),
         (b"", "must hold 'key: value' pairs"),
         (b"name: !!python/object/apply:os.mkdir [ran]", "is not valid YAML"),
@@ -278,3 +320,126 @@ def test_what_is_no_config(tmp_path, monkeypatch, content, message):
     assert not (tmp_path / "ran").exists()
     with pytest.raises(UserError, match="cannot read the config .*missing.yaml: No such file"):
         load_config(tmp_path / "missing.yaml")
+
+
+def nested_anchors(first, value, count):
+    """Every anchor holds the one before it several times."""
+    return "".join([f"a0: &a0 {first}\n", *(f"a{i}: &a{i} {value.format(i - 1)}\n" for i in range(1, count))])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            nested_anchors("[x, x]", "[*a{0}, *a{0}, *a{0}, *a{0}, *a{0}, *a{0}, *a{0}, *a{0}]", 12),
+            "more than 100,000 values",
+        ),
+        (nested_anchors("{k: 1}", "{{<<: [*a{0}, *a{0}, *a{0}]}}", 20), "more than 100,000 values"),
+        (
+            nested_anchors('"' + "x" * 100_000 + '"', "[*a0, *a0, *a0, *a0, *a{0}, *a{0}]", 10),
+            "more than 100,000 values",
+        ),
+        (nested_anchors("1", "[*a{0}]", 400), "nested too deeply"),
+        ("a: &a [*a]", "an anchor contains itself"),
+        ("a: &a {b: {c: *a}}", "an anchor contains itself"),
+        ("a: &a\n  ? *a\n  : 1", "an anchor contains itself"),
+        ("a: " + "[" * 60 + "]" * 60, "nested too deeply"),
+        ("? [1, 2]\n: 3", "a key must be a word, not a list or a section"),
+        ("? {a: 1}\n: 3", "a key must be a word, not a list or a section"),
+        ("a: !!binary aGk=", "the tag tag:yaml.org,2002:binary is not accepted"),
+        ("a: !!set {b}", "the tag tag:yaml.org,2002:set is not accepted"),
+        ("a: " + "9" * 5000, "a number must lie between -1e308 and 1e308"),
+        ("a: 0x" + "f" * 5000, "a number must lie between -1e308 and 1e308"),
+        ("#" * 300_000, r"it has 300,\d+ characters, more than 250,000"),
+        ("a: b\0", "special characters are not allowed"),
+    ],
+)
+def test_yaml_that_stands_for_too_much_is_refused_at_once(write, content, message):
+    path = write()
+    signal.alarm(20)
+    for text in (content, f"{path.read_text()}{content}"):
+        path.write_text(text)
+        with pytest.raises(UserError, match=f"is not valid YAML: .*{message}") as caught:
+            load_config(path)
+        assert len(str(caught.value)) < 500
+    with pytest.raises(UserError, match="is not valid YAML"):
+        load_config(write(), [f"data={content}"])
+    signal.alarm(0)
+
+
+def test_many_keys_are_compared_in_no_time(write):
+    path = write()
+    path.write_text("".join(f"key{number}: 1\n" for number in range(10_000)))
+    signal.alarm(20)
+    with pytest.raises(UserError, match="the config needs"):
+        load_config(path)
+    signal.alarm(0)
+
+
+def test_files_that_are_none_or_huge(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "huge.yaml").touch()
+    os.truncate(tmp_path / "huge.yaml", 10**11)  # without taking room
+    signal.alarm(20)
+    for path, message in (
+        (tmp_path / "pipe.yaml", "it is a pipe, a socket or a device, not a file"),
+        ("/dev/zero", "it is a pipe, a socket or a device, not a file"),
+        (tmp_path, "it is a folder, not a file"),
+        ("a\0b", "embedded null byte"),
+        (tmp_path / "huge.yaml", "has 100,000,000,000 bytes, more than"),
+    ):
+        with pytest.raises(UserError, match=f"the config .*{message}"):
+            load_config(path)
+    signal.alarm(0)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "latin-1"])
+def test_another_encoding_is_refused(write, encoding):
+    path = write()
+    path.write_bytes((path.read_text() + "# \xe9\n").encode(encoding))
+    with pytest.raises(UserError, match="not a text file|special characters are not allowed"):
+        load_config(path)
+
+
+def test_a_byte_order_mark_is_accepted(write):
+    path = write()
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert load_config(path).name == "tiny"
+
+
+@pytest.mark.parametrize(
+    "text", ["\udcff", "\0", "\U0001f600", "x" * 20_000, "\x1b[31m", "2020-01-31", "on", "1e3"], ids=ascii
+)
+@pytest.mark.parametrize("values", [{"root": "{}"}, {"root": "x", "splits": ["{}"]}], ids=["root", "splits"])
+def test_any_text_survives_being_written(write, tmp_path, text, values):
+    filled = {key: [text] if isinstance(value, list) else value.format(text) for key, value in values.items()}
+    path = write()
+    path.write_text(yaml.safe_dump(MINIMAL | {"data": {"name": "folders", **filled}}, default_style='"'))
+    config = load_config(path)
+    assert config.data.options.items() >= filled.items()
+    (tmp_path / "again.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    assert load_config(tmp_path / "again.yaml") == config
+
+
+def test_an_override_does_not_change_what_shares_an_anchor(write):
+    path = write()
+    text = path.read_text().replace("- finetune\n- mas", "- &one {name: mas, label: a}\n- {<<: *one, label: b, select: &s {strength: [1]}}\n"
+                                    "- {name: mas, label: c, select: *s}")  # fmt: skip
+    path.write_text(text)
+    config = load_config(path, ["methods.b.select.strength=[2, 3]"])
+    assert [method.title for method in config.methods] == ["a", "b", "c"]
+    assert [method.select.options["strength"] for method in config.methods[1:]] == [[2, 3], [1]]
+
+
+def test_long_values_and_names_are_shortened(write):
+    for changes in (
+        {"model": ["x" * 9000]},
+        {"loss": "x" * 9000},
+        {"loss": {"name": "TripletMarginLoss", "x" * 900: 1}},
+    ):
+        with pytest.raises(UserError, match=r"x \.\.\. ?x?|x \.\.\.'") as caught:
+            load_config(write(**changes))
+        assert len(str(caught.value)) < 1000
+    with pytest.raises(UserError, match=r"must look like key.path=value, got 'xx.* \.\.\. x") as caught:
+        load_config(write(), ["x" * 9000])
+    assert len(str(caught.value)) < 400
