@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mas_embed.data.images import read_image
+from mas_embed.data.images import LARGEST_SIDE, read_image
 from mas_embed.data.partition import HeldOut, check_held_out, partition
 from mas_embed.data.split import DATASETS, Part, Split
 from mas_embed.errors import UserError
 from mas_embed.runtime.checks import check_at_least, check_range
+from mas_embed.runtime.text import printable, shortened
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
 
@@ -59,7 +60,8 @@ def image_folders(
     """
     check_held_out(held_out)
     check_range("unseen_share", unseen_share, 0, 0.4)
-    check_at_least("image_size", image_size, 1)
+    check_range("image_size", image_size, 1, LARGEST_SIDE)
+    check_at_least("seed", seed, 0)
     if isinstance(splits, int):
         check_at_least("splits", splits, 1)
     generator, sequence, num_classes, num_items = np.random.default_rng(seed), [], 0, 0
@@ -100,9 +102,14 @@ def _split_folders(root: Path, splits: Sequence[str] | int) -> list[Path]:
     missing = [name for name in names if name not in found]
     if missing or not names or (isinstance(splits, int) and len(names) < splits):
         wanted = (
-            f"{splits} folders" if isinstance(splits, int) else f"'{missing[0]}'" if missing else "no folder at all"
+            f"{splits} folders"
+            if isinstance(splits, int)
+            else f"'{shortened(printable(missing[0]))}'"
+            if missing
+            else "no folder at all"
         )
-        raise UserError(f"data.splits asks for {wanted}, but {root} holds {', '.join(found) or 'no folder'}")
+        holds = shortened(printable(", ".join(found))) or "no folder"
+        raise UserError(f"data.splits asks for {wanted}, but {root} holds {holds}")
     return [found[name] for name in names]
 
 

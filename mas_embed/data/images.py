@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import operator
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -12,7 +16,9 @@ import torch
 from torch import Tensor
 
 from mas_embed.errors import UserError
-from mas_embed.runtime.checks import check_choice
+from mas_embed.runtime.checks import check_at_least, check_choice
+from mas_embed.runtime.reading import check_regular_file
+from mas_embed.runtime.text import printable, shortened
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,6 +31,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # A file that does not exist under its listed name is looked for under these suffixes
 ALTERNATIVE_SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
+
+# Pillow logs what it does not like in a file; without a handler, Python prints it on the terminal
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+LARGEST_SIDE = 2**14  # pixels of a side that images may be scaled to
+LARGEST_RATIO = 16  # of the sides of an image that is scaled as a whole
 
 
 class ImageFiles:
@@ -43,7 +55,8 @@ class ImageFiles:
             cache off.
 
     Raises:
-        UserError: the sizes or the normalization are not accepted. On indexing: the file is not a readable image.
+        UserError: the sizes, the normalization or the memory are not accepted. On indexing: the file is not a readable image,
+            or the index is no whole number.
     """
 
     def __init__(
@@ -56,8 +69,11 @@ class ImageFiles:
         keep_megabytes: int = 1024,
     ) -> None:
         short_side = size if short_side is None else short_side
-        if not 1 <= size <= short_side:
-            raise UserError(f"an image needs 1 <= size <= short_side, got size {size} and short_side {short_side}")
+        if not 1 <= size <= short_side <= LARGEST_SIDE:
+            raise UserError(
+                f"an image needs 1 <= size <= short_side <= {LARGEST_SIDE}, got size {size} and short_side {short_side}"
+            )
+        check_at_least("keep_megabytes", keep_megabytes, 0)
         check_choice("normalization", normalization, get_args(Normalization))
         self.paths, self.size, self.short_side, self.normalization = list(paths), size, short_side, normalization
         self._is_cached = 3 * size**2 * len(self.paths) <= keep_megabytes * 2**20
@@ -67,7 +83,10 @@ class ImageFiles:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        position = range(len(self))[index]
+        try:
+            position = range(len(self))[operator.index(index)]
+        except TypeError:
+            raise UserError(f"image files are indexed by one whole number, got {shortened(repr(index))}") from None
         pixels = self._cache.get(position)
         if pixels is None:
             pixels = read_image(self.paths[position], size=self.size, short_side=self.short_side)
@@ -89,15 +108,38 @@ def read_image(path: Path, *, size: int, short_side: int) -> Tensor:
     from PIL import Image
     from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 
+    check_regular_file(path, "the image")
+    with _decoding_errors_explained(path), Image.open(path) as image:
+        colours = _without_far_ends(_as_eight_bits(image)).convert("RGB")
+        if min(colours.size) != short_side:
+            colours = resize(colours, [short_side])
+        return pil_to_tensor(center_crop(colours, [size]))
+
+
+@contextmanager
+def _decoding_errors_explained(path: Path) -> Iterator[None]:
+    """Raises every error of its body as `UserError`, because a damaged file leads to errors of many kinds; warns of nothing."""
+    from PIL import Image
+
     try:
-        with Image.open(path) as image:
-            colours = _as_eight_bits(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (MemoryError, Image.DecompressionBombError):
+        raise UserError(f"cannot read the image {path}: it has too many pixels") from None
+    except Exception as error:
         reason = getattr(error, "strerror", None) or "it is not an image, or it is truncated"
         raise UserError(f"cannot read the image {path}: {reason}") from None
-    if min(colours.size) != short_side:
-        colours = resize(colours, [short_side])
-    return pil_to_tensor(center_crop(colours, [size]))
+
+
+def _without_far_ends(image: Image.Image) -> Image.Image:
+    """The image; of one whose sides have a ratio above `LARGEST_RATIO` the centre, so that scaling it needs little memory."""
+    width, height = image.size
+    longest = LARGEST_RATIO * min(width, height)
+    if max(width, height) <= longest:
+        return image
+    left, top = max(width - longest, 0) // 2, max(height - longest, 0) // 2
+    return image.crop((left, top, left + min(width, longest), top + min(height, longest)))
 
 
 def _as_eight_bits(image: Image.Image) -> Image.Image:
@@ -126,14 +168,15 @@ def find_inside(folder: Path, link: str, *, listed_in: str) -> Path:
     """
     listed = PurePosixPath(link)
     path = folder / listed
+    shown = shortened(printable(link))
     for candidate in (path, *(path.with_suffix(suffix) for suffix in ALTERNATIVE_SUFFIXES if path.suffix)):
         if not _is_inside(folder, candidate):
             leaves = listed.is_absolute() or ".." in listed.parts
             reason = "; give paths inside it" if leaves else " by a symbolic link; put the files themselves there"
-            raise UserError(f"{listed_in} lists '{link}', which lies outside {folder}{reason}")
+            raise UserError(f"{listed_in} lists '{shown}', which lies outside {folder}{reason}")
         if os.path.isfile(candidate):  # False, without an error, for a name that no file can have
             return candidate
-    raise UserError(f"{listed_in} lists '{link}', but there is no such file in {folder}")
+    raise UserError(f"{listed_in} lists '{shown}', but there is no such file in {folder}")
 
 
 def _is_inside(folder: Path, path: Path) -> bool:

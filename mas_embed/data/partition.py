@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mas_embed.runtime.checks import check_choice
+from mas_embed.runtime.checks import check_at_least, check_choice
 
 HeldOut = Literal["test", "validation"]
 
@@ -32,7 +32,11 @@ def partition(labels: Tensor, held_out: HeldOut, seed: int) -> tuple[Tensor, Ten
 
     Returns:
         The sorted positions of the training items, and those of the held-out items.
+
+    Raises:
+        UserError: the seed is negative.
     """
+    check_at_least("seed", seed, 0)
     generator = np.random.default_rng(seed)
     train, evaluated = [], []
     for label in labels.unique():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from mas_embed.data.partition import HeldOut, check_held_out
 from mas_embed.data.split import DATASETS, Part, Split
-from mas_embed.errors import UserError
+from mas_embed.errors import UserError, reason_of
 from mas_embed.runtime.checks import check_at_least, check_choice
 
 Dataset = Literal["MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100"]
@@ -55,6 +56,7 @@ def torchvision_images(
     check_at_least("num_splits", num_splits, 1)
     if images_per_class is not None:
         check_at_least("images_per_class", images_per_class, 2)  # half as many are drawn of the test set
+    check_at_least("seed", seed, 0)
     images, labels = _torchvision_arrays(dataset, root, train=True, download=download)
     generator = np.random.default_rng(seed)
     drawn = _draw(labels, images_per_class, generator)
@@ -105,12 +107,28 @@ def _torchvision_arrays(dataset: str, root: str | Path, *, train: bool, download
 
     try:
         arrays = getattr(torchvision.datasets, dataset)(str(root), train=train, download=download)
-    except (RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"torchvision does not find {dataset} in {root} ({reason}); set data.download=true") from None
+    except Exception as error:  # for a damaged file one of many kinds
+        raise _unreadable(dataset, root, reason_of(error), download=download) from None
     pixels = torch.as_tensor(arrays.data)
     pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
     labels = torch.as_tensor(arrays.targets).long()
-    if len(labels) != len(pixels):
+    if len(labels) != len(pixels) or len(labels) == 0:
         raise UserError(f"{dataset} in {root} has {len(pixels)} images but {len(labels)} labels; its files are damaged")
     return pixels.float() / 255, labels
+
+
+def _unreadable(dataset: str, root: str | Path, reason: str, *, download: bool) -> UserError:
+    """The error for a data set that torchvision cannot read, because files are missing or because they are damaged."""
+    from torchvision import datasets
+
+    kind = getattr(datasets, dataset)
+    if hasattr(kind, "base_folder"):  # the two CIFAR sets
+        folder, names = Path(root) / kind.base_folder, [name for name, _ in (*kind.train_list, *kind.test_list)]
+    else:
+        folder, names = Path(root) / dataset / "raw", [Path(url).stem for url, _ in kind.resources]
+    if all(os.path.isfile(folder / name) for name in names):
+        return UserError(
+            f"the files of {dataset} in {folder} are damaged ({reason}); remove the folder and set data.download=true"
+        )
+    remedy = "put its files there" if download else "set data.download=true"
+    return UserError(f"torchvision does not find {dataset} in {root} ({reason}); {remedy}")

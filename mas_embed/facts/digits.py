@@ -24,6 +24,7 @@ UNCHANGED_DIGITS = {"mirrored": ("zero", "one", "eight"), "lying": ("zero",)}
 DIFFERENCES = {"above": (1, 4, 6, 9), "left": (2, 4, 5, 7), "northwest": (1, 3, 5, 8)}
 
 VECTOR_SIZE = 24
+MOST_IMAGES = 1000  # of a fact, in a part
 
 
 @DATASETS.register("fact_digits", provides=PROVIDES)
@@ -52,8 +53,8 @@ def fact_digits(
             facts of a split share words.
         image_size: height and width in pixels, 28 to 64.
         channels: 1, or 3 for images with three equal channels.
-        train_images: number of training images of every fact.
-        held_out_images: number of held-out images of every fact, at least 2; they are both the queries and the gallery.
+        train_images: number of training images of every fact, 1 to 1000.
+        held_out_images: number of held-out images of every fact, 2 to 1000; they are both the queries and the gallery.
         held_out: the part on which splits are evaluated: "test" for reported figures, "validation" for choosing options.
         seed: of the partition of the digits, of the composed images, and of the assignment to splits.
 
@@ -68,10 +69,10 @@ def fact_digits(
         raise UserError(
             f"image_size must lie between 28 and 64 and channels must be 1 or 3, got {image_size} and {channels}"
         )
-    if train_images < 1 or held_out_images < 2:
+    if not 1 <= train_images <= MOST_IMAGES or not 2 <= held_out_images <= MOST_IMAGES:
         raise UserError(
-            "a fact needs at least 1 training image and 2 held-out images, got train_images="
-            f"{train_images} and held_out_images={held_out_images}"
+            f"a fact needs at least 1 training image and 2 held-out images, and at most {MOST_IMAGES} of each, got "
+            f"train_images={train_images} and held_out_images={held_out_images}"
         )
     facts = digit_facts()
     split_of_fact = assign_facts(facts, num_splits, by=splits, seed=seed)

@@ -15,6 +15,7 @@ from mas_embed.errors import UserError
 from mas_embed.facts.listed_images import ListedImages, hold_out, make_sequence, read_lines
 from mas_embed.facts.table import PROVIDES, FactSequence, Words, assign_facts, make_fact_table
 from mas_embed.facts.word_vectors import read_word_vectors, words_of
+from mas_embed.runtime.text import shortened
 
 ListGrouping = Literal["given", "random", "semantic"]
 PARTS = ("train", "test")
@@ -103,10 +104,12 @@ def _read_list(path: Path, root: Path, *, needs_split: bool) -> list[_Line]:
         part, words = values.get("part", ""), (values["subject"], values.get("predicate", ""), values.get("object", ""))
         if part not in ("", *PARTS) or (lines and bool(part) != bool(lines[0].part)):
             raise UserError(
-                f"{where} has the part '{part}'; every line must have 'train' or 'test', or none may have any"
+                f"{where} has the part {shortened(repr(part))}; every line must have 'train' or 'test', or none may have any"
             )
         if not words[0] or (words[2] and not words[1]):
-            raise UserError(f"{where} has the fact {words}; it needs a subject, and a predicate where it has an object")
+            raise UserError(
+                f"{where} has the fact {shortened(repr(words))}; it needs a subject, and a predicate where it has an object"
+            )
         if needs_split and not values["split"]:
             raise UserError(f"{where} names no split; with splits='given' every line must name one")
         image = find_inside(root, values["image"], listed_in=where)

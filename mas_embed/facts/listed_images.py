@@ -16,8 +16,13 @@ import torch
 from mas_embed.data import ImageFiles, Part, Split
 from mas_embed.errors import UserError
 from mas_embed.facts.table import FactSequence, FactTable
+from mas_embed.runtime.checks import check_at_least
+from mas_embed.runtime.reading import check_regular_file
+from mas_embed.runtime.text import shortened
 
 MakeInputs = Callable[[Sequence[Path]], ImageFiles]
+
+MOST_CHARACTERS = 10_000  # of a value in a list
 
 
 class ListedImages(NamedTuple):
@@ -65,7 +70,11 @@ def hold_out(
         images_by_split: by name of a split all of its images.
         every: one file of so many is held out.
         seed: of the shuffling.
+
+    Raises:
+        UserError: the seed is negative.
     """
+    check_at_least("seed", seed, 0)
     files_by_fact = [files for images in images_by_split.values() for files in _shuffled_files(images, seed)]
     facts_by_file: dict[str, list[int]] = {}
     for fact, files in enumerate(files_by_fact):
@@ -118,8 +127,10 @@ def read_lines(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[s
         columns: the required columns. A CSV file must name them even if no other line follows.
 
     Raises:
-        UserError: the file cannot be read, or a line lacks a column; the message names the line.
+        UserError: the file cannot be read, or a line lacks a column or has a value of more than 10,000 characters; the message
+            names the line.
     """
+    check_regular_file(path, "the list")
     suffix = path.suffix.lower()
     if suffix == ".json":
         raise UserError(
@@ -128,9 +139,11 @@ def read_lines(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[s
     try:
         for number, values in _json_lines(path) if suffix in (".jsonl", ".ndjson") else _csv_lines(path, columns):
             _check_columns(values, columns, f"line {number} of {path}")
-            yield f"line {number} of {path}", {name: str(value).strip() for name, value in values.items() if name}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or "it is not a text file of the expected form"
+            texts = {name: str(value).strip() for name, value in values.items() if name}
+            _check_lengths(texts, f"line {number} of {path}")
+            yield f"line {number} of {path}", texts
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not a text file in UTF-8"
         raise UserError(f"cannot read {path}: {reason}") from None
 
 
@@ -140,14 +153,26 @@ def _check_columns(values: Mapping[str, Any], columns: Sequence[str], where: str
         raise UserError(f"{where} lacks {', '.join(missing)}; it needs {', '.join(columns)}")
 
 
+def _check_lengths(texts: Mapping[str, str], where: str) -> None:
+    for name, text in texts.items():
+        if len(text) > MOST_CHARACTERS:
+            raise UserError(
+                f"{where} has {len(text):,} characters in the column {shortened(repr(name))}, but at most "
+                f"{MOST_CHARACTERS:,} are accepted"
+            )
+
+
 def _csv_lines(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Yields the number and the values of every line of a CSV file after the line of column names."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
-        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-        _check_columns(dict.fromkeys(reader.fieldnames, ""), columns, f"line 1 of {path}")
-        for values in reader:
-            yield reader.line_num, values
+        try:
+            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            _check_columns(dict.fromkeys(reader.fieldnames, ""), columns, f"line 1 of {path}")
+            for values in reader:
+                yield reader.line_num, values
+        except csv.Error as error:
+            raise UserError(f"line {reader.reader.line_num} of {path} is not valid CSV: {error}") from None
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mas_embed.errors import UserError
 from mas_embed.models import MODELS
+from mas_embed.models.embedding_net import check_sizes
 from mas_embed.models.trunks import chain_of, copied, load_trunk, split_chain
 
 # Factors on the learning rate, for weights and for biases, by prefix of parameter names; the longest matching prefix counts
@@ -156,7 +157,7 @@ def two_branch(
         UserError: the network or a layer is unknown, the network is not a chain of layers, or the weights cannot be downloaded
             or read.
     """
-    _check_at_least_one(vector_size=vector_size)
+    check_sizes(vector_size=vector_size)
     layers, last = chain_of(load_trunk(trunk, weights), trunk)
     num_shared = split_chain(layers, split_after)
     num_frozen = 0 if frozen_up_to is None else split_chain(layers, frozen_up_to)
@@ -203,9 +204,9 @@ def small_fact_conv(
             distinguish them; it shifts the embeddings of all images alike when a split is learned.
 
     Raises:
-        UserError: a size is below 1, or dropout or negative_slope is outside [0, 1).
+        UserError: a size is below 1 or above 2**31, or dropout or negative_slope is outside [0, 1).
     """
-    _check_at_least_one(vector_size=vector_size, channels=channels, width=width, hidden=hidden)
+    check_sizes(vector_size=vector_size, channels=channels, width=width, hidden=hidden)
     if not 0 <= dropout < 1:
         raise UserError(f"dropout must lie in [0, 1), got {dropout}")
     if not 0 <= negative_slope < 1:
@@ -243,9 +244,3 @@ def _last_layer(num_features: int, size: int, *, bias: float | None = 1.0) -> nn
     if bias is not None:
         nn.init.constant_(layer.bias, bias)
     return layer
-
-
-def _check_at_least_one(**sizes: int) -> None:
-    for name, value in sizes.items():
-        if value < 1:
-            raise UserError(f"{name} must be at least 1, got {value}")

@@ -18,6 +18,7 @@ from mas_embed.data.images import Normalization, find_inside
 from mas_embed.errors import UserError, unknown_name
 from mas_embed.facts.listed_images import ListedImages, hold_out, make_sequence, read_lines
 from mas_embed.facts.table import PROVIDES, FactSequence, FactTable, Words
+from mas_embed.runtime.text import shortened
 
 Weights = tuple[float, ...]  # of subject, predicate and object
 
@@ -69,8 +70,8 @@ class _FactRegister:
         known = self.words.setdefault(fact_id, listed)
         if known.words != listed.words:
             raise UserError(
-                f"{listed.where} gives fact {fact_id} the words {listed.words}, but {known.where} gave it {known.words}; "
-                "give every fact a different id"
+                f"{listed.where} gives fact {fact_id} the words {shortened(repr(listed.words))}, but {known.where} gave it "
+                f"{shortened(repr(known.words))}; give every fact a different id"
             )
 
     def add_fact(self, fact_id: int, link: str, weights: Weights, where: str) -> None:
@@ -247,8 +248,8 @@ def _words_with_weight(listed: _ListedWords, fact: _ListedFact) -> Words:
     )
     if [bool(word) for word in (subject, predicate, object_)] != [weight > 0 for weight in fact.weights]:
         raise UserError(
-            f"{listed.where} has the words {listed.words}, but {fact.where} gives them the weights {fact.weights}; "
-            "slots with a weight need words"
+            f"{listed.where} has the words {shortened(repr(listed.words))}, but {fact.where} gives them the weights "
+            f"{fact.weights}; slots with a weight need words"
         )
     return subject, predicate, object_
 
@@ -256,7 +257,7 @@ def _words_with_weight(listed: _ListedWords, fact: _ListedFact) -> Words:
 def _read_vectors(path: Path, weights: Weights) -> Tensor:
     """The three vectors [3, V] of a file of 3 V numbers, zero in slots whose weight is 0."""
     try:
-        numbers = torch.tensor([float(number) for number in path.read_text().replace(",", " ").split()])
+        numbers = torch.tensor([float(number) for number in path.read_text(encoding="utf-8").replace(",", " ").split()])
     except (OSError, ValueError):
         raise UserError(f"cannot read numbers from {path}; it must hold the vectors of S, P and O") from None
     if len(numbers) == 0 or len(numbers) % 3:
@@ -271,7 +272,7 @@ def _parse_id(value: str, where: str) -> int:
     """The id of a fact; some programs write it as a decimal number such as 7.0."""
     whole = re.fullmatch(r"([+-]?[0-9]{1,19})(\.0*)?", value)
     if whole is None or not -(2**63) <= int(whole[1]) < 2**63:
-        raise UserError(f"{where} must have a whole number of 64 bits as id, got '{value}'")
+        raise UserError(f"{where} must have a whole number of 64 bits as id, got {shortened(repr(value))}")
     return int(whole[1])
 
 
@@ -283,5 +284,5 @@ def _parse_weight(value: str, where: str) -> float:
     except ValueError:
         weight = math.nan
     if not 0 <= weight < math.inf:
-        raise UserError(f"{where} must have numbers >= 0 as w_s, w_p and w_o, got '{value}'")
+        raise UserError(f"{where} must have numbers >= 0 as w_s, w_p and w_o, got {shortened(repr(value))}")
     return weight

@@ -17,6 +17,7 @@ from torch import Tensor
 from mas_embed.data import Split, SplitSequence
 from mas_embed.errors import UserError
 from mas_embed.facts.word_vectors import phrase_vectors
+from mas_embed.runtime.checks import check_at_least
 
 Words = tuple[str, str, str]
 PROVIDES = ("facts", "vector_size")  # every data set of facts provides these to the other components of a config
@@ -144,10 +145,12 @@ def assign_facts(facts: FactTable, num_splits: int, *, by: Grouping = "random", 
         seed: of the permutation, or of k-means.
 
     Raises:
-        UserError: there are more splits than facts (for "semantic", than different vectors), or the grouping is unknown.
+        UserError: there are more splits than facts (for "semantic", than different vectors), the seed is negative, or the
+            grouping is unknown.
     """
     if by not in get_args(Grouping):
         raise UserError(f"the grouping of facts must be 'random' or 'semantic', got '{by}'")
+    check_at_least("seed", seed, 0)
     num_distinct = len(facts.targets.unique(dim=0)) if by == "semantic" else len(facts)
     if not 1 <= num_splits <= num_distinct:
         raise UserError(
@@ -159,7 +162,7 @@ def assign_facts(facts: FactTable, num_splits: int, *, by: Grouping = "random", 
     from sklearn.cluster import KMeans
 
     targets = facts.targets.double().numpy()
-    distances = KMeans(num_splits, n_init=10, random_state=seed).fit(targets).transform(targets)
+    distances = KMeans(num_splits, n_init=10, random_state=seed % 2**32).fit(targets).transform(targets)
     return torch.from_numpy(_assign_to_nearest(distances))
 
 

@@ -7,6 +7,7 @@ import gzip
 import re
 import zlib
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -15,10 +16,15 @@ import torch
 from torch import Tensor
 
 from mas_embed.errors import UserError
+from mas_embed.runtime.reading import check_regular_file
+from mas_embed.runtime.text import printable, shortened
 
 _NUM_PROBED = 2**16  # bytes after the header that decide whether the file is text or binary
-_NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_NUMBER = re.compile(rb"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 _MAX_COMPRESSION = 1032  # the largest number of bytes that zlib compresses to one
+_MAX_SIZE = 2**20  # of a vector
+_MAX_LINE = 2**25  # bytes of a line of text, so that a damaged file does not fill the memory
+_MAX_WORD = 2**16  # bytes of a word in a binary file
 
 
 def read_word_vectors(path: str | Path, words: Iterable[str] | None = None) -> dict[str, Tensor]:
@@ -38,9 +44,10 @@ def read_word_vectors(path: str | Path, words: Iterable[str] | None = None) -> d
     """
     path = Path(path)
     selected = None if words is None else frozenset(words)
+    check_regular_file(path, "the word vectors")
     try:
         with _open(path) as file:
-            header = _parse_header(file.readline(), path)
+            header = _parse_header(file.readline(_MAX_LINE), path)
             is_text = header is None or _is_text(file.read(_NUM_PROBED), header[1])
         with _open(path) as file:
             if header is None or is_text:
@@ -73,12 +80,12 @@ def phrase_vectors(phrases: Iterable[str], word_vectors: Mapping[str, Tensor]) -
     missing = sorted(word for word, vector in lookup.items() if vector is None or not bool(vector.any()))
     if missing:
         raise UserError(
-            f"{len(missing)} words have no vector: {', '.join(missing)}; add their vectors, or leave out their facts"
+            f"{len(missing)} words have no vector: {', '.join(map(_shown, missing))}; add their vectors, or leave out their facts"
         )
     units = {word: vector.double() / vector.double().norm() for word, vector in lookup.items() if vector is not None}
     by_size = {len(unit): word for word, unit in units.items()}
     if len(by_size) > 1:
-        sizes = ", ".join(f"{size} ('{word}')" for size, word in by_size.items())
+        sizes = ", ".join(f"{size} ('{_shown(word)}')" for size, word in by_size.items())
         raise UserError(f"word vectors must have one size, got {sizes}; take them from one file")
     return {phrase: torch.stack([units[word] for word in words_of(phrase)]).mean(0) for phrase in phrases}
 
@@ -117,7 +124,11 @@ def _read_text(
     size = header[1] if header else None
     vectors: dict[str, Tensor] = {}
     num_words = 0
-    for number, line in enumerate(file, start=1):
+    for number, line in enumerate(iter(partial(file.readline, _MAX_LINE + 1), b""), start=1):
+        if len(line) > _MAX_LINE:
+            raise UserError(
+                f"line {number} of {path} has more than {_MAX_LINE:,} bytes; give a file of word2vec or GloVe"
+            )
         fields = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).split()
         if not fields or (header and number == 1):
             continue
@@ -131,6 +142,10 @@ def _read_text(
             vectors.setdefault(word, _parse_vector(fields[-size:], f"line {number} of {path}"))
     if header and num_words < header[0]:
         raise _truncated(path, num_words, header[0])
+    return _not_empty(vectors, selected, path)
+
+
+def _not_empty(vectors: dict[str, Tensor], selected: frozenset[str] | None, path: Path) -> dict[str, Tensor]:
     if not vectors and selected is None:
         raise UserError(f"{path} holds no word vectors; give a file of word2vec or GloVe")
     return vectors
@@ -154,24 +169,32 @@ def _read_binary(
     max_bytes = path.stat().st_size * (_MAX_COMPRESSION if path.suffix == ".gz" else 1)
     if num_words * 4 * size > max_bytes:
         raise UserError(f"{path} is too short for {num_words} vectors of size {size}; get the whole file")
+    if size > _MAX_SIZE:
+        raise UserError(f"{path} has vectors of size {size}, but at most {_MAX_SIZE} is accepted")
     file.readline()
     vectors: dict[str, Tensor] = {}
     for number in range(num_words):
-        word, content = _read_word(file), file.read(4 * size)
+        word, content = _read_word(file, path), file.read(4 * size)
         if len(content) < 4 * size:
             raise _truncated(path, number, num_words)
         if selected is None or word in selected:
             vector = torch.from_numpy(np.frombuffer(content, dtype="<f4").astype(np.float32))
-            vectors.setdefault(word, _check_finite(vector, f"the vector of '{word}' in {path}"))
-    return vectors
+            vectors.setdefault(word, _check_finite(vector, f"the vector of '{_shown(word)}' in {path}"))
+    return _not_empty(vectors, selected, path)
 
 
-def _read_word(file: BinaryIO) -> str:
+def _read_word(file: BinaryIO, path: Path) -> str:
     """The next word, without the space that ends it and the line feed that some programs write before it."""
     letters = bytearray()
     while (letter := file.read(1)) not in (b" ", b""):
         letters += letter
+        if len(letters) > _MAX_WORD:
+            raise UserError(f"{path} has a word of more than {_MAX_WORD:,} bytes; give a file of word2vec or GloVe")
     return letters.lstrip(b"\n").decode(errors="replace")
+
+
+def _shown(word: str) -> str:
+    return shortened(printable(word), 60)
 
 
 def _check_finite(vector: Tensor, where: str) -> Tensor:

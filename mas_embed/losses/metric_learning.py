@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from mas_embed.errors import UserError
 from mas_embed.registry import Registry
+from mas_embed.runtime.text import shortened
 
 Kind = Literal["losses", "miners", "distances", "reducers", "regularizers"]
 
@@ -64,6 +65,6 @@ def _build_nested(key: str, value: Any) -> Any:
         return value
     options = {"name": value} if isinstance(value, str) else dict(value)
     if "name" not in options:
-        raise UserError(f"{key} needs a name, as in {key}: {{name: ...}}, got {value}")
+        raise UserError(f"{key} needs a name, as in {key}: {{name: ...}}, got {shortened(repr(value))}")
     constructor = NESTED[key][options.pop("name")]
     return constructor(**with_nested_components(constructor, options))

@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mas_embed.errors import UserError
 from mas_embed.registry import Registry
-from mas_embed.runtime.checks import check_at_least
+from mas_embed.runtime.text import shortened
 
 MODELS = Registry("model")
+
+LARGEST_SIZE = 2**31
 
 
 class EmbeddingNet(nn.Module):
@@ -51,10 +54,9 @@ def small_conv(
         is_normalized: whether embeddings have unit length.
 
     Raises:
-        UserError: a size is below 1.
+        UserError: a size is below 1 or above 2**31.
     """
-    for name, value in (("embedding_size", embedding_size), ("channels", channels), ("width", width)):
-        check_at_least(name, value, 1)
+    check_sizes(embedding_size=embedding_size, channels=channels, width=width)
     trunk = nn.Sequential(
         nn.Conv2d(channels, width, kernel_size=3, padding=1),
         nn.ReLU(),
@@ -67,3 +69,12 @@ def small_conv(
         nn.ReLU(),
     )
     return EmbeddingNet(trunk, nn.Linear(4 * width, embedding_size), is_normalized=is_normalized)
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raises `UserError` unless every size, which is given by the name of its option, is from 1 to 2**31."""
+    for name, value in sizes.items():
+        if value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}")
+        if value > LARGEST_SIZE:
+            raise UserError(f"{name} must be at most {LARGEST_SIZE}, got {shortened(str(value), 40)}")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
-import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from mas_embed.errors import UserError, unknown_name
+from mas_embed.errors import UserError, reason_of, unknown_name
 from mas_embed.runtime.modes import eval_mode
+from mas_embed.runtime.reading import check_regular_file
+from mas_embed.runtime.text import printable, shortened
 
 PROBE_SIZE = 64
 
@@ -29,8 +30,8 @@ def load_trunk(name: str, weights: str) -> nn.Module:
             weights of the last layer are not used.
 
     Raises:
-        UserError: torchvision has no such network, or the weights cannot be downloaded, cannot be read, or belong to another
-            network.
+        UserError: torchvision has no such network, or the weights cannot be downloaded, cannot be read, belong to another
+            network, or are not finite.
     """
     from torchvision import models
 
@@ -149,21 +150,26 @@ def _download(name: str) -> Mapping[str, Tensor]:
         return entry.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:  # no internet connection, a full disk, or a wrong checksum
         raise UserError(
-            f"the weights of {name} cannot be downloaded ({error}); get {entry.url} elsewhere and give its path as weights, "
-            "or take weights: none"
+            f"the weights of {name} cannot be downloaded ({reason_of(error)}); get {entry.url} elsewhere and give its path "
+            "as weights, or take weights: none"
         ) from None
 
 
 def _read_state(path: Path) -> Mapping[str, Tensor]:
+    check_regular_file(path, "weights from")
     try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if path.suffix == ".safetensors":
+                return safetensors.torch.load_file(path)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # for a damaged file one of many kinds
         reason = getattr(error, "strerror", None) or "it holds more than tensors, or is damaged"
         raise UserError(f"cannot read weights from {path}: {reason}; give 'none', 'default' or a state dict") from None
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise UserError(f"{path} holds no state dict of tensors; save model.state_dict()")
     return state
 
@@ -177,6 +183,21 @@ def _load_state(trunk: nn.Module, state: Mapping[str, Any], source: str) -> None
     different = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
     if different:
         raise UserError(
-            f"{source} has the weights of another network: {len(different)} tensors differ in name or shape, as {different[0]}"
+            f"{source} has the weights of another network: {len(different)} tensors differ in name or shape, as "
+            f"{shortened(printable(different[0]))}"
         )
+    for name in wanted:
+        problem = _problem_of(state[name], current[name])
+        if problem:
+            raise UserError(f"the weights {source} cannot be used: the tensor {name} {problem}")
     trunk.load_state_dict({**current, **{name: state[name] for name in wanted}})
+
+
+def _problem_of(given: Tensor, expected: Tensor) -> str:
+    """Why a tensor cannot take the place of the expected one of the same shape; "" if it can."""
+    if given.is_meta:
+        return "has no values (it is on the device 'meta')"
+    if given.layout != torch.strided or given.is_quantized or given.is_floating_point() != expected.is_floating_point():
+        kind = "sparse" if given.layout != torch.strided else str(given.dtype).removeprefix("torch.")
+        return f"is {kind}, but it must be dense and {str(expected.dtype).removeprefix('torch.')}"
+    return "" if bool(given.to(expected.dtype).isfinite().all()) else "has values that are not finite"

@@ -142,13 +142,58 @@ def test_errors_of_a_torchvision_set(fashion, tmp_path):
         torchvision_images(dataset="FashionMNIST", root=fashion, num_splits=3)
 
 
-@pytest.mark.parametrize("options", [{"splits": -1}, {"splits": 0}, {"image_size": 0}])
-def test_numbers_below_one_are_refused(alphabets, options):
-    with pytest.raises(UserError, match=f"{next(iter(options))} must be at least 1"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"splits": -1}, "splits must be at least 1, got -1"),
+        ({"splits": 0}, "splits must be at least 1, got 0"),
+        ({"image_size": 0}, "image_size must be from 1 to 16384, got 0"),
+        ({"image_size": 10**9}, "image_size must be from 1 to 16384, got 1000000000"),
+        ({"unseen_share": float("nan")}, "unseen_share must be from 0 to 0.4, got nan"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+    ],
+)
+def test_numbers_outside_their_range_are_refused(alphabets, options, message):
+    with pytest.raises(UserError, match=message):
         image_folders(root=alphabets, **options)
 
 
-@pytest.mark.parametrize("options", [{"images_per_class": -3}, {"num_splits": 0}])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:3],
+        lambda content: b"",
+        lambda content: b"\0\0\x0d" + content[3:],  # floats
+        lambda content: content[:2] + b"\x55" + content[3:],
+        lambda content: b"no idx file",
+    ],
+)
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-labels-idx1-ubyte"])
+def test_damaged_files_of_a_torchvision_set_are_called_so(fashion, name, damage):
+    path = fashion / "FashionMNIST" / "raw" / name
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(
+        UserError, match=r"FashionMNIST in .*raw are damaged \(.*\); remove the folder and set data.download"
+    ):
+        torchvision_images(dataset="FashionMNIST", root=fashion)
+
+
+def test_fewer_labels_than_images_and_files_with_a_wrong_checksum(fashion, tmp_path):
+    write_idx(fashion / "FashionMNIST" / "raw" / "train-labels-idx1-ubyte", np.arange(10))
+    with pytest.raises(UserError, match="has 200 images but 10 labels; its files are damaged"):
+        torchvision_images(dataset="FashionMNIST", root=fashion)
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    with pytest.raises(UserError, match=r"does not find CIFAR10 in .*; set data.download=true"):
+        torchvision_images(dataset="CIFAR10", root=tmp_path)
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"):
+        (folder / name).write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"files of CIFAR10 in .*cifar-10-batches-py are damaged"):
+        torchvision_images(dataset="CIFAR10", root=tmp_path)
+
+
+@pytest.mark.parametrize("options", [{"images_per_class": -3}, {"num_splits": 0}, {"seed": -1}])
 def test_numbers_of_a_torchvision_set_below_their_range_are_refused(tmp_path, options):
     with pytest.raises(UserError, match=f"{next(iter(options))} must be at least"):
         torchvision_images(dataset="MNIST", root=tmp_path, **options)

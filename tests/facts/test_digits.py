@@ -100,8 +100,11 @@ def test_options_outside_their_range_are_refused():
     with pytest.raises(UserError, match="channels must be 1 or 3, got 32 and 2"):
         fact_digits(channels=2)
     with pytest.raises(
-        UserError, match="a fact needs at least 1 training image and 2 held-out images, got .* held_out_images=1"
+        UserError,
+        match="at least 1 training image and 2 held-out images, and at most 1000 of each, got .* held_out_images=1",
     ):
         fact_digits(held_out_images=1)
+    with pytest.raises(UserError, match="at most 1000 of each, got train_images=1000000000"):
+        fact_digits(train_images=10**9)
     with pytest.raises(UserError, match="num_splits must lie between 1 and 186"):
         fact_digits(num_splits=0)

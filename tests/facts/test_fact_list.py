@@ -1,10 +1,16 @@
 import json
+import os
+import random
+import signal
+import sys
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from mas_embed import UserError
+from mas_embed.cli import main
 from mas_embed.facts import read_fact_list
 
 FACTS = [
@@ -133,7 +139,7 @@ def test_options_and_lists_that_cannot_be_used(tmp_path):
     with pytest.raises(UserError, match="list.csv lists no images"):
         read(folder)
     (folder / "list.csv").write_bytes(b"image,subject\n\xff\xfe,cat\n")
-    with pytest.raises(UserError, match="cannot read .*list.csv: it is not a text file"):
+    with pytest.raises(UserError, match="cannot read .*list.csv: it is not a text file in UTF-8"):
         read(folder)
 
 
@@ -165,3 +171,107 @@ def test_suffixes_in_capitals_and_json_that_is_not_json_lines(tmp_path):
     (folder / "list.json").write_text("[]")
     with pytest.raises(UserError, match="list.json is a JSON file; give CSV, or JSON Lines"):
         read(folder, suffix="json")
+
+
+HOSTILE = [
+    b"\0", b"\r\n", b"1e999", b"9" * 5000, b"\xff\xfe", b"\xef\xbb\xbf", b'"', b",", b"{", b"[", b"x" * 140_000, b"../..", b"\\udcff",
+]  # fmt: skip
+
+
+def damaged(content, random_bytes):
+    """The content with a piece replaced, with its end missing, or with something hostile in it."""
+    start = random_bytes.randrange(len(content))
+    end = random_bytes.choice([start, start, start + 1, start + 9, len(content)])
+    return content[:start] + random_bytes.choice([*HOSTILE, b"", bytes([random_bytes.randrange(256)])]) + content[end:]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_damaged_list_is_read_or_refused_in_one_sentence(tmp_path, suffix):
+    folder, random_bytes = write_list(tmp_path, suffix=suffix), random.Random(0)
+    path = folder / f"list.{suffix}"
+    content, messages = path.read_bytes(), []
+    for _ in range(100):
+        path.write_bytes(damaged(content, random_bytes))
+        try:
+            read(folder, suffix=suffix)
+        except UserError as error:
+            messages.append(str(error))
+    assert len(messages) > 30
+    assert all("\n" not in message and len(message) < 700 for message in messages)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_line_ends_and_byte_order_marks(tmp_path, suffix):
+    folder = write_list(tmp_path, suffix=suffix)
+    path = folder / f"list.{suffix}"
+    content = path.read_bytes()
+    for accepted in (b"\xef\xbb\xbf" + content, content.replace(b"\n", b"\r\n"), content.replace(b"\n", b"\r")):
+        path.write_bytes(accepted)
+        assert len(read(folder, suffix=suffix).facts) == 6
+    for refused in (content.decode().encode("utf-16"), b"", b"\n\n", content + b"\xe9\n"):
+        path.write_bytes(refused)
+        with pytest.raises(UserError, match=f"{path}"):
+            read(folder, suffix=suffix)
+
+
+def test_values_that_are_too_long_are_named(tmp_path):
+    folder = write_list(tmp_path)
+    for length, message in (
+        (20_000, "line 50 of .* has 20,000 characters in the column 'image'"),
+        (200_000, "line 50 of .* not valid CSV"),
+    ):
+        lines = (folder / "list.csv").read_text().splitlines()[:49]
+        (folder / "list.csv").write_text("\n".join([*lines, "x" * length + ",cat,,"]) + "\n")
+        with pytest.raises(UserError, match=message):
+            read(folder)
+
+
+def test_what_is_no_file_is_never_waited_for(tmp_path):
+    folder = write_list(tmp_path)
+    os.mkfifo(folder / "pipe.csv")
+    signal.alarm(20)
+    with pytest.raises(UserError, match="cannot read the list .*pipe.csv: it is a pipe, a socket or a device"):
+        read_fact_list(path=str(folder / "pipe.csv"), word_vectors="none")
+    with pytest.raises(UserError, match="cannot read the list .*: it is a folder"):
+        read_fact_list(path=str(folder), word_vectors="none")
+    (folder / "pictures" / "0_0.png").unlink()
+    os.mkfifo(folder / "pictures" / "0_0.png")
+    with pytest.raises(UserError, match="line 2 of .* lists 'pictures/0_0.png', but there is no such file"):
+        read(folder)
+    signal.alarm(0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"num_splits": 0}, "num_splits must lie between 1 and 6"),
+        ({"image_size": 10**9}, "size <= short_side <= 16384, got size 1000000000"),
+        ({"keep_megabytes": -1}, "keep_megabytes must be at least 0, got -1"),
+    ],
+)
+def test_numbers_outside_their_range_are_refused(tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        read(write_list(tmp_path), **options)
+
+
+def test_the_command_check_on_images_that_load_when_they_are_used(tmp_path, monkeypatch, capsys):
+    folder = write_list(tmp_path)
+    config = {
+        "name": "listed",
+        "data": {"name": "fact_list", "path": str(folder / "list.csv"), "word_vectors": str(folder / "vectors.txt"), "num_splits": 2,
+                 "image_size": 28},
+        "model": {"name": "small_fact_conv", "channels": 3, "width": 2, "hidden": 8},
+        "loss": "facts",
+        "methods": ["finetune", "mas", {"name": "mas", "label": "on cats", "importance": {"data": "cats"}}, "joint"],
+        "subsets": {"cats": {"labels": ["<cat>"]}},
+        "training": {"epochs": 1, "batch_size": 8},
+        "evaluation": {"name": "facts"},
+    }  # fmt: skip
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.setattr(sys, "argv", ["mas-embed", "check", str(tmp_path / "config.yaml")])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    shown = capsys.readouterr()
+    assert (stopped.value.code, shown.err) == (0, "")
+    assert "16 of 16 parameters are trained" in shown.out

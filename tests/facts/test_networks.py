@@ -266,6 +266,8 @@ def test_options_outside_their_range_are_refused():
     for name in ("vector_size", "channels", "width", "hidden"):
         with pytest.raises(UserError, match=f"{name} must be at least 1, got 0"):
             small_fact_conv(**{name: 0})
+    with pytest.raises(UserError, match="vector_size must be at most 2147483648, got 100000000000000000000000"):
+        two_branch(vector_size=10**23)
     with pytest.raises(UserError, match=r"dropout must lie in \[0, 1\), got 1.0"):
         small_fact_conv(dropout=1.0)
 

@@ -1,4 +1,6 @@
 import os
+import random
+import signal
 import zipfile
 from pathlib import Path
 
@@ -239,3 +241,64 @@ def test_targets_from_words_are_those_of_the_release(nlvr):
     made = make_fact_table(facts.words, read_word_vectors(nlvr / "info/word_vectors.txt"))
     assert (made.vectors - facts.vectors).abs().max() < 1e-6  # six digits after the point
     assert torch.equal(made.weights, facts.weights)
+
+
+def test_damaged_files_are_read_or_refused_in_one_sentence(release):
+    random_bytes, messages = random.Random(0), []
+    files = sorted(path for path in release.rglob("*") if path.suffix in (".csv", ".txt"))
+    hostile = [
+        b"\0",
+        b"1e999",
+        b"9" * 5000,
+        b"nan",
+        b"\xff\xfe",
+        b"\xef\xbb\xbf",
+        b"x" * 140_000,
+        b'"',
+        b",",
+        b"\r",
+        b"-1",
+        b"",
+    ]
+    for _ in range(120):
+        path = random_bytes.choice(files)
+        content = path.read_bytes()
+        start = random_bytes.randrange(len(content))
+        end = random_bytes.choice([start, start + 1, len(content)])
+        path.write_bytes(content[:start] + random_bytes.choice(hostile) + content[end:])
+        try:
+            read(release)
+        except UserError as error:
+            messages.append(str(error))
+        path.write_bytes(content)
+    assert len(messages) > 60
+    assert all("\n" not in message and len(message) < 700 for message in messages)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".txt"])
+def test_folders_and_pipes_in_place_of_files_are_never_waited_for(release, suffix):
+    signal.alarm(20)
+    for path in sorted(path for path in release.rglob("*") if path.suffix == suffix)[:3]:
+        content = path.read_bytes()
+        path.unlink()
+        for make, remove in ((os.mkdir, os.rmdir), (os.mkfifo, os.remove)):
+            make(path)
+            with pytest.raises(UserError, match=path.name):
+                read(release)
+            remove(path)
+        path.write_bytes(content)
+    signal.alarm(0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": 0}, "1 <= size <= short_side"),
+        ({"image_size": 10**9}, "short_side <= 16384, got size 1000000000"),
+        ({"keep_megabytes": -1}, "keep_megabytes must be at least 0, got -1"),
+        ({"seed": -1, "held_out": "validation"}, "seed must be at least 0, got -1"),
+    ],
+)
+def test_numbers_outside_their_range_are_refused(release, options, message):
+    with pytest.raises(UserError, match=message):
+        read(release, **options)

@@ -1,4 +1,7 @@
 import gzip
+import os
+import random
+import signal
 import struct
 
 import pytest
@@ -135,3 +138,55 @@ def test_every_word_without_a_vector_is_listed():
     vectors = {"black": torch.tensor([1.0]), "null": torch.tensor([0.0])}
     with pytest.raises(UserError, match="^3 words have no vector: circle, null, riding; add their vectors, or"):
         phrase_vectors(["black circle", "riding", "null", "riding"], vectors)
+
+
+def test_damaged_files_are_read_or_refused_in_one_sentence(tmp_path):
+    random_bytes, path, messages = random.Random(0), tmp_path / "vectors.gz", []
+    hostile = [b"\0", b"1e999", b"9" * 5000, b"nan", b"\xff\xfe", b"\xef\xbb\xbf", b"x" * 70_000, b"\n", b" ", b"-1"]
+    for content in (
+        text(VECTORS, header=True),
+        text(VECTORS, header=False),
+        binary({"a": [1.0, 2.0], "b": [3.0, 4.0]}, b"\n"),
+    ):
+        for number in range(120):
+            start = random_bytes.randrange(len(content))
+            end = random_bytes.choice([start, start + 1, len(content)])
+            torn = content[:start] + random_bytes.choice([*hostile, b""]) + content[end:]
+            packed = gzip.compress(torn)
+            path.write_bytes(packed[: random_bytes.randrange(len(packed))] if number % 10 == 0 else packed)
+            try:
+                assert all(vector.isfinite().all() for vector in read_word_vectors(path).values())
+            except UserError as error:
+                messages.append(str(error))
+    assert len(messages) > 100
+    assert all(str(path) in message and "\n" not in message and len(message) < 500 for message in messages)
+
+
+@pytest.mark.parametrize("name", ["pipe.txt", "pipe.gz"])
+def test_a_pipe_is_never_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    signal.alarm(20)
+    with pytest.raises(UserError, match=f"cannot read the word vectors .*{name}: it is a pipe, a socket or a device"):
+        read_word_vectors(tmp_path / name)
+    with pytest.raises(UserError, match="cannot read the word vectors .*: it is a folder, not a file"):
+        read_word_vectors(tmp_path)
+    signal.alarm(0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a" * 50_000_000, "line 1 of .* has more than 33,554,432 bytes"),
+        (b"2 2\n\x01" + b"a" * 200_000, "has a word of more than 65,536 bytes"),
+        (b"1 3\nabc " + b"1" * 200_000 + b"x 1 2\n", "line 2 of .* must end with 3 numbers"),
+        (b"1 2000000\n\x01 " + b"\0" * 8_000_000, "has vectors of size 2000000, but at most 1048576 is accepted"),
+        (b"0 3\n\x01", "holds no word vectors"),
+    ],
+    ids=["line", "word", "digits", "size", "nothing"],
+)
+def test_a_small_file_that_unpacks_to_much_is_refused(tmp_path, content, message):
+    (tmp_path / "vectors.gz").write_bytes(gzip.compress(content))
+    signal.alarm(20)
+    with pytest.raises(UserError, match=message):
+        read_word_vectors(tmp_path / "vectors.gz")
+    signal.alarm(0)

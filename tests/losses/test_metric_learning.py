@@ -53,3 +53,6 @@ def test_errors():
         nested(distance="Cosine")
     with pytest.raises(UserError, match="distance needs a name"):
         nested(distance={})
+    for name in (3, [1], None):
+        with pytest.raises(UserError, match="unknown distance "):
+            nested(distance={"name": name})

@@ -28,3 +28,9 @@ def test_sizes_below_one():
     for option in ("embedding_size", "channels", "width"):
         with pytest.raises(UserError, match=f"{option} must be at least 1, got 0"):
             small_conv(**{option: 0})
+
+
+def test_sizes_that_no_memory_holds():
+    for option in ("embedding_size", "channels", "width"):
+        with pytest.raises(UserError, match=f"{option} must be at most 2147483648, got 100000000000000000000000$"):
+            small_conv(**{option: 10**23})
