@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mas_embed.errors import UserError
-from mas_embed.evaluation.score_matrix import ScoreMatrix
+from mas_embed.evaluation.score_matrix import MEASURES, ScoreMatrix
 from mas_embed.retrieval import IndexUpdate
 from mas_embed.runtime.atomic_files import write_file
 from mas_embed.runtime.json_text import json_text
+from mas_embed.runtime.mistakes import accepted_by
+from mas_embed.runtime.reading import read_json
+from mas_embed.runtime.text import shortened
 
 SCHEMA = 2
 
@@ -25,7 +27,8 @@ RESULTS_FILE = "results.json"
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
 
-Matrix = list[list[float | None]]  # None for a score that was not measured
+Score = Annotated[float, Field(allow_inf_nan=False)] | None  # None for one that was not measured
+Matrix = list[list[Score]]
 
 
 class Details(BaseModel):
@@ -36,9 +39,19 @@ class Details(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    stale_gallery: dict[str, list[float | None]] | None = None
+    stale_gallery: dict[str, list[Score]] | None = None
     index_update: IndexUpdate | None = None
     tracked: dict[str, float] = {}
+
+    def check(self, primary_metric: str, num_splits: int, where: str) -> None:
+        """Raises `ValueError` unless the scores of the primary metric are there."""
+        stale, update = self.stale_gallery, self.index_update
+        if stale and (primary_metric not in stale or any(len(row) > num_splits for row in stale.values())):
+            raise ValueError(f"{where} lacks the {primary_metric} of its stale gallery, or has that of too many splits")
+        if update is not None:
+            scored = [update.old_on_old, update.new_on_new, update.new_on_old, *update.compensated.values()]
+            if any(primary_metric not in scores for scores in scored):
+                raise ValueError(f"{where} lacks the {primary_metric} of an update of the index")
 
 
 class RunRecord(BaseModel):
@@ -69,12 +82,36 @@ class RunRecord(BaseModel):
     num_bytes: int = 0
     num_steps: int = 0
     scores: dict[str, Matrix]
-    initial: dict[str, list[float | None]] = {}
-    pooled: dict[str, float | None]
-    measures: dict[str, dict[str, float | None]]
+    initial: dict[str, list[Score]] = {}
+    pooled: dict[str, Score]
+    measures: dict[str, dict[str, Score]]
     num_averaged: dict[str, int] = {}
     details: list[Details] = []
-    seconds: dict[str, float]
+    seconds: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+
+    def check(self, splits: list[str], primary_metric: str) -> None:
+        """Raises `ValueError` unless everything that tables and figures show is there, and of one size."""
+        where, num_splits = f"the run {self.method} with seed {self.seed}", len(splits)
+        if not self.method or self.num_bytes < 0 or self.num_steps < 0:
+            raise ValueError(f"{where} has no name, or a negative number of steps or bytes")
+        for name, table in (("scores", self.scores), ("pooled", self.pooled), ("measures", self.measures)):
+            if primary_metric not in table:
+                raise ValueError(f"{where} lacks the {name} of {primary_metric}")
+        if any(measure not in self.measures[primary_metric] for measure in MEASURES):
+            raise ValueError(f"{where} lacks one of the measures {', '.join(MEASURES)}")
+        if not {"training", "importance"} <= self.seconds.keys():
+            raise ValueError(f"{where} lacks the seconds of training or importance")
+        num_rows = len(self.scores[primary_metric])
+        for metric, matrix in self.scores.items():
+            shape = [len(matrix), *{len(row) for row in matrix}]
+            if num_rows not in (1, num_splits) or shape != [num_rows, num_splits]:
+                raise ValueError(f"the scores {metric} of {self.method} are no matrix of {num_splits} splits")
+        if any(len(scores) != num_splits for scores in self.initial.values()):
+            raise ValueError(f"the initial scores of {self.method} are not of {num_splits} splits")
+        if len(self.details) not in (0, num_rows):
+            raise ValueError(f"{where} has details of {len(self.details)} evaluations, not of {num_rows}")
+        for found in self.details:
+            found.check(primary_metric, num_splits, where)
 
     def matrix(self, metric: str) -> ScoreMatrix:
         """The score matrix of a metric."""
@@ -160,13 +197,15 @@ class Results(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if not self.splits or not all(self.splits):
+            raise ValueError("there is no split, or one without a name")
         for run in self.runs:
-            if self.primary_metric not in run.scores:
-                raise ValueError(f"the run {run.method} with seed {run.seed} lacks the scores of {self.primary_metric}")
-            for metric, matrix in run.scores.items():
-                shape = [len(matrix), *{len(row) for row in matrix}]
-                if shape not in ([1, len(self.splits)], [len(self.splits)] * 2):
-                    raise ValueError(f"the scores {metric} of {run.method} are no matrix of {len(self.splits)} splits")
+            run.check(self.splits, self.primary_metric)
+        seeds = Counter((run.method, run.seed) for run in self.runs)
+        shapes = {run.method: len(run.scores[self.primary_metric]) for run in self.runs}
+        for run in self.runs:
+            if seeds[run.method, run.seed] > 1 or shapes[run.method] != len(run.scores[self.primary_metric]):
+                raise ValueError(f"two runs of {run.method} with seed {run.seed} do not fit together")
         return self
 
     @property
@@ -194,26 +233,30 @@ def read_results(folder: str | Path) -> Results:
         UserError: there is no such file, it is damaged, or a newer version wrote it.
     """
     path = Path(folder) / RESULTS_FILE
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; name the directory of a run") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
+    if not path.exists():
+        raise UserError(f"there is no {path}; name the directory of a run")
+    raw = read_json(path, "the results")
     schema = raw.get("schema") if isinstance(raw, dict) else None
-    if isinstance(schema, int) and schema > SCHEMA:
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        raise UserError(f"{path} does not hold the results of a run: it has no schema number")
+    if schema > SCHEMA:
         raise UserError(
             f"{path} was written by a newer version of mas-embed (schema {schema}); update mas-embed to read it"
         )
     try:
         return Results.model_validate(_as_schema_2(raw) if schema == 1 else raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        reason = f"{where}: {first['msg']}" if where else first["msg"]
-        raise UserError(f"{path} does not hold the results of a run ({reason})") from None
-    except (AttributeError, KeyError, TypeError, IndexError):
+        raise UserError(f"{path} does not hold the results of a run ({_first_mistake(error)})") from None
+    except (AttributeError, KeyError, TypeError, IndexError, StopIteration, ValueError):
         raise UserError(f"{path} does not hold the results of a run") from None
+
+
+def _first_mistake(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    if first["type"] == "value_error":  # from a check of this module
+        return shortened(first["msg"].removeprefix("Value error, "))
+    return shortened(f"'{where}' is missing" if first["type"] == "missing" else f"{where}: {accepted_by([first])}")
 
 
 def join_results(results: Mapping[str, Results]) -> Results:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, PackageLoader
-from matplotlib.figure import Figure
 
-from mas_embed.errors import UserError
+from mas_embed.errors import UserError, explained
 from mas_embed.evaluation import CONFIG_FILE, ENVIRONMENT_FILE, Results, join_results, read_results
-from mas_embed.report.figures import scores_figure, stale_gallery_figure
+from mas_embed.report.figures import png_of, scores_figure, stale_gallery_figure
 from mas_embed.report.tables import (
     cost_table,
     index_table,
@@ -25,6 +22,9 @@ from mas_embed.report.tables import (
     tracked_tables,
 )
 from mas_embed.runtime.atomic_files import write_file
+from mas_embed.runtime.output_folder import check_files, is_marked, mark_folder
+from mas_embed.runtime.reading import read_text
+from mas_embed.runtime.yaml_text import parse_yaml
 
 TEMPLATE = "page.html.jinja"
 REPORT_FILES = ("report.html", "scores.png", "stale_gallery.png")
@@ -39,7 +39,9 @@ def write_report(run_directory: str | Path, *others: str | Path, out: str | Path
         out: where to write; None: into `run_directory`, if it is the only one.
 
     Raises:
-        UserError: there are no results to report, the runs cannot be compared, or there is no `out` for several.
+        UserError: there are no results to report, the runs cannot be compared, there is no `out` for several, or `out` holds
+            other files of these names.
+        RunError: the disk is full.
     """
     folders = [Path(folder) for folder in (run_directory, *others)]
     if out is None and others:
@@ -48,11 +50,22 @@ def write_report(run_directory: str | Path, *others: str | Path, out: str | Path
     results = read_runs(folders)
     if not results.runs:
         raise UserError(f"{folders[0]} holds no finished run to report")
-    target.mkdir(parents=True, exist_ok=True)
+    is_ours = target in folders or is_marked(target)
+    check_files(target, REPORT_FILES, is_ours=is_ours)
+    with explained(f"the results in {', '.join(map(str, folders))}"):
+        files = _draw(results, folders)
+    if not is_ours:
+        mark_folder(target, {"report_of": [str(folder) for folder in folders]})
+    for name, content in files.items():
+        write_file(target / name, content)
+
+
+def _draw(results: Results, folders: Sequence[Path]) -> dict[str, bytes]:
+    """The page and the pictures, by the name of the file."""
     index = index_table(results)
-    pictures = {"scores": _png(scores_figure(results))}
+    pictures = {"scores": png_of(scores_figure(results))}
     if index is not None:
-        pictures["stale_gallery"] = _png(stale_gallery_figure(results))
+        pictures["stale_gallery"] = png_of(stale_gallery_figure(results))
     template = Environment(autoescape=True, loader=PackageLoader("mas_embed.report", "")).get_template(TEMPLATE)
     html = template.render(
         name=results.name,
@@ -69,9 +82,9 @@ def write_report(run_directory: str | Path, *others: str | Path, out: str | Path
         config="\n".join(_text(folder / CONFIG_FILE) for folder in folders),
         environment="\n".join(_text(folder / ENVIRONMENT_FILE) for folder in folders),
     )
-    for name, picture in pictures.items():
-        write_file(target / f"{name}.png", picture)
-    write_file(target / "report.html", html)
+    files = {f"{name}.png": picture for name, picture in pictures.items()}
+    # Names of folders may hold bytes that are no UTF-8
+    return files | {"report.html": html.encode(errors="backslashreplace")}
 
 
 def read_runs(folders: Sequence[Path]) -> Results:
@@ -99,14 +112,9 @@ def _not_measured(results: Results) -> str:
 
 def _data_of(folder: Path) -> Any:
     """What the config of a run says of its data."""
-    config = yaml.safe_load(_text(folder / CONFIG_FILE))
+    path = folder / CONFIG_FILE
+    config = parse_yaml(_text(path), f"{path} is damaged, it is not YAML")
     return config.get("data") if isinstance(config, dict) else None
-
-
-def _png(figure: Figure) -> bytes:
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=130)
-    return picture.getvalue()
 
 
 def _base64(picture: bytes) -> str:
@@ -114,4 +122,4 @@ def _base64(picture: bytes) -> str:
 
 
 def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.exists() else ""
+    return read_text(path, "the file") if path.exists() else ""

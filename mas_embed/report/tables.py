@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mas_embed.evaluation import MEASURES, Results, RunRecord
+from mas_embed.runtime.text import printable
 
 METRIC_NAMES = {"r_precision": "R-precision", "mean_reciprocal_rank": "MRR"}
 
@@ -24,8 +25,9 @@ class Table:
 
     def to_markdown(self) -> str:
         """The table in Markdown, columns aligned."""
-        lines = [self.header, ["---", *["---:"] * (len(self.header) - 1)], *self.rows]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(self.header))]
+        header, *rows = ([printable(cell).replace("|", r"\|") for cell in line] for line in (self.header, *self.rows))
+        lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
         return "\n".join(
             "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines
         )
@@ -176,7 +178,8 @@ def so_far(run: RunRecord, metric: str, *, stale: bool) -> list[float]:
 
 
 def _mean(values: Iterable[float | None]) -> str:
-    return _number(float(np.mean([value for value in values if value is not None])), 3)
+    measured = [value for value in values if value is not None and not np.isnan(value)]
+    return _number(float(np.mean(measured)), 3) if measured else "-"
 
 
 def _mean_and_deviation(values: Iterable[float | None], digits: int = 3) -> str:

@@ -17,8 +17,17 @@ STORED = sorted((Path(__file__).parents[2] / "benchmarks" / "results").rglob("re
 def record(method="a", seed=0, matrix=((0.9, 0.1), (0.5, 0.7)), **changes):
     return {
         "method": method, "seed": seed, "scores": {"recall_at_1": matrix}, "pooled": {"recall_at_1": 0.5},
-        "measures": {"recall_at_1": {"final_average": 0.6}}, "seconds": {"training": 1.0}, **changes,
+        "measures": {"recall_at_1": {"final_average": 0.6, "forgetting": 0.4, "backward_transfer": -0.4, "learning": 0.8}},
+        "seconds": {"training": 1.0, "importance": 0.5, "evaluation": 0.1}, **changes,
     }  # fmt: skip
+
+
+SCORES = {"recall_at_1": 0.5}
+UPDATE = {
+    "after": "y", "old_on_old": SCORES, "new_on_new": SCORES, "new_on_old": SCORES, "compensated": {"none": SCORES}, "k": 3,
+    "churn": 0.5, "drift": {"mean": 0.1, "quantiles": {"0.5": 0.1}}, "churn_re_embedded": 0.2, "verdict": "keep",
+    "compensation": None, "reason": "so it is",
+}  # fmt: skip
 
 
 def content(*runs, **changes):
@@ -48,15 +57,10 @@ def test_what_is_written_is_read_as_the_same(tmp_path):
 
 
 def test_schema_1_in_the_words_of_schema_2(tmp_path):
-    update = {
-        "after": "y", "old_on_old": {}, "new_on_new": {}, "new_on_old": {}, "compensated": {}, "k": 3, "churn": 0.5,
-        "drift": {"mean": 0.1, "quantiles": {"0.5": 0.1}}, "churn_re_embedded": 0.2, "verdict": "keep", "compensation": None,
-        "reason": "so it is",
-    }  # fmt: skip
     run = record()
     run["all"] = run.pop("pooled")
     run |= {
-        "kept_bytes": 7, "followed": {"cats": [0.8, 0.6]}, "indexes": [update],
+        "kept_bytes": 7, "followed": {"cats": [0.8, 0.6]}, "indexes": [UPDATE],
         "kept_gallery": {"scores": {"recall_at_1": [[0.9, 0.1], [0.3, 0.7]]}, "measures": {}},
     }  # fmt: skip
     (read,) = read_results(write(tmp_path / "run", content(run, schema=1))).runs
@@ -89,14 +93,38 @@ def test_every_stored_result_is_read(path):
         ("{", "is not valid JSON"),
         ("[]", "does not hold the results of a run"),
         ("3", "does not hold the results of a run"),
-        ("{}", r"does not hold the results of a run \(name: Field required\)"),
+        ("{}", "does not hold the results of a run: it has no schema number"),
+        (content(schema="2"), "it has no schema number"),
+        (content(schema=True), "it has no schema number"),
+        (content(schema=0), "it has no schema number"),
+        (content(splits=[]), "there is no split"),
+        (content(record(), record()), "two runs of a with seed 0 do not fit together"),
+        (content(record(), record(seed=1, matrix=[[0.1, 0.2]])), "two runs of a with seed . do not fit together"),
+        (content(record(method="")), "has no name"),
+        (content(record(num_steps=-1)), "a negative number of steps"),
+        (content(record(pooled={})), "lacks the pooled of recall_at_1"),
+        (content(record(measures={})), "lacks the measures of recall_at_1"),
+        (content(record(measures={"recall_at_1": {"learning": 1}})), "lacks one of the measures"),
+        (content(record(seconds={"training": 1})), "lacks the seconds of training or importance"),
+        (content(record(seconds={"training": -1, "importance": 1})), "runs.0.seconds.training"),
+        (content(record(initial={"recall_at_1": [0.5]})), "the initial scores of a are not of 2 splits"),
+        (content(record(details=[{}])), "has details of 1 evaluations, not of 2"),
+        (content(record(details=[{}, {"stale_gallery": {"mrr": [0.1, 0.2]}}])), "of its stale gallery"),
+        (content(record(details=[{}, {"stale_gallery": {"recall_at_1": [0.1] * 3}}])), "of too many splits"),
+        (
+            content(record(details=[{}, {"index_update": UPDATE | {"compensated": {"none": {}}}}])),
+            "of an update of the index",
+        ),
+        (content(record(pooled={"recall_at_1": math.inf})), "runs.0.pooled.recall_at_1"),
+        ("[" * 100_000, "is not valid JSON"),
+        ('{"schema": 2, "name": ' + "1" * 5000 + "}", "is not valid JSON"),
         (content(schema=3), r"was written by a newer version of mas-embed \(schema 3\); update mas-embed"),
         (content(schema=1, runs=3), "does not hold the results of a run"),
         (content(schema=1, runs=[{}]), "does not hold the results of a run"),
         (content(record(scores={})), "lacks the scores of recall_at_1"),
         (content(record(matrix=[[1.0, 2.0]] * 3)), "are no matrix of 2 splits"),
         (content(record(matrix=[[1.0], [2.0, 3.0]])), "are no matrix of 2 splits"),
-        (content(record(matrix=[["high", 1.0]])), "runs.0.scores.recall_at_1.0.0: Input should be a valid number"),
+        (content(record(matrix=[["high", 1.0]])), "runs.0.scores.recall_at_1.0.0: .* must be a number"),
     ],
 )
 def test_a_damaged_or_newer_file_is_refused_in_a_sentence(tmp_path, values, message):
@@ -106,7 +134,7 @@ def test_a_damaged_or_newer_file_is_refused_in_a_sentence(tmp_path, values, mess
 
 
 def test_a_folder_without_results(tmp_path):
-    with pytest.raises(UserError, match="cannot read .*; name the directory of a run"):
+    with pytest.raises(UserError, match="there is no .*results.json; name the directory of a run"):
         read_results(tmp_path)
 
 

@@ -4,10 +4,13 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from mas_embed import UserError
 from mas_embed.evaluation import Results
 from mas_embed.report import (
+    Table,
     index_table,
     metric_name,
     scores_figure,
@@ -17,6 +20,7 @@ from mas_embed.report import (
     tracked_tables,
     write_report,
 )
+from mas_embed.report.figures import drawn, png_of
 
 
 def run(method, seed, matrix, seconds=2.0):
@@ -193,3 +197,49 @@ def test_runs_of_other_data_do_not_compare(content, tmp_path):
     folders = [write(tmp_path / name, content, f"data: {{name: folders, root: {name}}}") for name in ("one", "two")]
     with pytest.raises(UserError, match="two is of other data than .*one"):
         write_report(*folders, out=tmp_path / "both")
+
+
+UNUSUAL_NAMES = [
+    ("$\\frac$", "$x$", r"a\$b$", "$"),
+    ("caf\udce9", "a\nb\x1b[31m\0", "\u202eabc", "{%"),
+    ("_hidden", "__", " ", "x" * 5000),
+    ("\u65e5\u672c", "\U0001f600", "\u0645\u0631\u062d\u0628\u0627", "a^_b\\"),
+]
+
+
+@pytest.mark.parametrize("names", UNUSUAL_NAMES, ids=["formulas", "control", "underscores", "glyphs"])
+def test_any_name_can_be_drawn(content, names, recwarn):
+    *content["splits"], method, name = names
+    for record in content["runs"]:
+        record["method"] = method if record["method"] == "a" else name
+        for part in ("scores", "initial", "pooled", "measures"):
+            record[part] = {name: record[part]["recall_at_1"]}
+    content["primary_metric"] = name
+    update = {
+        "after": "y", "old_on_old": {name: 0.5}, "new_on_new": {name: 0.5}, "new_on_old": {name: 0.5}, "compensated": {},
+        "drift": {"mean": 0.5, "quantiles": {}}, "k": 1, "churn": 0.5, "churn_re_embedded": 0.5, "verdict": "keep",
+        "compensation": None, "reason": "",
+    }  # fmt: skip
+    for record in content["runs"][::2]:
+        record["details"] = [{}, {"stale_gallery": {name: [0.5, 0.5]}, "index_update": update}]
+    results = Results.model_validate(content)
+    for figure in (scores_figure(results), stale_gallery_figure(results)):
+        assert png_of(figure).startswith(b"\x89PNG")
+    legend = scores_figure(results).subfigs[1].legends[0]
+    assert len(legend.get_texts()) == 2
+    assert not recwarn.list
+
+
+def test_dollars_are_drawn_as_they_are():
+    text = Text(text=drawn("costs $5 or $6"))
+    assert Text._preprocess_math(text, text.get_text()) == ("costs $5 or $6", False)
+
+
+def test_a_figure_of_many_splits_is_not_too_large_to_draw():
+    assert png_of(Figure(figsize=(2.4 * 300, 1))).startswith(b"\x89PNG")
+
+
+def test_cells_cannot_break_a_table():
+    table = Table("title", ["method", "a|b"], [["two\nlines", "1"]])
+    assert table.to_markdown().splitlines()[0] == r"| method     | a\|b |"
+    assert len(table.to_markdown().splitlines()) == 3
