@@ -2,6 +2,7 @@
 
 from mas_embed.data.batches import ordered_batches
 from mas_embed.data.digits import digits
+from mas_embed.data.fingerprint import fingerprint_of_inputs, fingerprint_of_split
 from mas_embed.data.image_folders import image_folders
 from mas_embed.data.images import ImageFiles
 from mas_embed.data.partition import HeldOut, check_held_out, partition
@@ -21,6 +22,8 @@ __all__ = [
     "check_held_out",
     "check_splits",
     "digits",
+    "fingerprint_of_inputs",
+    "fingerprint_of_split",
     "image_folders",
     "join_parts",
     "join_splits",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import uuid
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -19,6 +21,7 @@ from mas_embed.errors import RunError, UserError, reason_of
 from mas_embed.runtime.reading import check_regular_file, read_errors_explained
 
 METADATA_KEY = "mas_embed"
+CHECKSUM_KEY = "mas_embed_checksum"
 TEMPORARY_FILES = ".mas-embed-*.tmp"  # what a killed process may leave in a folder
 
 # The disk is full or broken: nothing that the user gave is wrong
@@ -73,13 +76,16 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Writes tensors and a JSON description atomically as one safetensors file, without pickle."""
+    """Writes tensors and a JSON description with a checksum of both, atomically, as one safetensors file, without pickle."""
     on_cpu = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    write_file(path, safetensors.torch.save(on_cpu, {METADATA_KEY: json.dumps(description)}))
+    text = json.dumps(description)
+    write_file(path, safetensors.torch.save(on_cpu, {METADATA_KEY: text, CHECKSUM_KEY: _checksum(on_cpu, text)}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the description in a file that `write_tensors` wrote.
+
+    Files of earlier versions have no checksum, and are read without one.
 
     Raises:
         UserError: the file does not exist, is not a safetensors file, is damaged, or was written by another program.
@@ -93,10 +99,23 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"cannot read {path} as a safetensors file: {reason_of(error)}") from None
     if METADATA_KEY not in metadata:
         raise UserError(f"{path} is a safetensors file, but not one that mas-embed wrote")
+    text = metadata[METADATA_KEY]
+    if metadata.get(CHECKSUM_KEY, None) not in (None, _checksum(tensors, text)):
+        raise UserError(f"{path} is damaged: its content does not have the checksum that was written with it")
     try:
-        description = json.loads(metadata[METADATA_KEY])
+        description = json.loads(text)
     except (ValueError, RecursionError):
         description = None
     if not isinstance(description, dict):
         raise UserError(f"{path} is damaged: its description is not a JSON object")
     return tensors, description
+
+
+def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    """Of names, types, shapes and bytes of tensors, and of a text."""
+    digest = hashlib.sha256(text.encode(errors="surrogatepass"))
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode(errors="surrogatepass"))
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

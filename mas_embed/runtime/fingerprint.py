@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +17,17 @@ def fingerprint_of(model: nn.Module) -> str:
     The values enter as sums of their bits, weighted by position, which are the same on every device. The fingerprint does not
     protect against deliberate forgery.
     """
+    return fingerprint_of_tensors(
+        {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    )
+
+
+def fingerprint_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """As `fingerprint_of`, of tensors by name."""
     digest = hashlib.sha256()
-    state = {name: value.detach() for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    for name, tensor in state.items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-    values = [tensor.contiguous().flatten().view(torch.uint8) for tensor in state.values()]
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode(errors="surrogatepass"))
+    values = [tensor.detach().contiguous().flatten().view(torch.uint8) for tensor in tensors.values()]
     chunks = [data for data in values if len(data) > SMALL_BYTES]
     small = [data for data in values if len(data) <= SMALL_BYTES]
     if small:  # there may be many, and summing them as one tensor is faster

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from mas_embed.evaluation import Evaluation
 from mas_embed.registry import Registry
+from mas_embed.runtime.atomic_files import write_errors_explained
 from mas_embed.runtime.checks import check_at_least
 from mas_embed.runtime.json_text import json_text
+from mas_embed.runtime.text import printable
 
 if TYPE_CHECKING:
     from mas_embed.training.result import SequenceResult
@@ -239,7 +241,7 @@ class ProgressBar(Callback):
         """Prints a line above the bar."""
         from rich.markup import escape
 
-        self._progress.console.print(escape(line), highlight=False)
+        self._progress.console.print(escape(printable(line)), highlight=False)
 
     def on_epoch_end(self, event: EpochEnd) -> None:
         epoch = event.epoch + 1
@@ -255,7 +257,7 @@ class ProgressBar(Callback):
     def _show(self, event: Event, share: float, text: str) -> None:
         from rich.markup import escape
 
-        description = escape(f"{event.method}  seed {event.seed}  split {event.split}  {text}")
+        description = escape(printable(f"{event.method}  seed {event.seed}  split {event.split}  {text}"))
         self._progress.update(self._task, description=description, completed=self._num_done + share)
 
 
@@ -264,5 +266,5 @@ def _position(event: Event) -> dict[str, Any]:
 
 
 def _append(path: Path, values: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
+    with write_errors_explained(path), path.open("a", encoding="utf-8") as file:
         file.write(json_text(values) + "\n")

@@ -8,10 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mas_embed.errors import UserError
+from mas_embed.errors import UserError, reason_of
 from mas_embed.evaluation import Evaluator
 from mas_embed.methods import Method
 from mas_embed.runtime.atomic_files import read_tensors, write_tensors
+
+VERSION = 2
+REMEDY = "delete it to train this sequence from its start"
 
 
 def save_checkpoint(
@@ -20,56 +23,67 @@ def save_checkpoint(
     """Writes the states of model, method and evaluator, and `progress` (JSON), as one safetensors file, atomically."""
     states = {"model": model.state_dict(), "method": method.state_dict(), "evaluator": evaluator.state_dict()}
     tensors, numbers = _flatten(states)
-    write_tensors(path, tensors, {"kind": "checkpoint", "numbers": numbers, "progress": progress})
+    write_tensors(
+        path, tensors, {"kind": "checkpoint", "version": VERSION, "numbers": numbers, "progress": dict(progress)}
+    )
 
 
-def load_checkpoint(
-    path: Path, model: nn.Module, method: Method, evaluator: Evaluator, plan: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Takes model, method and evaluator back to where they were; returns `progress`, whose "plan" must be the given one.
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The states that `load_states` takes, and `progress`.
 
     Raises:
-        UserError: the file is not a checkpoint, or one of another model, plan or evaluator.
+        UserError: the file is not a checkpoint, is damaged, or was written by another version.
     """
-    tensors, description = read_tensors(path)
-    if description.get("kind") != "checkpoint":
-        raise UserError(f"{path} is not a checkpoint but holds {description.get('kind')}")
-    stored = description["progress"]["plan"]
-    for name, value in plan.items():
-        if stored.get(name) != value:
-            raise UserError(
-                f"the checkpoint {path} is of another sequence: its {name} is {stored.get(name)}, not {value}"
-            )
-    state = _unflatten(tensors | description["numbers"])
     try:
-        model.load_state_dict(state.get("model", {}))
-    except RuntimeError as error:
-        raise UserError(f"the checkpoint {path} is of another model: {' '.join(str(error).split())}") from None
-    method.load_state_dict(state.get("method", {}))
-    evaluator.load_state_dict(state.get("evaluator", {}))
-    return dict(description["progress"])
+        tensors, description = read_tensors(path)
+    except UserError as error:
+        raise UserError(f"the checkpoint cannot be used: {error}; {REMEDY}") from None
+    if description.get("kind") != "checkpoint":
+        raise UserError(f"{path} is not a checkpoint but holds {description.get('kind')!r}; name another file")
+    if description.get("version") != VERSION:
+        raise UserError(f"the checkpoint {path} was written by another version of mas-embed; {REMEDY}")
+    progress, numbers = description.get("progress"), description.get("numbers")
+    if not isinstance(progress, dict) or not isinstance(numbers, dict):
+        raise UserError(f"the checkpoint {path} is damaged; {REMEDY}")
+    return _unflatten(tensors | numbers), progress
+
+
+def load_states(
+    states: Mapping[str, Any], model: nn.Module, method: Method, evaluator: Evaluator, *, source: Path
+) -> None:
+    """Takes model, method and evaluator back to where they were.
+
+    Raises:
+        UserError: the states are of another model, method or evaluator, or damaged; the message names `source`.
+    """
+    for name, component in (("model", model), ("method", method), ("evaluator", evaluator)):
+        try:
+            component.load_state_dict(states.get(name, {}))
+        except Exception as error:
+            raise UserError(f"the checkpoint {source} is of another {name}, or damaged: {reason_of(error)}") from error
 
 
 def _flatten(state: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Nested dicts as flat ones, keys joined by '/': tensors, and everything else."""
+    """Nested dicts as flat ones, keys joined by '/' (a '/' in a key is escaped, RFC 6901): tensors, and everything else."""
     tensors: dict[str, Tensor] = {}
     others: dict[str, Any] = {}
     for key, value in state.items():
+        path = f"{prefix}{str(key).replace('~', '~0').replace('/', '~1')}"
         if isinstance(value, Mapping):
-            inner_tensors, inner_others = _flatten(value, f"{prefix}{key}/")
+            inner_tensors, inner_others = _flatten(value, f"{path}/")
             tensors |= inner_tensors
-            others |= inner_others or ({} if value else {f"{prefix}{key}": {}})
+            others |= inner_others or ({} if value else {path: {}})
         elif isinstance(value, Tensor):
-            tensors[f"{prefix}{key}"] = value
+            tensors[path] = value
         else:
-            others[f"{prefix}{key}"] = value
+            others[path] = value
     return tensors, others
 
 
 def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for path, value in flat.items():
-        *parents, key = path.split("/")
+        *parents, key = (part.replace("~1", "/").replace("~0", "~") for part in path.split("/"))
         inner = nested
         for parent in parents:
             inner = inner.setdefault(parent, {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,13 +13,16 @@ from torch import nn
 
 from mas_embed.data import Split, check_splits, ordered_batches
 from mas_embed.errors import UserError
-from mas_embed.evaluation import BEFORE_FIRST, Evaluation, Evaluator, RetrievalEvaluator, ScoreMatrix
+from mas_embed.evaluation import BEFORE_FIRST, Evaluator, RetrievalEvaluator
 from mas_embed.methods import Loss, Method
+from mas_embed.runtime.distributed import check_one_process
 from mas_embed.runtime.forward import unwrap_compiled
 from mas_embed.runtime.seeding import seeded
 from mas_embed.training.callbacks import Callback, Callbacks, Event, RunEnd, SplitEnd
-from mas_embed.training.checkpoint import load_checkpoint, save_checkpoint
+from mas_embed.training.checkpoint import save_checkpoint
 from mas_embed.training.loading import training_batches
+from mas_embed.training.plan import make_plan
+from mas_embed.training.progress import restore
 from mas_embed.training.recipe import Recipe
 from mas_embed.training.result import SequenceResult
 from mas_embed.training.step import Learner, Stopwatch, learn_split
@@ -106,9 +109,24 @@ def train_sequence(
         )
     evaluator = RetrievalEvaluator() if evaluator is None else evaluator
     accelerator = _accelerator(accelerator, recipe)
-    plan = _plan(splits, evaluated_splits, method, recipe, seed)
     learner = Learner(accelerator.prepare_model(model), method, loss, miner, recipe, accelerator)
-    progress = _restore(checkpoint, resume, plan, model, method, evaluator)
+    progress, plan = restore(
+        checkpoint,
+        resume,
+        lambda: make_plan(
+            splits,
+            evaluated_splits,
+            method=method,
+            loss=loss,
+            miner=miner,
+            recipe=recipe,
+            importance_data=importance_data,
+            seed=seed,
+        ),
+        model,
+        method,
+        evaluator,
+    )
     notified, stopwatch = Callbacks(tuple(callbacks)), Stopwatch(progress.seconds)
     if not progress.initial:
         with stopwatch.timed("evaluation"):
@@ -137,30 +155,6 @@ def train_sequence(
     return result
 
 
-@dataclass
-class _Progress:
-    """What has been recorded so far; goes into the checkpoint as JSON."""
-
-    initial: dict[str, list[float]] = field(default_factory=dict)
-    scores: list[dict[str, list[float]]] = field(default_factory=list)
-    pooled: dict[str, float] = field(default_factory=dict)
-    details: list[dict[str, Any]] = field(default_factory=list)
-    num_steps: int = 0
-    seconds: dict[str, float] = field(default_factory=lambda: Stopwatch().seconds)
-
-    def record(self, evaluation: Evaluation) -> None:
-        """Adds what was measured after a split."""
-        self.scores.append(evaluation.scores)
-        self.details.append(evaluation.details_as_dict)
-        self.pooled = evaluation.pooled
-
-    def as_result(self, splits: list[str]) -> SequenceResult:
-        """Everything as one result."""
-        metrics = [name for name in self.scores[0] if all(name in row for row in self.scores)]
-        matrices = {name: ScoreMatrix([row[name] for row in self.scores]) for name in metrics}
-        return SequenceResult(splits, matrices, self.initial, self.pooled, self.details, self.num_steps, self.seconds)
-
-
 def _accelerator(given: Accelerator | None, recipe: Recipe) -> Accelerator:
     if given is not None and recipe.accumulate != 1:
         raise UserError(
@@ -168,47 +162,8 @@ def _accelerator(given: Accelerator | None, recipe: Recipe) -> Accelerator:
             "number, too; pass Accelerator(gradient_accumulation_steps=...) or the recipe's number, not both"
         )
     accelerator = given or Accelerator(gradient_accumulation_steps=recipe.accumulate)
-    if accelerator.num_processes > 1:
-        raise UserError(
-            f"training in several processes, here {accelerator.num_processes}, is not supported yet; start one process, without "
-            "`accelerate launch` or `torchrun`"
-        )
+    check_one_process(accelerator.num_processes)
     return accelerator
-
-
-def _plan(
-    splits: Sequence[Split], evaluated_splits: Sequence[Split], method: Method, recipe: Recipe, seed: int
-) -> dict[str, Any]:
-    """What a checkpoint must be of to go on from it."""
-    return {
-        "splits": [split.name for split in splits],
-        "evaluated_splits": [split.name for split in evaluated_splits],
-        "method": type(method).__name__,
-        "seed": seed,
-        "epochs": recipe.epochs,
-        "batch_size": recipe.batch_size,
-    }
-
-
-def _restore(
-    checkpoint: str | Path | None,
-    resume: bool,
-    plan: dict[str, Any],
-    model: nn.Module,
-    method: Method,
-    evaluator: Evaluator,
-) -> _Progress:
-    if checkpoint is None:
-        return _Progress()
-    path = Path(checkpoint)
-    if not path.parent.is_dir():
-        raise UserError(f"the folder of the checkpoint, {path.parent}, does not exist")
-    if not path.exists():
-        return _Progress()
-    if not resume:
-        raise UserError(f"there is a checkpoint already at {path}; pass resume=True to go on from it, or another path")
-    restored = load_checkpoint(path, model, method, evaluator, plan)
-    return _Progress(**{name: value for name, value in restored.items() if name != "plan"})
 
 
 def _consolidation_batches(split: Split, unlabeled: Any, recipe: Recipe) -> Iterable[Any]:

@@ -343,7 +343,12 @@ def test_a_checkpoint_of_another_sequence_is_not_resumed(tmp_path):
         ({"seed": 1}, "its seed is 0, not 1"),
         ({"splits": small_splits(2)}, "its splits is"),
         ({"make_method": Finetune}, "its method is MAS, not Finetune"),
-        ({"epochs": 3}, "its epochs is 2, not 3"),
+        ({"make_method": partial(MAS, strength=2.0)}, r"its method is \{'strength': 1.0\}, not \{'strength': 2.0\}"),
+        ({"loss": TripletMarginLoss(margin=0.3)}, "its loss is pull_together, not TripletMarginLoss"),
+        ({"miner": TripletMarginMiner()}, "its miner is None, not {'name': 'TripletMarginMiner'"),
+        ({"epochs": 3}, r"its recipe is \{'epochs': 2\}, not \{'epochs': 3\}"),
+        ({"optimizer": partial(torch.optim.Adam, lr=0.5)}, "its recipe is {'optimizer': "),
+        ({"importance_data": torch.zeros(4, 2)}, "its importance_data is None, not"),
     ):
         with pytest.raises(UserError, match=f"another sequence: {message}"):
             train(**({"make_method": MAS} | options), checkpoint=path, resume=True)
@@ -351,6 +356,23 @@ def test_a_checkpoint_of_another_sequence_is_not_resumed(tmp_path):
         train(MAS, checkpoint=path, resume=True, evaluator=RetrievalEvaluator(recall_at=(2,)))
     with pytest.raises(UserError, match="does not exist"):
         train(checkpoint=tmp_path / "missing" / "checkpoint.safetensors")
+
+
+@pytest.mark.parametrize("change", ["values", "labels", "fewer"])
+def test_data_that_has_changed_is_not_resumed(tmp_path, change):
+    path, splits = tmp_path / "checkpoint.safetensors", small_splits()
+    train(checkpoint=path, splits=splits)
+    held, old = splits[1].query, splits[1].train
+    inputs, labels = old.inputs.clone(), old.labels.clone()
+    if change == "values":
+        inputs[0, 0] += 1
+    elif change == "labels":
+        labels[0] = labels[-1]
+    else:
+        inputs, labels = inputs[:-1], labels[:-1]
+    changed = [splits[0], Split(splits[1].name, Part(inputs, labels), held, held), *splits[2:]]
+    with pytest.raises(UserError, match=f"the data of split '{splits[1].name}' is not what the checkpoint"):
+        train(checkpoint=path, splits=changed, resume=True)
 
 
 @pytest.mark.parametrize("part", ["train", "query", "gallery"])

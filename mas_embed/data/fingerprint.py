@@ -1,0 +1,62 @@
+"""Fingerprints of data, by which a training that goes on notices that its data has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import ConcatDataset
+from torch.utils.data import Subset as ItemsByPosition
+
+from mas_embed.data.split import Part, Split
+from mas_embed.runtime.fingerprint import fingerprint_of_tensors
+
+
+def fingerprint_of_split(split: Split) -> str | None:
+    """A short string that changes with the items of a split; None if a file of them is missing.
+
+    It is made of the labels, and of the values of tensors, or the names and sizes of files. Names are relative to the folder
+    that all files of a part have in common, and times do not enter, so that data may be copied elsewhere. O(values of tensors,
+    number of files). Of inputs that are neither, only the number enters.
+    """
+    parts = [split.train, split.query, *([] if split.gallery is split.query else [split.gallery])]
+    descriptions = [_describe_part(part) for part in parts]
+    if None in descriptions:
+        return None
+    return hashlib.sha256("\n".join(map(str, descriptions)).encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def fingerprint_of_inputs(inputs: Any) -> str | None:
+    """As `fingerprint_of_split`, of inputs without labels."""
+    description = _describe_inputs(inputs)
+    return description and hashlib.sha256(description.encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def _describe_part(part: Part) -> str | None:
+    inputs = _describe_inputs(part.inputs)
+    return inputs and f"{inputs} {fingerprint_of_tensors({'labels': part.labels})}"
+
+
+def _describe_inputs(inputs: Any) -> str | None:
+    if isinstance(inputs, Tensor):
+        return fingerprint_of_tensors({"inputs": inputs})
+    if isinstance(inputs, ConcatDataset):
+        described = [_describe_inputs(one) for one in inputs.datasets]
+        return None if None in described else " ".join(map(str, described))
+    if isinstance(inputs, ItemsByPosition):
+        described_all = _describe_inputs(inputs.dataset)
+        return described_all and f"{described_all} {list(inputs.indices)}"
+    paths = getattr(inputs, "paths", None)
+    return f"{len(inputs)} items" if paths is None else _describe_files(paths)
+
+
+def _describe_files(paths: list[Path]) -> str | None:
+    try:
+        sizes = [os.stat(path).st_size for path in paths]
+    except OSError:
+        return None
+    folder = os.path.commonpath([path.absolute().parent for path in paths]) if paths else ""
+    return str([(os.path.relpath(path.absolute(), folder), size) for path, size in zip(paths, sizes, strict=True)])

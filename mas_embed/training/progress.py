@@ -1,0 +1,102 @@
+"""What a sequence has recorded so far, and how it goes on from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from mas_embed.errors import UserError
+from mas_embed.evaluation import Evaluation, Evaluator, ScoreMatrix
+from mas_embed.methods import Method
+from mas_embed.training.checkpoint import REMEDY, load_states, read_checkpoint
+from mas_embed.training.plan import check_plan
+from mas_embed.training.result import SequenceResult
+from mas_embed.training.step import Stopwatch
+
+
+@dataclass
+class Progress:
+    """What has been recorded so far; goes into the checkpoint as JSON."""
+
+    initial: dict[str, list[float]] = field(default_factory=dict)
+    scores: list[dict[str, list[float]]] = field(default_factory=list)
+    pooled: dict[str, float] = field(default_factory=dict)
+    details: list[dict[str, Any]] = field(default_factory=list)
+    num_steps: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: Stopwatch().seconds)
+
+    @classmethod
+    def read(cls, stored: Mapping[str, Any], *, source: Path) -> Progress:
+        """The progress in a checkpoint.
+
+        Raises:
+            UserError: it is not one.
+        """
+        try:
+            progress = TypeAdapter(cls).validate_python({name: stored[name] for name in cls.__dataclass_fields__})
+        except (ValidationError, KeyError):
+            progress = cls()
+        num_learned = len(progress.scores)
+        sizes = {len(values) for row in (progress.initial, *progress.scores) for values in row.values()}
+        is_whole = num_learned > 0 and all(progress.scores) and progress.initial
+        if not is_whole or len(progress.details) != num_learned or len(sizes) > 1 or len(progress.seconds) != 3:
+            raise UserError(f"the checkpoint {source} is damaged; {REMEDY}")
+        return progress
+
+    def record(self, evaluation: Evaluation) -> None:
+        """Adds what was measured after a split."""
+        self.scores.append(evaluation.scores)
+        self.details.append(evaluation.details_as_dict)
+        self.pooled = evaluation.pooled
+
+    def as_result(self, splits: list[str]) -> SequenceResult:
+        """Everything as one result."""
+        metrics = [name for name in self.scores[0] if all(name in row for row in self.scores)]
+        matrices = {name: ScoreMatrix([row[name] for row in self.scores]) for name in metrics}
+        return SequenceResult(splits, matrices, self.initial, self.pooled, self.details, self.num_steps, self.seconds)
+
+
+def restore(
+    checkpoint: str | Path | None,
+    resume: bool,
+    make_plan: Callable[[], dict[str, Any]],
+    model: nn.Module,
+    method: Method,
+    evaluator: Evaluator,
+) -> tuple[Progress, dict[str, Any]]:
+    """Where a sequence stands, and the plan that its checkpoints are of; no plan without checkpoints.
+
+    Args:
+        checkpoint: the file; None for a sequence without.
+        resume: whether to go on from the file if it exists.
+        make_plan: returns the plan, see `make_plan`; called if there is a file to write.
+        model: that the checkpoint's state is loaded into, like method and evaluator.
+        method: of the sequence.
+        evaluator: of the sequence.
+
+    Raises:
+        UserError: the folder of the file does not exist; there is a checkpoint and `resume` is False; it is damaged, or of
+            another sequence.
+    """
+    if checkpoint is None:
+        return Progress(), {}
+    path = Path(checkpoint)
+    if not path.parent.is_dir():
+        raise UserError(f"the folder of the checkpoint, {path.parent}, does not exist")
+    plan = make_plan()
+    if not path.exists():
+        return Progress(), plan
+    if not resume:
+        raise UserError(f"there is a checkpoint already at {path}; pass resume=True to go on from it, or another path")
+    states, stored = read_checkpoint(path)
+    progress = Progress.read(stored, source=path)
+    check_plan(stored.get("plan"), plan, num_learned=len(progress.scores), source=str(path))
+    if len(progress.scores) > len(plan["splits"]):
+        raise UserError(f"the checkpoint {path} is damaged; {REMEDY}")
+    load_states(states, model, method, evaluator, source=path)
+    return progress, plan
