@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import inspect
+import io
+import os
 import re
 import sys
 import tempfile
@@ -20,7 +22,7 @@ from rich.table import Table as RichTable
 
 from mas_embed.config import PASSED_TO, PROVIDED_TO, Config, constructor_parameters, load_config
 from mas_embed.data import DATASETS, ordered_batches
-from mas_embed.errors import RunError, UserError, unknown_name
+from mas_embed.errors import RunError, UserError, reason_of, unknown_name
 from mas_embed.evaluation import EVALUATORS, Candidate, Results, RunRecord
 from mas_embed.experiment import (
     ERROR_FILE,
@@ -28,9 +30,11 @@ from mas_embed.experiment import (
     Run,
     build_model,
     build_splits,
+    default_directory,
     dry_run,
     num_trainings,
     run_experiment,
+    write_into_run_directory,
 )
 from mas_embed.importance import explain_coverage
 from mas_embed.importance.rules.absolute_products import has_compiled_products
@@ -40,6 +44,8 @@ from mas_embed.models import MODELS
 from mas_embed.registry import Registry
 from mas_embed.report import Table, read_runs, split_table, summary_table, tracked_tables, write_report
 from mas_embed.retrieval import COMPENSATIONS
+from mas_embed.runtime.signals import INTERRUPTED, TERMINATED, Terminated, exit_codes_of_signals
+from mas_embed.runtime.text import printable, shortened
 from mas_embed.training import CALLBACKS, OPTIMIZERS, SAMPLERS, SCHEDULERS, ProgressBar
 
 # By the name under which `mas-embed list` shows them
@@ -59,12 +65,38 @@ KINDS: dict[str, Registry] = {
 
 app = typer.Typer(
     help="Train embedding networks over a sequence of data splits, and see what they forget.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
-errors = Console(stderr=True)
+LONGEST_SENTENCE = 1000  # characters of an error
+
+
+class _StopError(Exception):
+    """The program ends with an exit code and a sentence."""
+
+    def __init__(self, code: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+class _Console(Console):
+    """A console whose output may end early, as in `mas-embed run ... | head`: the run goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())
+
+
+console = _Console()
+errors = _Console(stderr=True)
+
+
+def _folder(text: str) -> Path:
+    if not text.strip():
+        raise typer.BadParameter("it is empty; name a folder, or . for this one")
+    return Path(text)
+
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file: one whole run.")]
 Overrides = Annotated[
@@ -87,18 +119,24 @@ Imports = Annotated[
 
 @app.callback(invoke_without_command=True)
 def main_options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     """Train embedding networks over a sequence of data splits, and see what they forget."""
     if version:
-        console.print(f"mas-embed {importlib.metadata.version('mas-embed')}", highlight=False)
-        raise typer.Exit
+        _print(f"mas-embed {importlib.metadata.version('mas-embed')}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help(), end="")
+        raise typer.Exit(2)
 
 
 @app.command()
 def run(
     config: ConfigPath,
-    out: Annotated[Path | None, typer.Option(help="The run directory.", show_default="runs/<name>")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The run directory.", show_default="runs/<name>", metavar="DIR", parser=_folder),
+    ] = None,
     overrides: Overrides = None,
     imports: Imports = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run of the same config stopped.")] = False,
@@ -107,22 +145,21 @@ def run(
     """Train every method and seed of a config, evaluate them after every split, and write a report."""
     _import_modules(imports)
     loaded = load_config(config, overrides or ())
-    folder = out or Path("runs") / loaded.name
+    folder = default_directory(loaded) if out is None else out
     try:
         with RunProgress(loaded) as progress:
             results = run_experiment(loaded, folder, resume=resume, overwrite=overwrite, callbacks=[progress])
-    except KeyboardInterrupt:
-        errors.print("interrupted; run it again with --resume to go on after the last finished split", soft_wrap=True)
-        raise typer.Exit(130) from None
+    except (KeyboardInterrupt, Terminated) as stop:
+        word, code = ("interrupted", INTERRUPTED) if isinstance(stop, KeyboardInterrupt) else ("terminated", TERMINATED)
+        raise _StopError(code, f"{word}; run it again with --resume to go on after the last finished split") from None
     except (UserError, RunError):
         raise
     except Exception as error:
-        log = _write_traceback(folder)
-        raise RunError(f"{type(error).__name__}: {error} (traceback in {log})") from error
+        raise _failure(error, folder) from error
     console.print()
     _show_tables(results)
     for title, name in (("report", "report.html"), ("figure", "scores.png"), ("scores", "results.json")):
-        console.print(f"{title}  {escape(str(folder / name))}", highlight=False)
+        _print(f"{title}  {folder / name}")
 
 
 @app.command()
@@ -132,7 +169,7 @@ def check(config: ConfigPath, overrides: Overrides = None, imports: Imports = No
     loaded = load_config(config, overrides or ())
     splits = build_splits(loaded)
     dry_run(loaded, splits)
-    console.print(escape(loaded.to_yaml()), highlight=False)
+    console.print(escape(loaded.to_yaml()), highlight=False, soft_wrap=True)
     sizes = [[s.name, *(f"{len(part):,}" for part in (s.train, s.query, s.gallery))] for s in splits]
     console.print(_rich(Table("splits", ["split", "train", "query", "gallery"], sizes)))
     model = build_model(loaded, splits, seed=loaded.seeds[0])
@@ -144,11 +181,10 @@ def check(config: ConfigPath, overrides: Overrides = None, imports: Imports = No
     num_values = sum(parameter.numel() for parameter in model.parameters())
     num_methods, num_seeds = len(loaded.methods), len(loaded.seeds)
     searched = num_trainings(loaded) - num_methods * num_seeds
-    console.print(
+    _print(
         f"{len(trained)} of {len(coverage)} parameters are trained ({num_values:,} values in all); "
         f"{num_methods} methods x {num_seeds} seeds = {num_methods * num_seeds} runs"
-        + (f", after {searched} trainings to choose options" if searched else ""),
-        highlight=False,
+        + (f", after {searched} trainings to choose options" if searched else "")
     )
     if not has_compiled_products():
         console.print(
@@ -159,12 +195,15 @@ def check(config: ConfigPath, overrides: Overrides = None, imports: Imports = No
 @app.command()
 def report(
     run_directories: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Directories that runs wrote.")],
-    out: Annotated[Path | None, typer.Option(help="Where to write; needed for several runs.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where to write; needed for several runs.", metavar="DIR", parser=_folder),
+    ] = None,
 ) -> None:
     """Rebuild the report of a run directory from its results, or compare several runs over the same splits."""
     write_report(*run_directories, out=out)
     _show_tables(read_runs(run_directories))
-    console.print(f"report  {escape(str((out or run_directories[0]) / 'report.html'))}", highlight=False)
+    _print(f"report  {(out or run_directories[0]) / 'report.html'}")
 
 
 @app.command("list")
@@ -264,8 +303,9 @@ def _import_modules(names: list[str] | None) -> None:
     for name in names or ():
         try:
             importlib.import_module(name)
-        except Exception as error:
-            raise UserError(f"cannot import '{name}', given by --import: {type(error).__name__}: {error}") from None
+        except (Exception, SystemExit) as error:
+            reason = f"{type(error).__name__}: {reason_of(error)}"
+            raise UserError(f"cannot import '{name}', given by --import: {reason}") from None
 
 
 def _show_tables(results: Results) -> None:
@@ -275,34 +315,75 @@ def _show_tables(results: Results) -> None:
 
 def _rich(table: Table, *, align: Literal["left", "right"] = "right") -> RichTable:
     """The table for the terminal; the first column is aligned to the left, the others as asked."""
-    rich_table = RichTable(title=escape(table.title), title_justify="left", box=box.SIMPLE)
+    rich_table = RichTable(title=_plain(table.title), title_justify="left", box=box.SIMPLE)
     for index, name in enumerate(table.header):
-        rich_table.add_column(name, justify="left" if index == 0 else align)
+        rich_table.add_column(_plain(name), justify="left" if index == 0 else align)
     for row in table.rows:
-        rich_table.add_row(*map(escape, row))
+        rich_table.add_row(*map(_plain, row))
     return rich_table
 
 
+def _plain(text: str) -> str:
+    """Text of unknown origin as it is to be shown, neither markup nor commands to the terminal."""
+    return escape(printable(text))
+
+
+def _print(line: str) -> None:
+    console.print(_plain(line), highlight=False, soft_wrap=True)
+
+
+def _print_error(sentence: str, kind: str = "") -> None:
+    errors.print(f"{kind}{_plain(shortened(sentence, LONGEST_SENTENCE))}", highlight=False, soft_wrap=True)
+
+
 def main() -> None:
-    """Runs the command line: exit code 2 and one sentence for what the user can put right, 1 for a run that failed."""
+    """Runs the command line, and exits.
+
+    The exit code is 0; 2, with one sentence, for what the user can put right; 1 for a run that failed or a full disk; 130 for
+    Ctrl-C and 143 for SIGTERM.
+    """
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows ASCII only
+    with exit_codes_of_signals():
+        sys.exit(_run())
+
+
+def _run() -> int:
+    """Runs the command line; returns the exit code."""
     try:
-        app()
+        code = app(standalone_mode=False) or 0
+        if code == INTERRUPTED:
+            _print_error("interrupted")
+        return code
+    except _StopError as stop:
+        _print_error(str(stop))
+        return stop.code
     except UserError as error:
-        errors.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(2)
+        _print_error(str(error), "[red]error:[/red] ")
+        return 2
     except Exception as error:
-        if not isinstance(error, RunError):
-            log = _write_traceback(Path(tempfile.mkdtemp(prefix="mas-embed-")))
-            error = RunError(f"{type(error).__name__}: {error} (traceback in {log})")
-        errors.print(f"[red]failed:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(1)
+        if hasattr(error, "format_message"):  # of typer: an unknown option, or a missing argument
+            _print_error(f"{error.format_message().rstrip('.')} (see mas-embed --help)", "[red]error:[/red] ")
+            return 2
+        failure = error if isinstance(error, RunError) else _failure(error)
+        _print_error(str(failure), "[red]failed:[/red] ")
+        return 1
 
 
-def _write_traceback(folder: Path) -> Path:
-    """Writes the exception that is being handled into the folder, or into a temporary one if there is none yet."""
-    path = (folder if folder.is_dir() else Path(tempfile.mkdtemp(prefix="mas-embed-"))) / ERROR_FILE
-    path.write_text(traceback.format_exc(), encoding="utf-8")
-    return path
+def _failure(error: Exception, run_directory: Path | None = None) -> RunError:
+    """What nobody has foreseen, as one sentence that says where its traceback was written."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        path = run_directory and write_into_run_directory(run_directory, ERROR_FILE, text)
+        if not path:
+            path = Path(tempfile.mkdtemp(prefix="mas-embed-")) / ERROR_FILE
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
+        where = f"traceback in {path}"
+    except (OSError, UserError, RunError):
+        where = "its traceback could not be written"
+    return RunError(f"{type(error).__name__}: {reason_of(error)} ({where})")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "report": BASE | {"evaluation"},
     "testing": BASE | {"methods", "data", "training"},
     "cli": BASE | {"config", "experiment", "report", "importance", "data", "models", "losses", "methods", "evaluation", "retrieval", "training"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "runtime"},
 }  # fmt: skip
 
 

@@ -18,7 +18,6 @@ import mas_embed as me
 from mas_embed import read_results
 from mas_embed.cli import KINDS, main
 from mas_embed.config import load_config
-from mas_embed.config.yaml_file import _Loader
 from mas_embed.report import (
     Table,
     cost_table,
@@ -29,6 +28,7 @@ from mas_embed.report import (
     summary_table,
     tracked_tables,
 )
+from mas_embed.runtime.yaml_text import _Loader
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -129,7 +129,7 @@ def workplace(tmp_path, monkeypatch):
         monkeypatch.setattr(registry, "_components", dict(registry._components))
         monkeypatch.setattr(registry, "_provides", dict(registry._provides))
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr("mas_embed.report.page._png", lambda figure: b"")  # the main job draws its figures
+    monkeypatch.setattr("mas_embed.report.page.png_of", lambda figure: b"")  # the main job draws its figures
     before = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - before:

@@ -2,8 +2,15 @@
 
 from mas_embed.experiment.build import Training, build_model, build_splits, build_training
 from mas_embed.experiment.dry_run import dry_run
-from mas_embed.experiment.run_directory import ERROR_FILE
-from mas_embed.experiment.runner import ExperimentCallback, Run, num_trainings, run_experiment, runs_of
+from mas_embed.experiment.run_directory import ERROR_FILE, write_into_run_directory
+from mas_embed.experiment.runner import (
+    ExperimentCallback,
+    Run,
+    default_directory,
+    num_trainings,
+    run_experiment,
+    runs_of,
+)
 
 __all__ = [
     "ERROR_FILE",
@@ -13,8 +20,10 @@ __all__ = [
     "build_model",
     "build_splits",
     "build_training",
+    "default_directory",
     "dry_run",
     "num_trainings",
     "run_experiment",
     "runs_of",
+    "write_into_run_directory",
 ]

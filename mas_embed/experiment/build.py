@@ -150,13 +150,13 @@ def _build_loss(component: Component, config_key: str, model: nn.Module, splits:
     provided = _provided(
         splits,
         num_classes=lambda: 1 + max(int(split.train.labels.max()) for split in splits),
-        embedding_size=cache(lambda: _embedding_size(model, splits)),
+        embedding_size=cache(lambda: embedding_size(model, splits)),
     )
     loss: Loss = _construct(config_key, constructor, options, provided)
     return loss
 
 
-def _embedding_size(model: nn.Module, splits: Sequence[Split]) -> int:
+def embedding_size(model: nn.Module, splits: Sequence[Split]) -> int:
     """D, by embedding one training item."""
     inputs = torch.utils.data.default_collate([splits[0].train[0]])[0]
     with torch.no_grad(), eval_mode(model):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,7 +20,7 @@ from mas_embed.config import Config, MethodSection
 from mas_embed.data import Split, ordered_batches
 from mas_embed.errors import UserError, component_at_fault, explained, unknown_name
 from mas_embed.evaluation import BEFORE_FIRST, check_evaluable, without_details
-from mas_embed.experiment.build import Training, build_splits, build_training
+from mas_embed.experiment.build import Training, build_splits, build_training, embedding_size
 from mas_embed.runtime.seeding import seeded
 from mas_embed.training import (
     Callback,
@@ -28,8 +31,12 @@ from mas_embed.training import (
     Recipe,
     Stopwatch,
     learn_split,
+    make_optimizer,
     training_batches,
 )
+
+MOST_LABELS = 1000  # of a split that are tried at either end of their range
+MOST_EPOCHS = 10_000  # that a scheduler is tried for
 
 
 def dry_run(config: Config, splits: Sequence[Split]) -> None:
@@ -50,6 +57,8 @@ def dry_run(config: Config, splits: Sequence[Split]) -> None:
             if index == 0:
                 _check_evaluation(config, training, splits)
                 _check_validation_parts(config, training)
+                _check_labels(training, splits)
+                _check_scheduler(training)
             _check_sampler(training)
             _try_method(method, training)
 
@@ -76,6 +85,46 @@ def _check_sampler(training: Training) -> None:
         for split in training.splits:
             with explained(f"training.sampler on split '{split.name}'"):
                 training.recipe.sampler(split.train.labels)
+
+
+def _check_labels(training: Training, splits: Sequence[Split]) -> None:
+    """Miner and loss must take the labels of every split, not only those of the batches that are tried."""
+    with explained("model"):
+        size = embedding_size(training.model, splits)
+    for split in splits:
+        labels = split.train.labels.unique()
+        if len(labels) > 2 * MOST_LABELS:  # the smallest and the largest decide
+            labels = torch.cat([labels[:MOST_LABELS], labels[-MOST_LABELS:]])
+        for batch in labels.repeat_interleave(2).split(max(training.recipe.batch_size, 4)):
+            embeddings = torch.randn(len(batch), size, requires_grad=True)
+            loss, miner = copy.deepcopy(training.loss), copy.deepcopy(training.miner)
+            with explained(f"training.miner on the labels of split '{split.name}'"):
+                mined = miner(embeddings, batch) if miner is not None else None
+            with explained(f"loss on the labels of split '{split.name}'"):
+                loss(embeddings, batch, mined)
+
+
+def _check_scheduler(training: Training) -> None:
+    """A scheduler must be able to step after every epoch, and must give learning rates."""
+    recipe = training.recipe
+    if recipe.scheduler is None:
+        return
+    with explained("training.optimizer"):
+        optimizer = make_optimizer(training.model, [], recipe.optimizer)
+    with explained("training.scheduler"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a run will show them
+        scheduler = recipe.scheduler(optimizer)
+        needed = [p for p in inspect.signature(scheduler.step).parameters.values() if p.default is p.empty]
+        if needed:
+            raise UserError(
+                f"it steps on a measured value ({needed[0].name}), which training does not give it; take another"
+            )
+        optimizer.step()
+        for epoch in range(min(recipe.epochs, MOST_EPOCHS)):
+            scheduler.step()
+            rates = [float(group["lr"]) for group in optimizer.param_groups]
+            if not all(0 <= rate < math.inf for rate in rates):
+                raise UserError(f"the learning rate is {rates[0]} after epoch {epoch + 1}, which must be a number >= 0")
 
 
 def _try_method(method: MethodSection, training: Training) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from mas_embed.errors import UserError
@@ -10,69 +15,224 @@ from mas_embed.evaluation import CONFIG_FILE, ENVIRONMENT_FILE, RESULTS_FILE, Re
 from mas_embed.report import REPORT_FILES
 from mas_embed.runtime.atomic_files import write_file
 from mas_embed.runtime.environment import describe_environment
+from mas_embed.runtime.output_folder import (
+    check_files,
+    is_marked,
+    locked,
+    mark_folder,
+    read_mark,
+    remove_temporary_files,
+)
+from mas_embed.runtime.reading import read_text
+from mas_embed.runtime.text import printable, shortened
+from mas_embed.runtime.yaml_text import parse_yaml
 
 ERROR_FILE = "error.log"
 FILES = (CONFIG_FILE, ENVIRONMENT_FILE, RESULTS_FILE, *REPORT_FILES, ERROR_FILE)
 
-LOG_FILE = "log.jsonl"
-FILES_OF_A_RUN = (LOG_FILE, "checkpoint.safetensors", "steps.jsonl")
+LOG_FILE, CHECKPOINT_FILE = "log.jsonl", "checkpoint.safetensors"
+FILES_OF_A_TRAINING = (LOG_FILE, CHECKPOINT_FILE, "steps.jsonl")
+
+LONGEST_NAME = 100  # of a folder, in bytes; file systems accept 255
 
 
-def open_run_directory(out: Path, config_yaml: str, fresh: Results, *, resume: bool, overwrite: bool) -> Results:
-    """Makes the directory, or takes it over.
+@dataclass(frozen=True)
+class RunDirectory:
+    """A run directory as it is to be written.
 
-    Args:
-        out: the directory.
-        config_yaml: the resolved config, written as `config.yaml`.
+    Attributes:
+        path: of the directory.
+        config_yaml: the resolved config.
         fresh: the results before anything has run.
+        folders: of the trainings, inside the directory: "mas/seed0".
+        data: by name of a split the fingerprint of its data; None where files are missing.
         resume: go on with a run of the same config.
         overwrite: remove the run that is there.
+    """
 
-    Returns:
+    path: Path
+    config_yaml: str
+    fresh: Results
+    folders: Sequence[str]
+    data: Mapping[str, str | None]
+    resume: bool = False
+    overwrite: bool = False
+
+
+def folder_name(title: str) -> str:
+    """The name of a method's folder: its title, unless that is no good name of a folder.
+
+    >>> folder_name("mas, strength 3"), folder_name("results.json")
+    ('mas, strength 3', 'results.json-7c39d6b0')
+    """
+    safe = re.sub(r"[^\w .()=,+-]", "_", title)
+    safe = safe.encode(errors="replace")[:LONGEST_NAME].decode(errors="ignore").rstrip(" .")
+    if safe == title and title not in FILES:
+        return title
+    return f"{safe}-{hashlib.sha256(title.encode(errors='surrogatepass')).hexdigest()[:8]}"
+
+
+def check_run_directory(directory: RunDirectory) -> None:
+    """Raises `UserError` for a directory that `open_run_directory` would refuse; writes nothing.
+
+    Raises:
+        UserError: there is a run and neither `resume` nor `overwrite`, or one of another config or of other data; it holds
+            files that no run wrote; a part of it is a link.
+    """
+    path = directory.path
+    if directory.resume and directory.overwrite:
+        raise UserError("--resume keeps what is there and --overwrite replaces it; give one of them")
+    if not _is_ours(path):
+        check_files(path, _all_files(directory.folders), is_ours=False)
+        return
+    check_files(path, _all_files([*_known_folders(path), *directory.folders]), is_ours=True)
+    if not _holds_a_run(path) or directory.overwrite:
+        return
+    if not directory.resume:
+        raise UserError(
+            f"{path} holds a run already: pass --resume to go on with it, --overwrite to replace it, or another --out"
+        )
+    _check_config(path / CONFIG_FILE, directory.config_yaml)
+    _check_data(path, directory.data)
+
+
+@contextmanager
+def open_run_directory(directory: RunDirectory) -> Iterator[Results]:
+    """Makes the directory, or takes it over, and keeps other processes out for the body of the `with` statement.
+
+    Yields:
         The results that are there already, or a copy of `fresh`.
 
     Raises:
-        UserError: there is a run and neither flag, or one of another config; or the directory cannot be written.
+        UserError: as `check_run_directory`; another process is running there; the directory cannot be written.
+        RunError: the disk is full.
     """
-    if resume and overwrite:
-        raise UserError("--resume keeps what is there and --overwrite replaces it; give one of them")
-    exists = any((out / name).exists() for name in (CONFIG_FILE, RESULTS_FILE))
-    if exists and not (resume or overwrite):
-        raise UserError(
-            f"{out} holds a run already: pass --resume to go on with it, --overwrite to replace it, or another --out"
-        )
-    try:
-        if exists and resume:
-            return _results_to_resume(out, config_yaml, fresh)
-        if exists:
-            _remove_run(out)
-        out.mkdir(parents=True, exist_ok=True)
-        write_file(out / CONFIG_FILE, config_yaml)
-        write_file(out / ENVIRONMENT_FILE, json.dumps(describe_environment(), indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot use {out} as a run directory: {error.strerror}; name another with --out") from None
-    return fresh.model_copy(deep=True)
+    check_run_directory(directory)
+    if not _is_ours(directory.path):
+        _mark(directory)
+    with locked(directory.path):
+        check_run_directory(directory)  # another process may have begun, and ended, meanwhile
+        yield _take_over(directory)
 
 
-def _results_to_resume(out: Path, config_yaml: str, fresh: Results) -> Results:
-    config_path = out / CONFIG_FILE
-    if not config_path.exists() or config_path.read_text(encoding="utf-8") != config_yaml:
-        raise UserError(f"{out} holds a run of another config, which this one cannot resume; compare {config_path}")
-    if not (out / RESULTS_FILE).exists():
+def write_into_run_directory(path: Path, name: str, content: str) -> Path | None:
+    """Writes one of `FILES` if the directory is one of a run; returns its path, or None if nothing was written."""
+    if not is_marked(path):
+        return None
+    check_files(path, [name], is_ours=True)
+    write_file(path / name, content)
+    return path / name
+
+
+def _take_over(directory: RunDirectory) -> Results:
+    path, fresh = directory.path, directory.fresh
+    if directory.overwrite:
+        _remove_run(path, [*_known_folders(path), *directory.folders])
+    remove_temporary_files(path)
+    for folder in directory.folders:
+        remove_temporary_files(path / folder)
+    if not _holds_a_run(path) or not is_marked(path):
+        _mark(directory)
+    write_file(path / CONFIG_FILE, directory.config_yaml)
+    if not (path / ENVIRONMENT_FILE).exists():
+        write_file(path / ENVIRONMENT_FILE, json.dumps(describe_environment(), indent=1) + "\n")
+    if not (path / RESULTS_FILE).exists():
         return fresh.model_copy(deep=True)
-    results = read_results(out)
+    results = read_results(path)
     if any(getattr(results, key) != getattr(fresh, key) for key in ("name", "splits", "primary_metric")):
-        raise UserError(f"{out / RESULTS_FILE} is not of this config; start anew with --overwrite")
+        raise UserError(f"{path / RESULTS_FILE} is not of this config; start anew with --overwrite")
     return results
 
 
-def _remove_run(out: Path) -> None:
+def _mark(directory: RunDirectory) -> None:
+    mark_folder(directory.path, {"folders": list(directory.folders), "data": dict(directory.data)})
+
+
+def _all_files(folders: Sequence[str]) -> list[str]:
+    return [*FILES, *(f"{folder}/{name}" for folder in folders for name in FILES_OF_A_TRAINING)]
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether the directory is marked, or holds results that an earlier version wrote, which made no mark."""
+    return is_marked(path) or bool(_unmarked_results(path))
+
+
+def _unmarked_results(path: Path) -> Results | None:
+    try:
+        return read_results(path)
+    except UserError:
+        return None
+
+
+def _known_folders(path: Path) -> list[str]:
+    """The folders of the trainings that the directory holds."""
+    if is_marked(path):
+        folders = read_mark(path).get("folders")
+        return [folder for folder in folders if _is_folder_name(folder)] if isinstance(folders, list) else []
+    results = _unmarked_results(path)
+    return [f"{folder_name(run.method)}/seed{run.seed}" for run in results.runs] if results else []
+
+
+def _is_folder_name(folder: object) -> bool:
+    """Whether it names the folder of a training, which leads nowhere else."""
+    return isinstance(folder, str) and re.fullmatch(r"[\w .()=,+-]+/seed\d+", folder) is not None and folder[0] != "."
+
+
+def _holds_a_run(path: Path) -> bool:
+    files = [*FILES, *(f"{folder}/{CHECKPOINT_FILE}" for folder in _known_folders(path))]
+    return any((path / name).exists() for name in files)
+
+
+def _check_config(path: Path, config_yaml: str) -> None:
+    if not path.exists():
+        raise UserError(f"{path} is gone, so it is not known what was trained there; start anew with --overwrite")
+    text = read_text(path, "the config")
+    if text == config_yaml:
+        return
+    try:
+        was, now = (_leaves(parse_yaml(one, str(path))) for one in (text, config_yaml))
+    except UserError:
+        was, now = {}, {}
+    keys = [key for key in {**was, **now} if was.get(key) != now.get(key)]
+    differing = f" ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''} differ)" if keys else ""
+    raise UserError(
+        f"{path.parent} holds a run of another config{shortened(printable(differing))}, which this one cannot resume; "
+        f"compare {path}"
+    )
+
+
+def _leaves(value: object, path: str = "") -> dict[str, object]:
+    """The values of a config by their path of keys; components in a list by their label or name."""
+    if isinstance(value, dict):
+        pairs = [(f"{path}.{key}" if path else str(key), inner) for key, inner in value.items()]
+    elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+        names = [inner.get("label", inner.get("name")) if isinstance(inner, dict) else inner for inner in value]
+        pairs = [(f"{path}.{name}", inner) for name, inner in zip(names, value, strict=True)]
+    else:
+        return {path: value}
+    return {key: leaf for inner_path, inner in pairs for key, leaf in _leaves(inner, inner_path).items()}
+
+
+def _check_data(path: Path, data: Mapping[str, str | None]) -> None:
+    stored = read_mark(path).get("data")
+    for split, fingerprint in data.items() if isinstance(stored, dict) else ():
+        if fingerprint is not None and stored.get(split) not in (None, fingerprint):
+            raise UserError(
+                f"the data of split '{split}' has changed since the run in {path} began; bring the old data back, or start "
+                "anew with --overwrite"
+            )
+
+
+def _remove_run(path: Path, folders: Sequence[str]) -> None:
     """Removes the files that a run wrote, and nothing else."""
-    for log in list(out.glob(f"*/seed*/{LOG_FILE}")):
-        for name in FILES_OF_A_RUN:
-            log.with_name(name).unlink(missing_ok=True)
-        for folder in (log.parent, log.parent.parent):
-            if not any(folder.iterdir()):
-                folder.rmdir()
+    for folder in folders:
+        inside = path / folder
+        if inside.is_dir():
+            remove_temporary_files(inside)
+            for name in FILES_OF_A_TRAINING:
+                (inside / name).unlink(missing_ok=True)
+            for emptied in (inside, inside.parent):
+                if not any(emptied.iterdir()):
+                    emptied.rmdir()
     for name in FILES:
-        (out / name).unlink(missing_ok=True)
+        (path / name).unlink(missing_ok=True)

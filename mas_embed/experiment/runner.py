@@ -9,14 +9,32 @@ from pathlib import Path
 from typing import Any
 
 from mas_embed.config import Config, MethodSection, candidates_of, with_candidate
-from mas_embed.data import Split
-from mas_embed.errors import RunError, UserError
-from mas_embed.evaluation import MEASURES, Candidate, Results, RunRecord, ScoreMatrix, Selection, without_details
+from mas_embed.data import Split, fingerprint_of_split
+from mas_embed.errors import RunError, UserError, reason_of
+from mas_embed.evaluation import (
+    MEASURES,
+    RESULTS_FILE,
+    Candidate,
+    Results,
+    RunRecord,
+    ScoreMatrix,
+    Selection,
+    without_details,
+)
 from mas_embed.experiment.build import build_callbacks, build_splits, build_training
 from mas_embed.experiment.dry_run import dry_run
-from mas_embed.experiment.run_directory import LOG_FILE, open_run_directory
+from mas_embed.experiment.run_directory import (
+    CHECKPOINT_FILE,
+    LOG_FILE,
+    RunDirectory,
+    check_run_directory,
+    folder_name,
+    open_run_directory,
+)
 from mas_embed.experiment.search import best_candidate, try_candidate
 from mas_embed.report import write_report
+from mas_embed.runtime.atomic_files import write_errors_explained
+from mas_embed.runtime.distributed import check_one_process
 from mas_embed.runtime.json_text import json_text
 from mas_embed.training import Callback, EpochLog, SequenceResult, train_sequence
 
@@ -30,7 +48,8 @@ class Run:
 
     @property
     def folder(self) -> str:
-        return f"{self.method.title}/seed{self.seed}"
+        """Of the run, inside the run directory."""
+        return f"{folder_name(self.method.title)}/seed{self.seed}"
 
 
 class ExperimentCallback(Callback):
@@ -70,17 +89,46 @@ def run_experiment(
         What `results.json` holds.
 
     Raises:
-        UserError: the config cannot be trained, or the directory holds results and neither `resume` nor `overwrite` is
-            set.
-        RunError: training diverged.
+        UserError: the config cannot be trained; the directory holds results and neither `resume` nor `overwrite` is set, or
+            other files, or another process is running there; there are several processes.
+        RunError: training diverged, the disk is full, or the report of the finished run cannot be drawn.
     """
-    out = Path(out) if out is not None else Path("runs") / config.name
+    check_one_process()
+    out = default_directory(config) if out is None else Path(out)
     splits = build_splits(config)
-    dry_run(config, splits)
-    fresh = Results(
-        name=config.name, splits=[split.name for split in splits], primary_metric=config.evaluation.primary_metric
+    directory = RunDirectory(
+        out,
+        config.to_yaml(),
+        Results(
+            name=config.name, splits=[split.name for split in splits], primary_metric=config.evaluation.primary_metric
+        ),
+        folders=[run.folder for run in runs_of(config)],
+        data={split.name: fingerprint_of_split(split) for split in splits},
+        resume=resume,
+        overwrite=overwrite,
     )
-    results = open_run_directory(out, config.to_yaml(), fresh, resume=resume, overwrite=overwrite)
+    check_run_directory(directory)
+    dry_run(config, splits)
+    with open_run_directory(directory) as results:
+        _train_all(config, splits, results, out, resume, callbacks)
+        _report(out)
+    return results
+
+
+def default_directory(config: Config) -> Path:
+    """Where a run is written to if it is not said."""
+    return Path("runs") / config.name
+
+
+def _train_all(
+    config: Config,
+    splits: Sequence[Split],
+    results: Results,
+    out: Path,
+    resume: bool,
+    callbacks: Sequence[Callback],
+) -> None:
+    """Trains what the results lack, and writes them after every training."""
     listeners = [callback for callback in callbacks if isinstance(callback, ExperimentCallback)]
     config = _with_selected_options(config, results, out, callbacks, listeners)
     done = {(record.method, record.seed) for record in results.runs}
@@ -94,8 +142,17 @@ def run_experiment(
         results.write(out)
         for listener in listeners:
             listener.on_run_recorded(record)
-    write_report(out)
-    return results
+
+
+def _report(out: Path) -> None:
+    """Writes the report; whatever keeps it from being drawn loses no results."""
+    try:
+        write_report(out)
+    except Exception as error:
+        raise RunError(
+            f"everything is trained, and its scores are in {out / RESULTS_FILE}, but the report cannot be written: "
+            f"{reason_of(error)}; `mas-embed report` tries again"
+        ) from error
 
 
 def runs_of(config: Config) -> Iterator[Run]:
@@ -116,7 +173,8 @@ def _train(
     config: Config, splits: Sequence[Split], run: Run, out: Path, resume: bool, callbacks: Sequence[Callback]
 ) -> RunRecord:
     folder = out / run.folder
-    folder.mkdir(parents=True, exist_ok=True)
+    with write_errors_explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     if not resume:
         (folder / LOG_FILE).unlink(missing_ok=True)
     training = build_training(config, run.method, splits, seed=run.seed)
@@ -124,7 +182,7 @@ def _train(
         result = train_sequence(
             **vars(training),
             seed=run.seed,
-            checkpoint=folder / "checkpoint.safetensors",
+            checkpoint=folder / CHECKPOINT_FILE,
             resume=resume,
             callbacks=[EpochLog(folder / LOG_FILE), *build_callbacks(config, folder), *callbacks],
         )

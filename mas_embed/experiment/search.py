@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mas_embed.errors import RunError, UserError
+from mas_embed.errors import RunError, reason_of
 from mas_embed.evaluation import Candidate
 
 
@@ -18,14 +19,17 @@ def try_candidate(
     Args:
         options: values of the options that are chosen.
         seeds: of the trainings.
-        score: `(options, seed) -> higher is better`; may raise `RunError` or `UserError`.
+        score: `(options, seed) -> higher is better`.
     """
     start, values, error = time.perf_counter(), [], None
     for seed in seeds:
         try:
-            values.append(score(options, seed))
-        except (RunError, UserError) as failure:
-            error = f"seed {seed}: {failure}"
+            value = score(options, seed)
+            if not math.isfinite(value):
+                raise RunError(f"the score is {value}")
+            values.append(value)
+        except Exception as failure:  # such as a number that overflows: the other candidates can still be tried
+            error = f"seed {seed}: {reason_of(failure)}"
             break
     return Candidate(
         options=dict(options),
