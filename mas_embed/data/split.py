@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.utils.data import ConcatDataset, Dataset
 
 from mas_embed.errors import UserError
 from mas_embed.registry import Registry
+from mas_embed.runtime.arrays import as_integers
 
 DATASETS = Registry("data set")
 
@@ -24,13 +25,13 @@ class Part(Dataset[tuple[Any, int]]):
     """Inputs with labels: the training items, the queries or the gallery of a split. Item i is `(inputs[i], labels[i])`.
 
     Args:
-        inputs: a tensor [N, ...], or a sequence that loads its items when they are indexed.
-        labels: [N] int64.
-        ids: [N] int64, the identity of each item in the data set, by which an item that is both a query and in the gallery is
-            recognised. By default, the items get ids that no other part has.
+        inputs: a tensor or an array [N, ...], or a sequence that loads its items when they are indexed.
+        labels: [N] integers, which are stored as an int64 tensor.
+        ids: [N] integers, stored likewise: the identity of each item in the data set, by which an item that is both a query
+            and in the gallery is recognised. By default, the items get ids that no other part has.
 
     Raises:
-        UserError: the numbers of inputs, labels and ids differ.
+        UserError: the inputs are no sequence, the labels or ids are not integers, or the numbers of the three differ.
     """
 
     inputs: Any
@@ -38,20 +39,36 @@ class Part(Dataset[tuple[Any, int]]):
     ids: Tensor = field(default=torch.empty(0, dtype=torch.long))
 
     def __post_init__(self) -> None:
-        if self.labels.is_floating_point() or self.labels.is_complex():
-            raise UserError(f"the labels of a part must be integers, got {self.labels.dtype}")
-        if len(self.ids) == 0:
-            object.__setattr__(self, "ids", torch.tensor([next(_UNUSED_IDS) for _ in range(len(self.labels))]).long())
-        if not len(self.inputs) == len(self.labels) == len(self.ids):
+        num_inputs = _num_inputs(self.inputs)
+        labels = as_integers(self.labels, "the labels of a part")
+        ids = as_integers(self.ids, "the ids of a part")
+        if len(ids) == 0:
+            ids = torch.tensor([next(_UNUSED_IDS) for _ in range(len(labels))]).long()
+        if not num_inputs == len(labels) == len(ids):
             raise UserError(
-                f"a part has {len(self.inputs)} inputs, {len(self.labels)} labels and {len(self.ids)} ids; give as many of each"
+                f"a part has {num_inputs} inputs, {len(labels)} labels and {len(ids)} ids; give as many of each"
             )
+        object.__setattr__(self, "labels", labels)
+        object.__setattr__(self, "ids", ids)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         return self.inputs[index], int(self.labels[index])
+
+
+def _num_inputs(inputs: Any) -> int:
+    """The number of items that can be indexed; raises `UserError` for inputs that are not a sequence."""
+    try:
+        if hasattr(inputs, "__getitem__") and not isinstance(inputs, Mapping | Set | str | bytes):
+            return len(inputs)
+    except TypeError:  # no length, or a tensor or an array without dimensions
+        pass
+    raise UserError(
+        "the inputs of a part must be a tensor, an array or a sequence with a length, "
+        f"got an object of type {type(inputs).__name__}"
+    )
 
 
 @dataclass(frozen=True)
@@ -101,16 +118,30 @@ def check_splits(splits: Sequence[Split]) -> None:
     """Raises `UserError` for a sequence that cannot be trained on or evaluated.
 
     Raises:
-        UserError: there is no split, two splits have the same name, or a part is empty.
+        UserError: it is not a sequence of `Split`, there is no split, two splits have the same name, or a part is empty.
     """
+    if isinstance(splits, str | bytes) or not isinstance(splits, Sequence):
+        raise UserError(f"splits must be a sequence of Split, got an object of type {type(splits).__name__}")
     if not splits:
         raise UserError("a sequence needs at least one split")
+    for split in splits:
+        if not isinstance(split, Split):
+            raise UserError(
+                f"splits must be a sequence of Split, got one that holds an object of type {type(split).__name__}"
+            )
+        if not isinstance(split.name, str):
+            raise UserError(f"the name of a split must be a string, got {split.name!r}")
     names = [split.name for split in splits]
     if len(set(names)) < len(names):
         raise UserError(f"the names of splits must differ, got {names}")
     for split in splits:
         for part_name in ("train", "query", "gallery"):
-            if len(getattr(split, part_name)) == 0:
+            part = getattr(split, part_name)
+            if not isinstance(part, Part):
+                raise UserError(
+                    f"{part_name} of split '{split.name}' must be a Part, got an object of type {type(part).__name__}"
+                )
+            if len(part) == 0:
                 raise UserError(f"split '{split.name}' has an empty {part_name} part")
 
 

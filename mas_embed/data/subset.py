@@ -13,6 +13,7 @@ from torch.utils.data import Subset as ItemsByPosition
 from mas_embed.data.split import Part, Split, SplitSequence, join_parts
 from mas_embed.errors import UserError, unknown_name
 from mas_embed.runtime.checks import check_choice
+from mas_embed.runtime.text import printable, shortened
 
 PartName = Literal["train", "query", "gallery"]
 
@@ -70,7 +71,7 @@ def select_subset(
         numbers = _label_numbers(label, splits) & set(present.tolist())
         if not numbers:
             where = f"split '{split}'" if split is not None else "all splits"
-            raise UserError(f"the {part} part of {where} has no item with the label {label}")
+            raise UserError(f"the {part} part of {where} has no item with the label {shortened(printable(str(label)))}")
         selected |= numbers
     wanted = torch.tensor(sorted(selected), dtype=torch.long)
     return Subset(_select_items(items, torch.isin(items.labels, wanted)), indices, wanted)
@@ -82,7 +83,9 @@ def _label_numbers(label: int | str, splits: Sequence[Split]) -> set[int]:
         return {label}
     names = splits.label_names if isinstance(splits, SplitSequence) else {}
     if not names:
-        raise UserError(f"the labels of this data set have no names; give them as numbers, got '{label}'")
+        raise UserError(
+            f"the labels of this data set have no names; give them as numbers, got {shortened(repr(label))}"
+        )
     if label not in names:
         raise unknown_name("label", label, names)
     return set(names[label])

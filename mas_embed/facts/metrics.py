@@ -21,8 +21,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from mas_embed.errors import UserError
-from mas_embed.retrieval.inputs import as_embeddings, as_integers, as_tensor
+from mas_embed.retrieval.inputs import as_embeddings
 from mas_embed.retrieval.metrics import evaluate_retrieval
+from mas_embed.runtime.arrays import as_integers, as_tensor
 
 Match = Literal["same", "extending"]
 FactDistance = Literal["euclidean", "cosine"]

@@ -12,6 +12,8 @@ from torch.nn.parameter import is_lazy
 
 from mas_embed.errors import UserError
 from mas_embed.importance.outputs import Output, SquaredNorm
+from mas_embed.runtime.checks import shown
+from mas_embed.runtime.forward import check_batches
 
 # How much rounding alone may change an embedding, relative to its deviation from the mean and relative to its norm
 _ROUNDING = {torch.float64: (1e-7, 1e-10), torch.float32: (1e-3, 1e-5)}
@@ -26,13 +28,11 @@ _CONSTANT_NORM = (
 
 def check_arguments(model: nn.Module, batches: Iterable[Any], granularity: str, exponent: int) -> None:
     """Raises `UserError` if `estimate_importance` does not accept one of these arguments."""
-    if isinstance(batches, Tensor | Mapping | str) or not isinstance(batches, Iterable):
-        kind = type(batches).__name__
-        raise UserError(f"batches must be an iterable of batches, got one {kind}; pass [batch], or a DataLoader")
-    if granularity not in ("sample", "batch"):
-        raise UserError(f"granularity must be 'sample' or 'batch', got {granularity!r}")
-    if exponent not in (1, 2):
-        raise UserError(f"exponent must be 1 (MAS) or 2 (squared gradient), got {exponent!r}")
+    check_batches(batches)
+    if not isinstance(granularity, str) or granularity not in ("sample", "batch"):
+        raise UserError(f"granularity must be 'sample' or 'batch', got {shown(granularity)}")
+    if type(exponent) is not int or exponent not in (1, 2):
+        raise UserError(f"exponent must be 1 (MAS) or 2 (squared gradient), got {shown(exponent)}")
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise UserError(f"parameter '{name}' has no shape yet; run the model once on a batch first")
@@ -46,6 +46,8 @@ def check_embeddings(embeddings: Tensor, output: Output) -> None:
     """Raises `UserError` if the embeddings [N, D] are empty, not finite, or of unit norm while the output is that norm."""
     if len(embeddings) == 0:
         raise UserError("the batch is empty")
+    if not embeddings.is_floating_point():
+        raise UserError(f"embeddings must be real floating-point numbers, got {embeddings.dtype}")
     if not bool(embeddings.isfinite().all()):
         raise UserError("the embeddings contain NaN or infinite values; check the inputs and the weights for them")
     if isinstance(output, SquaredNorm):

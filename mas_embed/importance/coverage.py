@@ -12,7 +12,7 @@ from torch import nn
 from mas_embed.importance.engine import BatchImportance, CoverageKind, parameter_owners
 from mas_embed.importance.outputs import Vector
 from mas_embed.importance.rules import rule_of
-from mas_embed.runtime.forward import Embed, batch_to, device_of
+from mas_embed.runtime.forward import Embed, batch_to, check_module, device_of
 from mas_embed.runtime.modes import eval_mode_with_grad
 
 
@@ -87,7 +87,7 @@ def explain_coverage(model: nn.Module, batch: Any = None, *, embed: Embed | str 
         A mapping from parameter name to one of the four kinds.
 
     Raises:
-        UserError: `batch` is one that `estimate_importance` refuses.
+        UserError: the model is no module, or `batch` is one that `estimate_importance` refuses.
 
     Examples:
         >>> import torch
@@ -98,6 +98,7 @@ def explain_coverage(model: nn.Module, batch: Any = None, *, embed: Embed | str 
         1.weight   1x3x3  Bilinear  fallback
         2 rule, 1 fallback
     """
+    check_module(model)
     owners = parameter_owners(model)
     is_frozen = not any(parameter.requires_grad for parameter in model.parameters())
     kinds = _kinds_by_layer(model) if batch is None or is_frozen else _kinds_on_batch(model, batch, embed)

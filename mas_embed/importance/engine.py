@@ -222,10 +222,10 @@ class BatchImportance:
             with _recorded_calls(self._model, self._add_importance, None) as calls:
                 try:
                     alone = embed_batch(self._model, take_samples(batch, num_samples, indices), self._embed).detach()
-                except (RuntimeError, ValueError, IndexError) as error:
+                except UserError as error:
                     raise UserError(
                         f"the model cannot embed samples without the others of their batch: {error}"
-                    ) from error
+                    ) from error.__cause__
             check_samples_are_independent(alone, embeddings, indices)
             layers = {call.layer for call in calls}
             self._samplewise_layers_by_shape[key] = layers - {

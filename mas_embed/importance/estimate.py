@@ -73,7 +73,7 @@ def estimate_importance(
 
     Raises:
         UserError: there are no batches or no trainable parameters; the embeddings are not [N, D], are not finite, have unit
-            norm under "squared_norm", or depend on the other samples of their batch.
+            norm under "squared_norm", or depend on the other samples of their batch; or the model raises an error for a batch.
 
     Source: Aljundi, Babiloni, Elhoseiny, Rohrbach, Tuytelaars, *Memory Aware Synapses*, ECCV 2018. The output "projection" is
         an addition of this project.
@@ -96,7 +96,7 @@ def estimate_importance(
             try:
                 accumulator.add(batch_to(batch, device))
             except UserError as error:
-                raise UserError(f"batch {num_batches}: {error}") from None
+                raise UserError(f"batch {num_batches}: {error}") from error.__cause__
             num_batches += 1
     num_samples = sum_over_processes(accumulator.sums, accumulator.num_samples)
     check_num_samples(num_samples)

@@ -69,8 +69,11 @@ def estimate_local_importance(
         )
     num_samples = 0
     with eval_mode(model), _recorded_runs(layers, names) as runs:
-        for batch in with_progress(batches, "importance" if progress else None):
-            num_in_batch = len(embed_batch(model, batch_to(batch, device_of(model)), embed))
+        for index, batch in enumerate(with_progress(batches, "importance" if progress else None)):
+            try:
+                num_in_batch = len(embed_batch(model, batch_to(batch, device_of(model)), embed))
+            except UserError as error:
+                raise UserError(f"batch {index}: {error}") from error.__cause__
             for run in runs:
                 _check_rows(run, num_in_batch)
                 for name, total in run.sums.items():

@@ -17,6 +17,7 @@ from mas_embed.importance.fallback import take_samples
 from mas_embed.importance.outputs import Output, resolve_output
 from mas_embed.importance.parameters import trainable_parameters, zero_sums
 from mas_embed.importance.record import Importance
+from mas_embed.runtime.checks import as_number, as_whole_number, check_at_least
 from mas_embed.runtime.fingerprint import fingerprint_of
 from mas_embed.runtime.forward import Embed, batch_to, device_of, map_tensors, unwrap_compiled
 from mas_embed.runtime.modes import eval_mode_with_grad
@@ -64,9 +65,9 @@ class OnlineImportance:
         decay: float | None = None,
         embed: Embed | str | None = None,
     ) -> None:
-        if every < 1:
-            raise UserError(f"every must be at least 1, got {every}")
-        if decay is not None and not 0 < decay < 1:
+        every = as_whole_number("every", every)
+        check_at_least("every", every, 1)
+        if decay is not None and not 0 < as_number("decay", decay) < 1:
             raise UserError(f"decay must lie between 0 and 1, or be None for a mean over all samples, got {decay}")
         self._model, self._prefix = unwrap_compiled(model)
         self._output = resolve_output(output)
@@ -124,14 +125,17 @@ class OnlineImportance:
         """Continues from the state of another process.
 
         Raises:
-            UserError: the state belongs to other weights, or was collected with other options.
+            UserError: the state belongs to other weights, was collected with other options, or is not a state of this class.
         """
+        _check_state(state)
+        made_with = state["made with"]
         for name, value in self._options().items():
-            if state["made with"][name] != value:
+            if made_with.get(name) != value:
                 raise UserError(
-                    f"the state was collected with another {name}: {state['made with'][name]}, not {value}; "
+                    f"the state was collected with another {name}: {made_with.get(name)}, not {value}; "
                     "start a new OnlineImportance"
                 )
+        _check_sums(state["sums"], self._sums)
         with self._lock, torch.inference_mode(False), torch.no_grad():
             for name, total in self._sums.items():
                 total.copy_(state["sums"][name])
@@ -161,6 +165,29 @@ class OnlineImportance:
                 total.mul_(self._decay or 1.0).add_(batch_importance.sums[name])
         self._weight = (self._decay or 1.0) * self._weight + batch_importance.num_samples
         self._num_taken += batch_importance.num_samples
+
+
+def _check_state(state: Any) -> None:
+    """Raises `UserError` unless the state has the entries of `state_dict`, and counts that are possible."""
+    entries = state if isinstance(state, Mapping) else {}
+    missing = {"sums", "num_taken", "num_seen", "weight", "made with"} - entries.keys()
+    if missing or not isinstance(entries["sums"], Mapping) or not isinstance(entries["made with"], Mapping):
+        raise UserError("this is no state of an OnlineImportance; pass the result of its state_dict()")
+    for name in ("num_taken", "num_seen"):
+        as_whole_number(f"'{name}' of the state", entries[name], 0)
+    if as_number("'weight' of the state", entries["weight"]) < 0:
+        raise UserError(f"'weight' of the state must be >= 0, got {entries['weight']}")
+
+
+def _check_sums(saved: Mapping[str, Any], sums: Mapping[str, Tensor]) -> None:
+    """Raises `UserError` that names the parameter, unless the saved sums can take the place of the sums."""
+    for name, total in sums.items():
+        value = saved.get(name)
+        has_shape = isinstance(value, Tensor) and value.shape == total.shape
+        if value is None or not has_shape or not bool((value.isfinite() & (value >= 0)).all()):
+            raise UserError(
+                f"the state is damaged: the sum of '{name}' is missing, negative, not finite, or of another shape"
+            )
 
 
 def _num_samples(batch: Any) -> int:

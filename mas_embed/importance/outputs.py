@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from mas_embed.errors import UserError, unknown_name
+from mas_embed.runtime.checks import as_whole_number, check_at_least, shown
+from mas_embed.runtime.seeding import LARGEST_SEED
 
 
 class Output(Protocol):
@@ -65,7 +67,7 @@ class Projection:
         seed: of the random generator that draws the directions.
 
     Raises:
-        UserError: `num_directions` is less than 1.
+        UserError: `num_directions` is not a whole number >= 1, or `seed` is none from 0 to 2^63 - 1.
     """
 
     num_directions: int = 8
@@ -73,8 +75,9 @@ class Projection:
     reduction: Literal["mean"] = "mean"
 
     def __post_init__(self) -> None:
-        if self.num_directions < 1:
-            raise UserError(f"num_directions must be at least 1, got {self.num_directions}")
+        object.__setattr__(self, "num_directions", as_whole_number("num_directions", self.num_directions))
+        object.__setattr__(self, "seed", as_whole_number("seed", self.seed, 0, LARGEST_SEED))
+        check_at_least("num_directions", self.num_directions, 1)
 
     @property
     def name(self) -> str:
@@ -113,10 +116,10 @@ class Custom:
 
     def values(self, embeddings: Tensor, batch: Any) -> Tensor:
         values = self.function(embeddings, batch)
-        if values.shape != embeddings.shape[:1]:
-            raise UserError(
-                f"output must return one value per sample, shape {list(embeddings.shape[:1])}, got {list(values.shape)}"
-            )
+        shape = values.shape if isinstance(values, Tensor) else None
+        if shape != embeddings.shape[:1]:
+            got = type(values).__name__ if shape is None else list(shape)
+            raise UserError(f"output must return one value per sample, shape {list(embeddings.shape[:1])}, got {got}")
         return values.unsqueeze(1)
 
 
@@ -137,7 +140,10 @@ def resolve_output(output: str | Output | Callable[[Tensor, Any], Tensor]) -> Ou
         if output not in OUTPUTS:
             raise unknown_name("output", output, OUTPUTS)
         return OUTPUTS[output]()
-    if isinstance(output, type) or not (callable(output) or hasattr(output, "values")):
+    is_output = all(hasattr(output, name) for name in ("name", "reduction", "values"))
+    if isinstance(output, type) or not (callable(output) or is_output):
         names = ", ".join(OUTPUTS)
-        raise UserError(f"output must be one of {names}, an output such as Projection(), or a callable, got {output!r}")
-    return output if hasattr(output, "values") else Custom(output)  # type: ignore[return-value]
+        raise UserError(
+            f"output must be one of {names}, an output such as Projection(), or a callable, got {shown(output)}"
+        )
+    return output if is_output else Custom(output)  # type: ignore[return-value, arg-type]

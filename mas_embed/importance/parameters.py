@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from mas_embed.importance.rules.memory import accumulation_dtype
+from mas_embed.runtime.forward import check_module
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters with `requires_grad=True`, by name."""
+    """The parameters with `requires_grad=True`, by name; raises `UserError` if the model is no module."""
+    check_module(model)
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 

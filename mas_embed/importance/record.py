@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mas_embed.errors import UserError
 from mas_embed.importance.parameters import trainable_parameters
 from mas_embed.runtime.atomic_files import read_tensors, write_tensors
+from mas_embed.runtime.checks import as_whole_number
 
 
 class Importance(Mapping[str, Tensor]):
@@ -27,7 +28,7 @@ class Importance(Mapping[str, Tensor]):
             merged.
 
     Raises:
-        UserError: `num_samples` is less than 1.
+        UserError: `num_samples` is not a whole number >= 1, or another argument has a wrong type.
 
     Examples:
         >>> record = Importance({"weight": torch.tensor([2.0, 4.0])}, num_samples=2)
@@ -42,10 +43,16 @@ class Importance(Mapping[str, Tensor]):
         settings: Mapping[str, Any] | None = None,
         fingerprint: str | None = None,
     ) -> None:
-        if num_samples < 1:
-            raise UserError(f"importance needs at least one sample, got num_samples={num_samples}")
+        if not isinstance(sums, Mapping) or not all(map(_is_named_tensor, sums.items())):
+            raise UserError(
+                "the sums of an importance must be a mapping from parameter name to a floating-point tensor"
+            )
+        if not isinstance(settings, Mapping | None):
+            raise UserError(f"the settings of an importance must be a mapping, got {type(settings).__name__}")
+        if not isinstance(fingerprint, str | None):
+            raise UserError(f"the fingerprint of an importance must be a string, got {type(fingerprint).__name__}")
         self._sums = dict(sums)
-        self.num_samples = num_samples
+        self.num_samples = as_whole_number("num_samples", num_samples, 1)
         self.settings = dict(settings or {})
         self.fingerprint = fingerprint
 
@@ -69,7 +76,11 @@ class Importance(Mapping[str, Tensor]):
         Raises:
             UserError: the records have different parameters, shapes, settings or fingerprints.
         """
-        for other in others:
+        for other in (first, *others):
+            if not isinstance(other, Importance):
+                raise UserError(
+                    f"only records of importance can be merged, got an object of type {type(other).__name__}"
+                )
             if other.fingerprint != first.fingerprint:
                 raise UserError("importance that was estimated at different weights cannot be merged")
             if other.settings != first.settings:
@@ -110,12 +121,21 @@ class Importance(Mapping[str, Tensor]):
                 `fingerprint` with `fingerprint_of(model)`.
 
         Raises:
-            UserError: there is no such file, it is not a saved `Importance`, or its parameters do not match those of the model.
+            UserError: there is no such file; it is not a saved `Importance`, or a damaged one; or its parameters do not match
+                those of the model.
         """
         sums, description = read_tensors(Path(path))
         if description.get("kind") != "importance":
             raise UserError(f"{path} holds a {description.get('kind')}, not an importance that Importance.save wrote")
-        record = cls(sums, description["num_samples"], description["settings"], description["fingerprint"])
+        try:
+            record = cls(sums, description["num_samples"], description["settings"], description["fingerprint"])
+        except KeyError as error:
+            raise UserError(f"{path} is damaged: its description has no {error}") from None
+        except UserError as error:
+            raise UserError(f"{path} is damaged: {error}") from None
+        for name, total in sums.items():
+            if not bool((total.isfinite() & (total >= 0)).all()):
+                raise UserError(f"{path} is damaged: the importance of '{name}' is negative, infinite or NaN")
         if model is not None:
             record.check(model)
         return record
@@ -132,6 +152,11 @@ class Importance(Mapping[str, Tensor]):
         messages = [f"{problem}: {', '.join(sorted(names))}" for problem, names in problems.items() if names]
         if messages:
             raise UserError(f"the importance was estimated for another model; {'; '.join(messages)}")
+
+
+def _is_named_tensor(item: tuple[Any, Any]) -> bool:
+    name, total = item
+    return isinstance(name, str) and isinstance(total, Tensor) and total.is_floating_point()
 
 
 def _shapes(record: Importance) -> dict[str, torch.Size]:

@@ -8,7 +8,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from mas_embed.errors import UserError
-from mas_embed.retrieval.inputs import as_embeddings, as_integers, unit_rows
+from mas_embed.retrieval.inputs import as_embeddings, unit_rows
+from mas_embed.runtime.arrays import as_integers
+from mas_embed.runtime.checks import as_whole_number, shown
 
 
 def clustering_scores(
@@ -51,12 +53,13 @@ def clustering_scores(
         >>> round(scores["adjusted_mutual_information"], 6)
         1.0
     """
-    if distance not in ("cosine", "euclidean"):
-        raise UserError(f"distance must be one of cosine, euclidean for clustering, got '{distance}'")
+    if not isinstance(distance, str) or distance not in ("cosine", "euclidean"):
+        raise UserError(f"distance must be one of cosine, euclidean for clustering, got {shown(distance)}")
     rows = as_embeddings(embeddings, "embeddings")
     classes = as_integers(labels, "labels", len(rows)).cpu().numpy()
     rows = unit_rows(rows, "embeddings") if distance == "cosine" else rows.double()
-    num_clusters = len(set(classes.tolist())) if num_clusters is None else num_clusters
+    seed = as_whole_number("seed", seed, 0, 2**32 - 1)  # the range of scikit-learn
+    num_clusters = len(set(classes.tolist())) if num_clusters is None else as_whole_number("num_clusters", num_clusters)
     if not 1 <= num_clusters <= len(rows):
         raise UserError(
             f"num_clusters must lie between 1 and the number of embeddings, {len(rows)}, got {num_clusters}"

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from mas_embed.errors import UserError
 from mas_embed.retrieval.compensation import COMPENSATIONS, Compensation
-from mas_embed.retrieval.inputs import as_embeddings, as_integers, share_in_common, unit_rows
+from mas_embed.retrieval.inputs import as_embeddings, share_in_common, unit_rows
 from mas_embed.retrieval.metrics import RetrievalScores, evaluate_retrieval
 from mas_embed.retrieval.search import find_nearest
 from mas_embed.retrieval.similarity import Distance
+from mas_embed.runtime.arrays import as_integers
+from mas_embed.runtime.checks import as_number, as_whole_number, shown
 
 Verdict = Literal["keep", "compensate", "re-embed"]
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -219,8 +221,9 @@ def compare_indexes(
     """
     queries = _OldAndNew.of("queries", old_queries, new_queries)
     gallery = _OldAndNew.of("gallery", old_gallery, new_gallery)
+    k = as_whole_number("k", k)
     task = _RetrievalTask(query_labels, gallery_labels, query_ids, gallery_ids, distance)
-    if not tolerance >= 0:
+    if not as_number("tolerance", tolerance) >= 0:
         raise UserError(f"tolerance must be >= 0, got {tolerance}")
     old, new = task.scores(queries.old, gallery.old), task.scores(queries.new, gallery.new)
     mixed = task.scores(queries.new, gallery.old)
@@ -314,7 +317,16 @@ def _compensated_galleries(
     """The old gallery [G, D] after each compensation, by the name of the compensation."""
     if fit_on is None:
         return {}
+    if not isinstance(fit_on, Sequence) or isinstance(fit_on, str) or len(fit_on) != 2:
+        raise UserError("fit_on must be a pair (old, new) of embeddings of the same items")
+    if isinstance(compensate, str) or not isinstance(compensate, Sequence | Mapping):
+        raise UserError(
+            f"compensate must be a list of names, or a mapping from name to estimator, got {shown(compensate)}"
+        )
     estimators = compensate if isinstance(compensate, Mapping) else {name: COMPENSATIONS[name]() for name in compensate}
+    for name, estimator in estimators.items():
+        if not (hasattr(estimator, "fit") and hasattr(estimator, "transform")):
+            raise UserError(f"the compensation '{name}' must have methods fit and transform, got {shown(estimator)}")
     pair = _OldAndNew.of("fit_on", *fit_on).for_distance(distance, "fit_on")
     rows = unit_rows(gallery, "old gallery") if distance == "cosine" else gallery.double()
     return {name: estimator.fit(*pair).transform(rows) for name, estimator in estimators.items()}

@@ -16,6 +16,7 @@ from torch import Tensor
 from mas_embed.errors import UserError
 from mas_embed.registry import Registry
 from mas_embed.retrieval.inputs import as_embeddings
+from mas_embed.runtime.checks import as_number
 
 COMPENSATIONS = Registry("compensation")
 BLOCK_ELEMENTS = 2**22  # weights in memory at once
@@ -62,7 +63,7 @@ class DriftCompensation:
     """
 
     def __init__(self, sigma: float = 0.3) -> None:
-        if not sigma > 0:
+        if not as_number("sigma", sigma) > 0:
             raise UserError(f"sigma must be positive, got {sigma}")
         self.sigma = sigma
         self._old: Tensor | None = None
@@ -147,7 +148,7 @@ class RidgeCompensation:
     """
 
     def __init__(self, regularisation: float = 1e-3) -> None:
-        if not regularisation > 0:
+        if not as_number("regularisation", regularisation) > 0:
             raise UserError(f"regularisation must be positive, got {regularisation}")
         self.regularisation = regularisation
         self._mean: Tensor | None = None
@@ -184,6 +185,8 @@ def _block_size(old: Tensor) -> int:
 def _as_float64_pair(old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
     """The old and the new embeddings [M, D] in float64; raises `UserError` if their shapes differ."""
     before, after = as_embeddings(old, "old"), as_embeddings(new, "new")
+    if before.device != after.device:
+        raise UserError(f"old is on {before.device} and new on {after.device}; move both to one device")
     if before.shape != after.shape:
         raise UserError(
             f"old and new must be embeddings of the same items, of equal size, got {list(before.shape)} and {list(after.shape)}"
@@ -193,6 +196,9 @@ def _as_float64_pair(old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
 
 def _gallery_and_fitted(gallery: Tensor, *fitted: Tensor | None) -> tuple[Tensor, ...]:
     """The gallery in float64, followed by the fitted tensors on its device."""
+    if not isinstance(gallery, Tensor) or not gallery.is_floating_point():
+        got = gallery.dtype if isinstance(gallery, Tensor) else type(gallery).__name__
+        raise UserError(f"the gallery must be a floating-point tensor, as the result has its dtype, got {got}")
     on_device = [tensor.to(gallery.device) for tensor in fitted if tensor is not None]
     if len(on_device) < len(fitted):
         raise UserError("a compensation must be fitted before it transforms: call fit(old, new)")

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 
-from mas_embed.errors import UserError
+from mas_embed.errors import UserError, reason_of
 from mas_embed.runtime.atomic_files import atomic_file
-from mas_embed.runtime.forward import Embed, batch_to, device_of, embed_batch
+from mas_embed.runtime.checks import as_whole_number
+from mas_embed.runtime.forward import Embed, batch_to, check_batches, device_of, embed_batch
 from mas_embed.runtime.modes import eval_mode
 from mas_embed.runtime.progress import with_progress
 
@@ -61,17 +62,44 @@ def embed(
         torch.Size([5, 2])
     """
     device = device_of(model)
+    check_batches(batches)
+    num_items = None if num_items is None else as_whole_number("num_items", num_items, 0, 2**48)
     expected = _num_items_of(batches) if num_items is None else num_items
+    destination = None if out is None or isinstance(out, str | Path) else _as_destination(out)
     with eval_mode(model):
         embedded = _with_equal_size_and_dtype(
-            embed_batch(model, batch_to(batch, device), embed)
-            for batch in with_progress(batches, "embedding" if progress else None)
+            _embed_numbered(model, index, batch_to(batch, device), embed)
+            for index, batch in enumerate(with_progress(batches, "embedding" if progress else None))
         )
         if isinstance(out, str | Path):
             return _write_npy(embedded, Path(out), expected)
-        if out is not None:
-            return _fill_given(embedded, torch.as_tensor(out), num_items)
+        if destination is not None:
+            return _fill_given(embedded, destination, num_items)
         return _concatenated(embedded) if expected is None else _fill_new(embedded, expected)
+
+
+def _embed_numbered(model: nn.Module, index: int, batch: Any, embed: Embed | str | None) -> Tensor:
+    """The embeddings of a batch; an error names its index."""
+    try:
+        return embed_batch(model, batch, embed)
+    except UserError as error:
+        raise UserError(f"batch {index}: {error}") from error.__cause__
+
+
+def _as_destination(out: object) -> Tensor:
+    """The tensor or array to fill as a tensor that shares its memory; raises `UserError` if it cannot be written."""
+    if (
+        isinstance(out, np.ndarray) and not out.flags.writeable
+    ):  # writing into a read-only file map would end the process
+        raise UserError("out is a read-only array; pass one that can be written, such as np.load(..., mmap_mode='r+')")
+    try:
+        destination = torch.as_tensor(out) if isinstance(out, Tensor | np.ndarray) else None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"out must be an array of floating-point numbers: {reason_of(error)}") from None
+    if destination is None or not destination.is_floating_point() or destination.ndim == 0:
+        got = type(out).__name__ if destination is None else f"{destination.dtype} of shape {list(destination.shape)}"
+        raise UserError(f"out must be a path, or a floating-point tensor or array [N, D], got {got}")
+    return destination
 
 
 def _with_equal_size_and_dtype(embedded: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -6,7 +6,6 @@ G items in the index, Q queries, D embedding size.
 from __future__ import annotations
 
 import copy
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,21 +17,22 @@ from torch import Tensor, nn
 
 from mas_embed.errors import UserError
 from mas_embed.retrieval.faiss_index import (
+    as_search_parameter,
     empty_index,
     faiss_errors_as_user_errors,
     index_on_device,
     min_training_size,
-    read_index,
-    write_index,
 )
-from mas_embed.retrieval.inputs import ROWS_AT_ONCE, as_embeddings, as_integers, share_in_common, unit_rows
+from mas_embed.retrieval.index_folder import read_folder, verify_folder, write_folder
+from mas_embed.retrieval.inputs import ROWS_AT_ONCE, as_embeddings, share_in_common, unit_rows
 from mas_embed.retrieval.search import import_faiss
 from mas_embed.retrieval.similarity import Distance
-from mas_embed.runtime.atomic_files import read_tensors, write_tensors
+from mas_embed.runtime.arrays import as_integers
+from mas_embed.runtime.checks import as_whole_number, shown
 from mas_embed.runtime.fingerprint import fingerprint_of
 from mas_embed.runtime.forward import unwrap_compiled
+from mas_embed.runtime.seeding import LARGEST_SEED
 
-ITEMS_FILE = "items.safetensors"
 LARGEST_K_ON_GPU = 2048  # the limit of FAISS's GPU kernels
 
 
@@ -239,13 +239,17 @@ class RetrievalIndex:
                 or `{"efSearch": 64}` for "HNSW".
 
         Raises:
-            UserError: the index does not have a parameter of that name.
+            UserError: the index does not have a parameter of that name, or a value is not a whole number from 1 to 2^20 (0
+                switches "ht" and "max_codes" off; "k_factor_rf" may be a fraction). The values before it are set.
         """
+        if not isinstance(parameters, Mapping):
+            raise UserError(f"parameters must be a mapping from name to value, got {type(parameters).__name__}")
+        values = {name: as_search_parameter(name, value) for name, value in parameters.items()}
         faiss = import_faiss()
         space = (faiss.ParameterSpace if self.device.type == "cpu" else faiss.GpuParameterSpace)()
-        for name, value in parameters.items():
+        for name, value in values.items():
             with faiss_errors_as_user_errors(f"cannot set '{name}' of an index '{self.factory}'"):
-                space.set_index_parameter(self._faiss_index, name, float(value))
+                space.set_index_parameter(self._faiss_index, name, value)
         self._cpu_copy = None
 
     def to(self, device: str | torch.device) -> RetrievalIndex:
@@ -257,7 +261,10 @@ class RetrievalIndex:
         Raises:
             UserError: FAISS was built without GPU support, the GPU does not exist, or FAISS has no GPU version of the index.
         """
-        device = torch.device(device)
+        try:
+            device = torch.device(device)
+        except (RuntimeError, TypeError, ValueError):
+            raise UserError(f"device must be 'cpu' or, for example, 'cuda' or 'cuda:1', got {shown(device)}") from None
         if device == self.device:
             return self
         moved = copy.copy(self)
@@ -271,30 +278,24 @@ class RetrievalIndex:
         An index that is already saved in the folder is replaced only after the new one is written completely.
 
         Raises:
-            UserError: the parent of the folder does not exist.
+            UserError: the parent of the folder does not exist, the folder is a file, or it cannot be written.
+            RunError: the disk is full.
         """
-        folder = Path(folder)
-        if not folder.parent.is_dir():
-            raise UserError(f"the folder {folder.parent} does not exist; make it first, to save an index there")
-        folder.mkdir(exist_ok=True)
-        # Every save writes the vectors to a new file. The items file names it, so replacing the items file completes the save
-        vectors_file = folder / f"vectors-{uuid.uuid4().hex[:12]}.faiss"
-        description = {
-            "kind": "retrieval_index",
-            "vectors": vectors_file.name,
-            "factory": self.factory,
-            "distance": self.distance,
-            "fingerprint": self.fingerprint,
-        }
-        try:
-            write_index(self._faiss_index_on_cpu(), vectors_file)
-            write_tensors(folder / ITEMS_FILE, {"ids": self.ids, "labels": self.labels}, description)
-        except BaseException:
-            vectors_file.unlink(missing_ok=True)
-            raise
-        for other in folder.glob("vectors-*.faiss"):
-            if other.name != vectors_file.name:
-                other.unlink()
+        settings = {"factory": self.factory, "distance": self.distance, "fingerprint": self.fingerprint}
+        write_folder(Path(folder), self._faiss_index_on_cpu(), self.ids, self.labels, settings)
+
+    @staticmethod
+    def verify(folder: str | Path) -> None:
+        """Reads all files of a saved index and compares them with the checksums (SHA-256) that `save` stored.
+
+        `load` does the same, except for the vectors of an index that is mapped from its file.
+
+        Raises:
+            UserError: a file is missing or damaged, and is named; or the index was saved by a version without checksums.
+
+        Takes about a second for each GiB.
+        """
+        verify_folder(Path(folder))
 
     @classmethod
     def load(
@@ -304,22 +305,16 @@ class RetrievalIndex:
 
         Args:
             folder: the folder that was passed to `save`.
-            memory_map: map the file of vectors instead of reading it into memory; such an index cannot grow.
+            memory_map: map the file of vectors instead of reading it into memory; such an index cannot grow. The checksum of
+                the vectors is then compared for the first MiB only, as reading the whole file would defeat the purpose; see
+                `verify`.
             device: see `to`.
 
         Raises:
-            UserError: the folder holds no index, or the vectors are missing, damaged, or not as many as the ids and labels.
+            UserError: the folder holds no index, or a file of it is missing or damaged.
         """
-        tensors, description = read_tensors(Path(folder) / ITEMS_FILE)
-        if description.get("kind") != "retrieval_index":
-            raise UserError(f"{folder} holds a {description.get('kind')}, not an index that RetrievalIndex.save wrote")
-        faiss_index = read_index(Path(folder) / description["vectors"], memory_map=memory_map)
-        if faiss_index.ntotal != len(tensors["ids"]) or faiss_index.ntotal != len(tensors["labels"]):
-            raise UserError(
-                f"{folder} has {faiss_index.ntotal} vectors but {len(tensors['ids'])} ids; save the index again"
-            )
-        settings = {name: description[name] for name in ("factory", "distance", "fingerprint")}
-        return cls(faiss_index, tensors["ids"], tensors["labels"], **settings, is_mapped=memory_map).to(device)
+        faiss_index, items = read_folder(Path(folder), memory_map=memory_map)
+        return cls(faiss_index, items.ids, items.labels, **items.settings, is_mapped=memory_map).to(device)
 
     def _as_rows(self, values: ArrayLike | Tensor, name: str) -> Tensor:
         """The embeddings [N, D] as a tensor; raises `UserError` if D is not that of the index."""
@@ -332,10 +327,12 @@ class RetrievalIndex:
 
     def _nearest(self, rows: Tensor, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Scores and positions [Q, k] of the nearest items, padded with -inf and -1."""
+        k = as_whole_number("k", k)
         if not 1 <= k <= len(self):
             raise UserError(f"k must lie between 1 and the index's size, {len(self)}, got {k}")
         faiss_index = self._faiss_index_on_cpu() if k > LARGEST_K_ON_GPU else self._faiss_index
-        results = [faiss_index.search(block, k) for block in _float32_blocks(rows, self.distance, "queries")]
+        with faiss_errors_as_user_errors(f"cannot search an index '{self.factory}'"):
+            results = [faiss_index.search(block, k) for block in _float32_blocks(rows, self.distance, "queries")]
         scores, positions = (np.concatenate(blocks) for blocks in zip(*results, strict=True))
         if self.distance == "euclidean":
             scores = -scores
@@ -369,15 +366,16 @@ class RetrievalIndex:
 
 def _as_fingerprint(model: nn.Module | str | None) -> str | None:
     """The fingerprint of a model, compiled or not; a fingerprint or None is returned unchanged."""
+    if not isinstance(model, nn.Module | str | None):
+        raise UserError(f"fingerprint must be a model or its fingerprint, got an object of type {type(model).__name__}")
     return fingerprint_of(unwrap_compiled(model)[0]) if isinstance(model, nn.Module) else model
 
 
 def _training_sample(rows: Tensor, size: int | None, seed: int) -> Tensor:
     """A random sample of the rows, in their order, of at most the given size; all rows if the size is None."""
-    if size is None or size >= len(rows):
+    seed = as_whole_number("seed", seed, 0, LARGEST_SEED)
+    if size is None or as_whole_number("training_size", size, 1) >= len(rows):
         return rows
-    if size < 1:
-        raise UserError(f"training_size must be at least 1, got {size}")
     drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:size]
     return rows[drawn.sort().values.to(rows.device)]
 

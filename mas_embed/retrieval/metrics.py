@@ -6,7 +6,7 @@ Q queries, G gallery items, B queries in a block, R the largest number of releva
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,10 +15,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from mas_embed.errors import UserError
-from mas_embed.retrieval.inputs import as_embeddings, as_integers
+from mas_embed.errors import UserError, reason_of
+from mas_embed.retrieval.inputs import as_embeddings
 from mas_embed.retrieval.ranking import PositionLists, Ranking, Ranks
 from mas_embed.retrieval.similarity import Distance, prepare_rows
+from mas_embed.runtime.arrays import as_integers
+from mas_embed.runtime.checks import as_whole_number, check_at_least, shown
 
 MEBIBYTE = 2**20
 
@@ -84,6 +86,7 @@ class RetrievalScores:
         Raises:
             UserError: a size is negative, or they do not add up to Q.
         """
+        sizes = [as_whole_number("the size of a group", size) for size in _as_tuple(sizes)]
         if sum(sizes) != self.num_queries or min(sizes, default=0) < 0:
             raise UserError(f"the sizes of the groups must be >= 0 and add up to {self.num_queries}, got {list(sizes)}")
         ends = np.cumsum(sizes)
@@ -156,14 +159,13 @@ def evaluate_retrieval(
     _check_arguments(query_labels, gallery, gallery_labels, relevant, query_ids, gallery_ids)
     query_items = _as_items("query", queries, query_labels, query_ids)
     gallery_items = query_items if gallery is None else _as_items("gallery", gallery, gallery_labels, gallery_ids)
-    _check_same_size(query_items, gallery_items)
     cutoffs = _as_cutoffs(
         recall_at=recall_at, precision_at=precision_at, ndcg_at=ndcg_at, average_precision_at=average_precision_at
     )
     if not cutoffs["recall_at"]:
         raise UserError("recall_at must hold whole numbers >= 1, got none")
-    if memory_mib < 1:
-        raise UserError(f"memory_mib must be at least 1, got {memory_mib}")
+    memory_mib = as_whole_number("memory_mib", memory_mib, maximum=2**30)
+    check_at_least("memory_mib", memory_mib, 1)
     excludes_queries = gallery is None or query_ids is not None
     excludable_ids = gallery_items.ids if excludes_queries else gallery_items.ids[:0]
     ranking = Ranking(
@@ -202,27 +204,42 @@ def _relevant_lists(relevant: Any, queries: _Items, gallery: _Items, *, by_id: b
         assert gallery.labels is not None
         return PositionLists.of_equal_keys(queries.labels, gallery.labels)
     num_queries, num_gallery = len(queries.rows), len(gallery.rows)
+    relevant = _rows_of(relevant)
     if len(relevant) != num_queries:
         raise UserError(f"relevant must have one row for each of the {num_queries} queries, got {len(relevant)}")
-    relevant = relevant if isinstance(relevant, Tensor | np.ndarray) else [np.asarray(row) for row in relevant]
     if all(row.dtype in (torch.bool, np.bool_) for row in relevant):
+        lengths = sorted({len(row) for row in relevant})
+        if lengths != [num_gallery]:
+            got = [num_queries, *lengths] if len(lengths) == 1 else "rows of different lengths"
+            raise UserError(f"relevant, given as booleans, must have shape {[num_queries, num_gallery]}, got {got}")
         mask = torch.stack([torch.as_tensor(row) for row in relevant]).to(queries.rows.device)
-        if mask.shape != (num_queries, num_gallery):
-            raise UserError(
-                f"relevant, given as booleans, must have shape {[num_queries, num_gallery]}, got {list(mask.shape)}"
-            )
         sizes, positions = mask.sum(1), mask.nonzero()[:, 1]
     else:
-        if all(len(row) == num_gallery > 1 and not (row > 1).any() for row in relevant):
+        rows = [as_integers(row, "relevant items") for row in relevant]
+        if all(len(row) == num_gallery > 1 and not (row > 1).any() for row in rows):
             raise UserError(
                 "relevant holds a 0 or 1 for every gallery item: give it as booleans, or list the relevant items"
             )
-        lists = [as_integers(row, "relevant items", len(row)).unique() for row in relevant]
+        lists = [row.cpu().unique() for row in rows]
         sizes, items = torch.tensor([len(row) for row in lists]), torch.cat(lists)
         positions = _positions_of(items, gallery.ids if by_id else torch.arange(num_gallery)).to(queries.rows.device)
         sizes = sizes.to(queries.rows.device)
     ends = sizes.cumsum(0)
     return PositionLists(positions, ends - sizes, ends)
+
+
+def _rows_of(relevant: Any) -> Any:
+    """The rows, one a query, as a matrix or as a list of arrays; raises `UserError` if there are no rows."""
+    try:
+        is_matrix = isinstance(relevant, Tensor | np.ndarray) and relevant.dtype != object
+        rows = relevant if is_matrix else [np.asarray(row) for row in relevant]
+        if isinstance(relevant, str | Mapping) or any(row.ndim != 1 for row in rows):
+            raise ValueError("it has no rows")
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"relevant must be a matrix of booleans, or one list of items a query: {reason_of(error)}"
+        ) from None
+    return rows
 
 
 def _positions_of(items: Tensor, ids: Tensor) -> Tensor:
@@ -241,11 +258,19 @@ def _as_cutoffs(**arguments: Sequence[int]) -> dict[str, tuple[int, ...]]:
     """The cutoffs K by the name of the argument; raises `UserError` if one is not an integer >= 1."""
     cutoffs = {}
     for name, values in arguments.items():
-        numbers = tuple(values) if isinstance(values, Iterable) else (values,)
-        if not all(isinstance(k, int | np.integer) and k >= 1 for k in numbers):
-            raise UserError(f"{name} must hold whole numbers >= 1, got {values}")
+        numbers = _as_tuple(values)
+        if not all(isinstance(k, int | np.integer) and not isinstance(k, bool) and 1 <= k < 2**63 for k in numbers):
+            raise UserError(f"{name} must hold whole numbers >= 1, got {shown(values)}")
         cutoffs[name] = tuple(map(int, numbers))
     return cutoffs
+
+
+def _as_tuple(values: Any) -> tuple[Any, ...]:
+    """The values, of which there may be a single one."""
+    try:
+        return tuple(values)
+    except TypeError:  # not iterable, or an array without dimensions
+        return (values,)
 
 
 def _scores_of(ranking: Ranking, num_queries: int, cutoffs: Mapping[str, tuple[int, ...]]) -> RetrievalScores:
@@ -340,10 +365,3 @@ def _check_arguments(
         raise UserError("query_ids and gallery_ids go together and require a gallery")
     if gallery_ids is not None and query_ids is None and relevant is None:
         raise UserError("query_ids and gallery_ids go together and require a gallery")
-
-
-def _check_same_size(queries: _Items, gallery: _Items) -> None:
-    """Raises `UserError` if queries and gallery differ in their embedding size D."""
-    if queries.rows.shape[1] != gallery.rows.shape[1]:
-        sizes = f"queries have {queries.rows.shape[1]} dimensions and the gallery {gallery.rows.shape[1]}"
-        raise UserError(f"{sizes}; embed both with one model")

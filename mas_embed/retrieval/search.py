@@ -12,6 +12,7 @@ from torch import Tensor
 from mas_embed.errors import UserError
 from mas_embed.retrieval.inputs import as_embeddings
 from mas_embed.retrieval.similarity import Distance, prepare_rows
+from mas_embed.runtime.checks import as_whole_number
 
 
 def find_nearest(
@@ -34,6 +35,7 @@ def find_nearest(
         UserError: k is out of range, a value is not finite, or a row is zero under "cosine".
     """
     queries, gallery = as_embeddings(queries, "queries"), as_embeddings(gallery, "gallery")
+    k = as_whole_number("k", k)
     if not 1 <= k <= len(gallery):
         raise UserError(f"k must lie between 1 and the gallery's size, {len(gallery)}, got {k}")
     faiss = import_faiss()

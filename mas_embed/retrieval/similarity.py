@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mas_embed.errors import UserError
+from mas_embed.runtime.checks import shown
 
 Distance = Literal["cosine", "euclidean", "inner_product"]
 DISTANCES: tuple[Distance, ...] = ("cosine", "euclidean", "inner_product")
@@ -47,8 +48,8 @@ class Rows:
 
 def check_distance(distance: str) -> None:
     """Raises `UserError` if the distance is not one of `DISTANCES`."""
-    if distance not in DISTANCES:
-        raise UserError(f"distance must be one of {', '.join(DISTANCES)}, got '{distance}'")
+    if not isinstance(distance, str) or distance not in DISTANCES:
+        raise UserError(f"distance must be one of {', '.join(DISTANCES)}, got {shown(distance)}")
 
 
 def prepare_rows(queries: Tensor, gallery: Tensor, distance: Distance) -> tuple[Rows, Rows]:
@@ -57,9 +58,15 @@ def prepare_rows(queries: Tensor, gallery: Tensor, distance: Distance) -> tuple[
     All values must be finite. Rows are divided by powers of two, so that products neither overflow nor underflow.
 
     Raises:
-        UserError: a row is zero under "cosine", or the distance does not exist.
+        UserError: queries and gallery differ in D or in their device, a row is zero under "cosine", or the distance does not
+            exist.
     """
     check_distance(distance)
+    if queries.shape[1] != gallery.shape[1]:
+        sizes = f"queries have {queries.shape[1]} dimensions and the gallery {gallery.shape[1]}"
+        raise UserError(f"{sizes}; embed both with one model")
+    if queries.device != gallery.device:
+        raise UserError(f"queries are on {queries.device} and the gallery on {gallery.device}; move both to one device")
     for name, rows in (("queries", queries), ("gallery", gallery)):
         if distance == "cosine" and bool((rows == 0).all(1).any()):
             raise UserError(

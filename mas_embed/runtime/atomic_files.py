@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mas_embed.errors import RunError, UserError, reason_of
 from mas_embed.runtime.reading import check_regular_file, read_errors_explained
+from mas_embed.runtime.text import printable
 
 METADATA_KEY = "mas_embed"
 CHECKSUM_KEY = "mas_embed_checksum"
@@ -36,10 +37,12 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         UserError: the folder of the file does not exist or cannot be written, or the name is not possible there.
         RunError: the disk is full.
     """
-    if not path.parent.is_dir():
-        raise UserError(f"the folder {path.parent} does not exist; make it first, to write {path.name} there")
-    temporary = path.with_name(f".mas-embed-{uuid.uuid4().hex}.tmp")
     with write_errors_explained(path):
+        if not path.name:
+            raise UserError(f"'{path}' names no file; give the path of a file")
+        if not path.parent.is_dir():
+            raise UserError(f"the folder {path.parent} does not exist; make it first, to write {path.name} there")
+        temporary = path.with_name(f".mas-embed-{uuid.uuid4().hex}.tmp")
         try:
             with temporary.open("wb") as file:
                 yield file
@@ -58,6 +61,8 @@ def write_errors_explained(path: Path) -> Iterator[None]:
         UserError: the path cannot be written.
         RunError: the disk is full, or fails.
     """
+    if "\0" in str(path):
+        raise UserError(f"'{printable(str(path))}' is no name of a file")
     try:
         yield
     except OSError as error:
@@ -117,5 +122,5 @@ def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode(errors="surrogatepass"))
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
+from numbers import Real
 
 from mas_embed.errors import UserError
+from mas_embed.runtime.text import printable, shortened
 
 
 def check_choice(option: str, value: object, choices: Sequence[str]) -> None:
@@ -31,3 +35,61 @@ def check_range(option: str, value: float, low: float, high: float) -> None:
     """Raises `UserError` unless the value is in [low, high]."""
     if not low <= value <= high:
         raise UserError(f"{option} must be from {low:g} to {high:g}, got {value}")
+
+
+def as_whole_number(option: str, value: object, minimum: int | None = None, maximum: int | None = None) -> int:
+    """The value, of Python or NumPy, as an int.
+
+    Raises:
+        UserError: it is no whole number (a boolean, a float or a string is none), or is out of range.
+
+    >>> as_whole_number("size", 3, minimum=1)
+    3
+    >>> as_whole_number("size", 2.5, minimum=1)
+    Traceback (most recent call last):
+    mas_embed.errors.UserError: size must be a whole number >= 1, got 2.5
+    """
+    try:
+        number = None if _is_boolean(value) else operator.index(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = None
+    bounds = [f"{sign} {bound}" for sign, bound in ((">=", minimum), ("<=", maximum)) if bound is not None]
+    if (
+        number is None
+        or number < (number if minimum is None else minimum)
+        or number > (number if maximum is None else maximum)
+    ):
+        accepted = " ".join(["a whole number", " and ".join(bounds)]).strip()
+        raise UserError(f"{option} must be {accepted}, got {shown(value)}")
+    return number
+
+
+def as_number(option: str, value: object) -> float:
+    """The value, of Python or NumPy, as a float.
+
+    Raises:
+        UserError: it is no finite real number (a boolean or a string is none).
+
+    >>> as_number("strength", 1)
+    1.0
+    >>> as_number("strength", "1")
+    Traceback (most recent call last):
+    mas_embed.errors.UserError: strength must be a finite number, got '1'
+    """
+    is_number = isinstance(value, Real) and not _is_boolean(value)
+    try:
+        number = float(value) if is_number else math.nan  # type: ignore[arg-type]
+    except OverflowError:  # an int beyond the range of a float
+        number = math.inf
+    if not math.isfinite(number):
+        raise UserError(f"{option} must be a finite number, got {shown(value)}")
+    return number
+
+
+def shown(value: object) -> str:
+    """A value as it is written in Python, as one line of at most 80 characters, for a message."""
+    return shortened(" ".join(printable(repr(value)).replace("\\n", " ").split()), 80)
+
+
+def _is_boolean(value: object) -> bool:
+    return isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))

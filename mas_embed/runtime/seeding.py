@@ -9,6 +9,10 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from mas_embed.runtime.checks import as_whole_number
+
+LARGEST_SEED = 2**63 - 1  # of a `torch.Generator`
+
 
 @contextmanager
 def seeded(*seed: int) -> Iterator[None]:
@@ -16,6 +20,9 @@ def seeded(*seed: int) -> Iterator[None]:
 
     The losses, miners and samplers of pytorch-metric-learning draw from these global generators. Several integers, such as
     a run's seed and a split's index, are mixed, so that neighbouring values give unrelated random streams.
+
+    Raises:
+        UserError: a seed is not a whole number >= 0.
     """
     mixed = mixed_seed(*seed)
     python_state, numpy_state = random.getstate(), np.random.get_state()
@@ -31,5 +38,10 @@ def seeded(*seed: int) -> Iterator[None]:
 
 
 def mixed_seed(*seed: int) -> int:
-    """One seed from several integers >= 0; neighbouring integers give unrelated seeds."""
-    return int(np.random.SeedSequence(seed).generate_state(1)[0])
+    """One seed from several integers; neighbouring integers give unrelated seeds.
+
+    Raises:
+        UserError: one of them is not a whole number >= 0.
+    """
+    integers = [as_whole_number("seed", integer, 0) for integer in seed]
+    return int(np.random.SeedSequence(integers).generate_state(1)[0])

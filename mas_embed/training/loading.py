@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, RandomSampler, Sampler
 from mas_embed.data import Part
 from mas_embed.errors import UserError
 from mas_embed.registry import Registry
+from mas_embed.runtime.checks import as_whole_number
 from mas_embed.training.recipe import MakeSampler
 
 SAMPLERS = Registry("sampler")
@@ -37,12 +38,15 @@ def per_class_sampler(labels: Tensor, *, m: int) -> Sampler[int]:
         m: images per class in a turn.
 
     Raises:
-        UserError: a class has fewer than m images.
+        UserError: m is not a whole number >= 1, there are no labels, or a class has fewer than m images.
     """
     from pytorch_metric_learning.samplers import MPerClassSampler
 
+    m = as_whole_number("the sampler's m, images per class,", m)
     if m < 1:
         raise UserError(f"the sampler's m, images per class, must be at least 1, got {m}")
+    if len(labels) == 0:
+        raise UserError("the sampler needs at least one label, got none")
     classes, counts = labels.unique(return_counts=True)
     if int(counts.min()) < m:
         scarce = int(classes[counts.argmin()])

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from mas_embed.errors import UserError
+from mas_embed.runtime.checks import as_number, as_whole_number
 
 MakeOptimizer = Callable[[Iterable[Any]], torch.optim.Optimizer]
 MakeScheduler = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
@@ -35,7 +36,7 @@ class Recipe:
             `train_sequence`, its number is used, and this one must be 1.
 
     Raises:
-        UserError: a number outside its range.
+        UserError: a number is out of its range, or the optimizer, the scheduler or the sampler cannot be called.
     """
 
     epochs: int = 20
@@ -49,8 +50,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("num_workers", 0), ("accumulate", 1)):
+            object.__setattr__(self, name, as_whole_number(name, getattr(self, name), least))
+        for name, is_optional in (("optimizer", False), ("scheduler", True), ("sampler", True)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UserError(f"{name} must be a whole number >= {least}, got {value!r}")
-        if self.clip_norm is not None and not self.clip_norm > 0:
+            if not callable(value) and not (is_optional and value is None):
+                or_none = ", or None" if is_optional else ""
+                kind = type(value).__name__
+                raise UserError(f"{name} must be a function that makes one{or_none}, got an object of type {kind}")
+        if self.clip_norm is not None and not as_number("clip_norm", self.clip_norm) > 0:
             raise UserError(f"clip_norm must be greater than 0, or None, got {self.clip_norm}")

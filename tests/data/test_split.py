@@ -70,7 +70,9 @@ def test_labels_and_ids_of_any_kind_become_int64_tensors(make):
     ids=lambda inputs: type(inputs).__name__,
 )
 def test_inputs_that_are_no_sequence_are_refused(inputs):
-    with pytest.raises(UserError, match="the inputs of a part must be a tensor, an array or a sequence with a length, got"):
+    with pytest.raises(
+        UserError, match="the inputs of a part must be a tensor, an array or a sequence with a length, got"
+    ):
         Part(inputs, [0, 1, 2])
 
 

@@ -149,5 +149,63 @@ def test_nothing_observed_and_invalid_arguments():
         OnlineImportance(model, every=0)
     with pytest.raises(UserError, match="decay must lie between 0 and 1"):
         OnlineImportance(model, decay=1.0)
+    for value in (1.5, True, "2", None):
+        with pytest.raises(UserError, match="every must be a whole number, got"):
+            OnlineImportance(model, every=value)
+    for value in (float("nan"), True, "0.5"):
+        with pytest.raises(UserError, match="decay must be a finite number, got"):
+            OnlineImportance(model, decay=value)
     with pytest.raises(UserError, match="no trainable parameter"):
         OnlineImportance(model.requires_grad_(False))
+
+
+def test_inputs_of_another_width_are_refused_and_change_nothing():
+    model, inputs = build()
+    online = OnlineImportance(model)
+    online.observe(inputs)
+    with pytest.raises(
+        UserError, match=r"^the model refuses inputs of shape \[3, 5\] \(torch.float64\): mat1"
+    ) as caught:
+        online.observe(torch.zeros(3, 5, dtype=torch.float64))
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert_equal(online.importance(), estimate_importance(model, [inputs]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        *(
+            (lambda state, name=name: state.pop(name), "this is no state of an OnlineImportance")
+            for name in ("sums", "num_taken", "num_seen", "weight", "made with")
+        ),
+        (lambda state: state.update(sums=[1]), "this is no state of an OnlineImportance"),
+        (lambda state: state["made with"].clear(), "collected with another fingerprint"),
+        (lambda state: state.update(num_taken=1.5), "'num_taken' of the state must be a whole number >= 0, got 1.5"),
+        (lambda state: state.update(num_seen=-1), "'num_seen' of the state must be a whole number >= 0, got -1"),
+        (lambda state: state.update(weight=float("nan")), "'weight' of the state must be a finite number, got nan"),
+        (lambda state: state.update(weight=-1.0), "'weight' of the state must be >= 0, got -1.0"),
+        (lambda state: state["sums"].popitem(), "the state is damaged: the sum of '3.bias' is missing"),
+        (
+            lambda state: state["sums"].update({"0.bias": torch.zeros(1)}),
+            "the sum of '0.bias' is missing, .* another shape",
+        ),
+        (
+            lambda state: state["sums"]["0.bias"].fill_(torch.nan),
+            "the sum of '0.bias' is missing, negative, not finite",
+        ),
+        (lambda state: state["sums"]["0.bias"].fill_(-1), "the sum of '0.bias' is missing, negative, not finite"),
+    ],
+)
+def test_damaged_states_are_one_sentence_and_change_nothing(change, message):
+    model, inputs = build()
+    online = OnlineImportance(model)
+    online.observe(inputs)
+    state = online.state_dict()
+    change(state)
+    other = OnlineImportance(model)
+    with pytest.raises(UserError, match=message):
+        other.load_state_dict(state)
+    with pytest.raises(UserError, match="nothing was observed yet"):
+        other.importance()
+    with pytest.raises(UserError, match="this is no state of an OnlineImportance"):
+        other.load_state_dict(None)

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -78,14 +79,22 @@ def test_callable_output_of_a_wrong_shape_is_refused():
     model, inputs = make("mlp")
     with pytest.raises(UserError, match=r"one value per sample, shape \[7\], got \[\]"):
         estimate_importance(model, [inputs], output=lambda z, batch: z.sum())
+    with pytest.raises(UserError, match=r"one value per sample, shape \[7\], got NoneType"):
+        estimate_importance(model, [inputs], output=lambda z, batch: None)
 
 
 def test_invalid_outputs_are_refused():
-    for output in (3, Projection):
+    for output in (3, Projection, None, {}, torch.zeros(2)):
         with pytest.raises(UserError, match="output must be one of squared_norm"):
             estimate_importance(nn.Linear(6, 2), [torch.randn(2, 6)], output=output)
     with pytest.raises(UserError, match="num_directions must be at least 1"):
         Projection(num_directions=0)
+    for value in (1.5, True, "8", None):
+        with pytest.raises(UserError, match="num_directions must be a whole number, got"):
+            Projection(num_directions=value)
+        with pytest.raises(UserError, match="seed must be a whole number >= 0"):
+            Projection(seed=value)
+    assert Projection(num_directions=np.int64(2)) == Projection(num_directions=2)
 
 
 def test_squared_norm_of_unit_length_embeddings_is_refused():

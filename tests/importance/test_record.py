@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from mas_embed import Importance, UserError, estimate_importance, fingerprint_of
+from mas_embed.runtime.atomic_files import write_tensors
 
 
 def record(values, num_samples=2, **settings):
@@ -105,3 +106,61 @@ def test_the_fingerprint_depends_on_the_positions_of_values():
 def test_saving_to_a_missing_folder(tmp_path):
     with pytest.raises(UserError, match="missing does not exist"):
         record([1.0]).save(tmp_path / "missing" / "i.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_samples": None}, "is damaged: its description has no 'num_samples'"),
+        ({"settings": None}, "is damaged: its description has no 'settings'"),
+        ({"num_samples": 1.5}, "is damaged: num_samples must be a whole number >= 1, got 1.5"),
+        ({"num_samples": 0}, "is damaged: num_samples must be a whole number >= 1, got 0"),
+        ({"num_samples": -3}, "is damaged: num_samples must be a whole number >= 1, got -3"),
+        ({"num_samples": True}, "is damaged: num_samples must be a whole number >= 1, got True"),
+        ({"num_samples": "2"}, "is damaged: num_samples must be a whole number >= 1, got '2'"),
+        ({"settings": ["a"]}, "is damaged: the settings of an importance must be a mapping, got list"),
+        ({"fingerprint": 3}, "is damaged: the fingerprint of an importance must be a string, got int"),
+        ({"kind": None}, "holds a None, not an importance"),
+        *(
+            ({"sums": torch.tensor([1.0, value])}, "is damaged: the importance of 'a' is negative, infinite or NaN")
+            for value in (torch.nan, torch.inf, -1.0)
+        ),
+        (
+            {"sums": torch.tensor([1, 2])},
+            "is damaged: the sums of an importance must be a mapping from .* floating-point",
+        ),
+    ],
+)
+def test_damaged_files_are_one_sentence(changes, message, tmp_path):
+    sums = changes.pop("sums", torch.tensor([2.0]))
+    description = {"kind": "importance", "num_samples": 2, "settings": {}, "fingerprint": "abc"} | changes
+    path = tmp_path / "i.safetensors"
+    write_tensors(path, {"a": sums}, {name: value for name, value in description.items() if value is not None})
+    with pytest.raises(UserError, match=message):
+        Importance.load(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        *((({}, value), "num_samples must be a whole number >= 1, got") for value in (0, 1.5, True, "1", None)),
+        ((None, 1), "the sums of an importance must be a mapping"),
+        (
+            ({"a": [1.0]}, 1),
+            "the sums of an importance must be a mapping from parameter name to a floating-point tensor",
+        ),
+        (({3: torch.ones(1)}, 1), "the sums of an importance must be a mapping"),
+        (({}, 1, "vector"), "the settings of an importance must be a mapping, got str"),
+        (({}, 1, {}, 3), "the fingerprint of an importance must be a string, got int"),
+    ],
+)
+def test_bad_arguments_are_one_sentence(arguments, message):
+    with pytest.raises(UserError, match=message):
+        Importance(*arguments)
+
+
+def test_only_records_are_merged_and_only_modules_are_checked():
+    with pytest.raises(UserError, match="only records of importance can be merged, got an object of type dict"):
+        Importance.merge(record([1.0]), {"a": torch.ones(1)})
+    with pytest.raises(UserError, match="the model must be a torch.nn.Module, got an object of type dict"):
+        record([1.0]).check({})

@@ -1,9 +1,10 @@
+import numpy as np
 import pytest
 import torch
 from importance_cases import Checkpointed, make
 from torch import nn
 
-from mas_embed import UserError, estimate_importance
+from mas_embed import UserError, estimate_importance, estimate_local_importance, explain_coverage
 
 
 def test_invalid_arguments():
@@ -100,3 +101,58 @@ def test_an_input_modified_in_place_after_its_use_is_refused():
     model = Overwriting().double()
     with pytest.raises(UserError, match="modified in place"):
         estimate_importance(model, [torch.randn(4, 6, dtype=torch.float64)])
+
+
+@pytest.mark.parametrize("granularity", ["sample", "batch"])
+@pytest.mark.parametrize("embed", [None, "forward", lambda model, batch: model(batch)])
+def test_inputs_that_the_model_refuses_name_the_batch(granularity, embed):
+    batches = [torch.randn(2, 6), torch.randn(4, 7)]
+    message = r"^batch 1: the model refuses inputs of shape \[4, 7\] \(torch.float32\): mat1 and mat2"
+    with pytest.raises(UserError, match=message) as caught:
+        estimate_importance(nn.Linear(6, 2), batches, granularity=granularity, embed=embed)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    with pytest.raises(UserError, match=message) as caught:
+        estimate_local_importance(nn.Linear(6, 2), batches, embed=embed)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_inputs_of_another_dtype_or_number_of_channels_are_refused():
+    with pytest.raises(UserError, match=r"batch 0: the model refuses inputs of shape \[4, 6\] \(torch.int64\): "):
+        estimate_importance(nn.Linear(6, 2), [torch.ones(4, 6, dtype=torch.int64)])
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten())
+    with pytest.raises(UserError, match=r"^the model refuses inputs of shape \[2, 1, 4, 4\] .*: Given groups=1"):
+        explain_coverage(model, torch.zeros(2, 1, 4, 4))
+
+
+def test_a_lack_of_memory_is_not_blamed_on_the_inputs():
+    def embed(model, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        estimate_importance(nn.Linear(6, 2), [torch.randn(2, 6)], embed=embed)
+
+
+def test_samples_that_only_a_whole_batch_can_embed_are_refused():
+    model = nn.Sequential(nn.Flatten(0), nn.Linear(12, 8), nn.Unflatten(0, (4, 2)))
+    with pytest.raises(
+        UserError, match="cannot embed samples without the others of their batch: the model refuses inputs"
+    ):
+        estimate_importance(model, [torch.randn(4, 3)])
+
+
+@pytest.mark.parametrize("model", [None, len, {}, "model", nn.Linear])
+def test_what_is_no_module_is_refused(model):
+    for call in (estimate_importance, estimate_local_importance, explain_coverage):
+        with pytest.raises(UserError, match="the model must be a torch.nn.Module, got an object of type"):
+            call(model, [torch.randn(2, 6)])
+
+
+def test_embeddings_that_are_no_floating_point_numbers_are_refused():
+    with pytest.raises(UserError, match="embeddings must be real floating-point numbers, got torch.int64"):
+        estimate_importance(nn.Linear(6, 2), [torch.randn(2, 6)], embed=lambda model, batch: model(batch).long())
+
+
+@pytest.mark.parametrize("exponent", [True, 1.0, "1", None, np.int64(1)])
+def test_exponents_of_another_type_are_refused(exponent):
+    with pytest.raises(UserError, match="exponent must be 1"):
+        estimate_importance(nn.Linear(6, 2), [torch.randn(2, 6)], exponent=exponent)

@@ -64,6 +64,12 @@ def test_the_seed_determines_the_result():
             {"num_clusters": 3},
             "num_clusters must lie between 1 and the number of embeddings, 2, got 3",
         ),
+        (([[1.0], [2.0]], [0, 1]), {"num_clusters": 1.5}, "num_clusters must be a whole number, got 1.5"),
+        (([[1.0], [2.0]], [0, 1]), {"num_clusters": True}, "num_clusters must be a whole number, got True"),
+        (([[1.0], [2.0]], [0, 1]), {"seed": -1}, "seed must be a whole number >= 0 and <= 4294967295, got -1"),
+        (([[1.0], [2.0]], [0, 1]), {"seed": "0"}, "seed must be a whole number >= 0"),
+        (([[1.0], [2.0]], [True, False]), {}, "labels must be integers"),
+        (([[1.0], [2.0]], [0, 1]), {"distance": None}, "one of cosine, euclidean for clustering, got None"),
         (([[1.0], [2.0]], [0, 1]), {"distance": "inner_product"}, "one of cosine, euclidean for clustering"),
     ],
 )

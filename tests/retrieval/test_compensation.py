@@ -138,9 +138,17 @@ def test_bad_input_is_one_sentence(name):
         estimator.fit(torch.ones(0, 2), torch.ones(0, 2))
     with pytest.raises(UserError, match="the gallery has 3 dimensions, but the compensation was fitted on 2"):
         estimator.fit(torch.ones(3, 2), torch.ones(3, 2)).transform(torch.ones(1, 3))
+    for gallery, got in ((torch.ones(1, 2).long(), "torch.int64"), ([[1.0, 2.0]], "list"), (None, "NoneType")):
+        with pytest.raises(UserError, match=f"the gallery must be a floating-point tensor, .* got {got}"):
+            estimator.transform(gallery)
 
 
 def test_bad_options_are_one_sentence():
+    for value in (float("nan"), float("inf"), "1", True, None):
+        with pytest.raises(UserError, match="sigma must be a finite number, got"):
+            DriftCompensation(value)
+        with pytest.raises(UserError, match="regularisation must be a finite number, got"):
+            RidgeCompensation(value)
     with pytest.raises(UserError, match="sigma must be positive, got 0"):
         DriftCompensation(0)
     with pytest.raises(UserError, match="regularisation must be positive, got -1"):

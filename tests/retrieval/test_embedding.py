@@ -96,7 +96,7 @@ def test_a_stream_of_unknown_length():
 def test_a_failure_leaves_the_old_file_and_the_mode(tmp_path):
     path, network = tmp_path / "rows.npy", model()
     np.save(path, np.ones(3))
-    with pytest.raises(RuntimeError, match="broken"):
+    with pytest.raises(UserError, match=r"batch 1: the model refuses inputs of shape \[11, 3\] .*: broken"):
         embed(network, [INPUTS, INPUTS], out=path, embed=Failing())
     np.testing.assert_array_equal(np.load(path), np.ones(3))
     assert len(list(tmp_path.iterdir())) == 1
@@ -133,12 +133,37 @@ def changing(network, batch):
         ({"out": torch.zeros(11)}, r"out must have shape \[11, 2\], got \[11\]"),
         ({"out": torch.zeros(11, 2), "num_items": 12}, r"out must have shape \[12, 2\], got \[11, 2\]"),
         ({"out": "nowhere/rows.npy"}, "the folder nowhere does not exist"),
+        ({"num_items": 11.0}, "num_items must be a whole number >= 0 .*, got 11.0"),
+        ({"num_items": True}, "num_items must be a whole number >= 0 .*, got True"),
+        ({"out": torch.zeros(11, 2, dtype=torch.int64)}, "out must be a path, or a floating-point tensor or array"),
+        ({"out": [[0.0, 0.0]] * 11}, "out must be a path, or a floating-point tensor .* got list"),
+        ({"out": torch.tensor(0.0)}, r"out must be .*, got torch.float32 of shape \[\]"),
+        ({"out": np.zeros((11, 2), dtype=object)}, "out must be an array of floating-point numbers"),
         ({"embed": changing}, r"one size and dtype, got D = 4 in torch.float32 and then D = 3"),
     ],
 )
 def test_bad_input_is_one_sentence(options, message):
     with pytest.raises(UserError, match=message):
         embed(model(), INPUTS.split(4), **options)
+
+
+def test_a_read_only_file_map_is_refused_rather_than_written_to(tmp_path):
+    np.save(tmp_path / "rows.npy", np.zeros((11, 2), dtype=np.float32))
+    with pytest.raises(UserError, match="out is a read-only array"):
+        embed(model(), INPUTS.split(4), out=np.load(tmp_path / "rows.npy", mmap_mode="r"))
+
+
+@pytest.mark.parametrize("batches", [INPUTS, INPUTS.numpy(), {"x": INPUTS}, "text", 3, None])
+def test_batches_that_are_none_are_one_sentence(batches):
+    with pytest.raises(UserError, match="batches must be an iterable of batches, got one"):
+        embed(model(), batches)
+
+
+def test_inputs_of_another_width_name_the_batch_and_a_function_is_no_model():
+    with pytest.raises(UserError, match=r"batch 1: the model refuses inputs of shape \[4, 7\] \(torch.float32\): mat1"):
+        embed(model(), [INPUTS, torch.zeros(4, 7)])
+    with pytest.raises(UserError, match=r"must be a torch.nn.Module, got an object of type builtin_function"):
+        embed(len, [INPUTS])
 
 
 def test_a_wrong_count_writes_no_file(tmp_path):

@@ -474,6 +474,45 @@ ROWS, LABELS = [[1.0, 0.0], [0.0, 1.0]], [0, 0]
         ((ROWS, None, ROWS), {"relevant": [[0, 1], [1, 0]]}, "give it as booleans"),
         ((ROWS, LABELS), {"ndcg_at": (0,)}, "ndcg_at must hold whole numbers >= 1"),
         ((ROWS, LABELS), {"memory_mib": 0}, "memory_mib must be at least 1"),
+        ((ROWS, LABELS), {"memory_mib": 1.5}, "memory_mib must be a whole number .*, got 1.5"),
+        ((ROWS, LABELS), {"memory_mib": "1"}, "memory_mib must be a whole number .*, got '1'"),
+        ((ROWS, LABELS), {"memory_mib": 2**80}, "memory_mib must be a whole number .*, got 1208"),
+        *(
+            ((ROWS, LABELS), {"recall_at": value}, "recall_at must hold whole numbers >= 1, got")
+            for value in (
+                (True,),
+                None,
+                "12",
+                float("nan"),
+                2.0,
+                (2**63,),
+                np.array(1),
+                [[1]],
+                {"a": 1},
+                torch.tensor(1),
+            )
+        ),
+        ((ROWS, [True, False]), {}, "query_labels must be integers"),
+        ((ROWS, [[0], [0, 1]]), {}, "query_labels must be an array of numbers"),
+        ((ROWS, np.array([2**64 - 1, 0], dtype=np.uint64)), {}, r"query_labels must be less than 2\^63"),
+        ((np.array(ROWS) > 0, LABELS), {}, "queries must be real numbers of shape"),
+        ((np.ma.masked_array(ROWS, True), LABELS), {}, "queries must be an array without a mask"),
+        ((torch.tensor(ROWS).to_sparse(), LABELS), {}, "queries must be a dense tensor of numbers"),
+        ((torch.tensor(ROWS, device="meta"), LABELS), {}, "queries must be a dense tensor of numbers"),
+        ((torch.tensor(ROWS).to(torch.float8_e4m3fn), LABELS), {}, "queries must be a dense tensor of numbers"),
+        *(
+            (
+                (ROWS, None, ROWS),
+                {"relevant": value},
+                "relevant must be a matrix of booleans, or one list of items a query",
+            )
+            for value in (3, "ab", np.array([0, 1]), [0, 1], [[[0]], [[1]]], {0: [0], 1: [1]}, np.zeros((2, 2, 2)) > 0)
+        ),
+        ((ROWS, None, ROWS), {"relevant": [["a"], ["b"]]}, "relevant items must be an array of numbers"),
+        ((ROWS, None, ROWS), {"relevant": [[0.5], [1]]}, "relevant items must be integers"),
+        ((ROWS, None, ROWS), {"relevant": [[None], [1]]}, "relevant items must be an array of numbers"),
+        ((ROWS, None, ROWS), {"relevant": [[True, False], [1]]}, "relevant items must be integers"),
+        ((ROWS, None, ROWS), {"relevant": [[True, False], [True]]}, "must have shape .* got rows of different lengths"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, options, message):
@@ -488,3 +527,10 @@ def test_rows_are_sorted_alike_by_any_number_of_threads(monkeypatch, num_threads
     scores = torch.randn(7, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     scores[:, ::5] = -torch.inf
     assert torch.equal(ranking._sorted_rows(scores.clone()), scores.sort(dim=1).values)
+
+
+@pytest.mark.parametrize("sizes", [None, 3, 2.0, [1.0, 1.0], [True, True], ["2"], [3], [-1, 3]])
+def test_sizes_of_groups_that_do_not_fit_are_refused(sizes):
+    scores = evaluate_retrieval([[1.0, 0.0], [1.0, 0.1]], [0, 0])
+    with pytest.raises(UserError, match="the sizes? of (the groups|a group) must be"):
+        scores.means_by_group(sizes)

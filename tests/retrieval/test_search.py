@@ -7,6 +7,7 @@ import torch
 
 from mas_embed import UserError
 from mas_embed.retrieval import embed, find_nearest
+from mas_embed.retrieval.similarity import prepare_rows
 
 
 @pytest.mark.parametrize("distance", ["cosine", "euclidean", "inner_product"])
@@ -31,6 +32,21 @@ def test_finds_the_nearest_by_full_sort(distance):
 def test_k_outside_the_gallery_is_refused(k):
     with pytest.raises(UserError, match="k must lie between 1 and the gallery's size, 3"):
         find_nearest(torch.ones(1, 2), torch.ones(3, 2), k)
+
+
+@pytest.mark.parametrize("k", [1.5, True, "1", None, float("nan"), 2**80 + 0.5])
+def test_k_that_is_no_whole_number_is_refused(k):
+    with pytest.raises(UserError, match="k must be a whole number, got"):
+        find_nearest(torch.ones(1, 2), torch.ones(3, 2), k)
+    assert find_nearest(torch.ones(1, 2), torch.ones(3, 2), np.int64(1))[1].shape == (1, 1)
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean", "inner_product"])
+def test_sizes_and_devices_must_be_equal(distance):
+    with pytest.raises(UserError, match="queries have 4 dimensions and the gallery 2; embed both with one model"):
+        find_nearest(torch.ones(1, 4), torch.ones(3, 2), 1, distance=distance)
+    with pytest.raises(UserError, match="queries are on cpu and the gallery on meta; move both to one device"):
+        prepare_rows(torch.ones(1, 2), torch.ones(3, 2, device="meta"), distance)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])

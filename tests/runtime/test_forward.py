@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mas_embed import UserError
+from mas_embed import RunError, UserError
 from mas_embed.runtime.forward import embed_batch, map_tensors
 
 
@@ -52,3 +52,68 @@ def test_tensors_are_mapped_wherever_they_are():
     assert mapped["a"][1] == "text"
     assert mapped["d"] is None
     assert torch.equal(nest["a"][0], X)
+
+
+class Raising(torch.nn.Module):
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def forward(self, x):
+        raise self.error
+
+
+LINEAR = torch.nn.Linear(6, 2)
+CONVOLUTION = torch.nn.Conv2d(3, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "message"),
+    [
+        (
+            LINEAR,
+            torch.zeros(4, 7),
+            r"inputs of shape \[4, 7\] \(torch.float32\): mat1 and mat2 shapes cannot be multiplied",
+        ),
+        (LINEAR, torch.zeros(4, 6, dtype=torch.int64), r"inputs of shape \[4, 6\] \(torch.int64\): "),
+        (LINEAR, (torch.zeros(4, 7), torch.zeros(4)), r"inputs of shape \[4, 7\] \(torch.float32\): "),
+        (CONVOLUTION, torch.zeros(2, 1, 5, 5), r"inputs of shape \[2, 1, 5, 5\] .*: Given groups=1"),
+        (Whole(), {"y": X}, r"inputs of type dict \(y: shape \[2, 3\] \(torch.float32\)\): KeyError 'x'"),
+        (LINEAR, [(X, 1)], r"inputs of type tuple \(shape \[2, 3\] \(torch.float32\), type int\): "),
+        (LINEAR, (), "a batch is an empty tuple; its first element must be the input"),
+        (LINEAR, "text", "inputs of type str: "),
+        (LINEAR, None, "inputs of type NoneType: "),
+        (Raising(AssertionError()), X, r"inputs of shape \[2, 3\] \(torch.float32\): AssertionError$"),
+        (Raising(IndexError("row 3")), X, ": row 3$"),
+        (torch.nn.Module(), X, 'missing the required "forward" function'),
+    ],
+)
+def test_inputs_that_the_model_refuses_are_described(model, batch, message):
+    with pytest.raises(UserError, match=f"^the model refuses {message}" if message[0] == "i" else message) as caught:
+        embed_batch(model, batch)
+    assert isinstance(caught.value.__cause__, Exception) or batch == ()
+    assert not isinstance(caught.value.__cause__, UserError)
+
+
+@pytest.mark.parametrize("embed", [lambda model, batch: model(batch), "forward"])
+def test_the_same_through_a_function_or_a_method(embed):
+    with pytest.raises(UserError, match=r"the model refuses inputs of shape \[4, 7\]"):
+        embed_batch(LINEAR, torch.zeros(4, 7), embed)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        MemoryError(),
+        UserError("a sentence"),
+        RunError("a sentence"),
+        KeyboardInterrupt(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_other_errors_are_raised_as_they_are(error):
+    with pytest.raises(type(error)) as caught:
+        embed_batch(Raising(error), X)
+    assert caught.value is error

@@ -1,9 +1,11 @@
 import random
 
 import numpy as np
+import pytest
 import torch
 
-from mas_embed.runtime.seeding import seeded
+from mas_embed import UserError
+from mas_embed.runtime.seeding import mixed_seed, seeded
 
 
 def test_seeded_repeats_and_restores():
@@ -24,3 +26,12 @@ def test_seeded_repeats_and_restores():
     one, two, other = draw_seeded(1, 2), draw_seeded(1, 2), draw_seeded(2, 1)
     assert one == two != other
     assert draw() == plain
+
+
+@pytest.mark.parametrize("seed", [-1, 1.0, float("nan"), True, "1", None, torch.tensor(1.5), [1]])
+def test_seeds_that_are_no_whole_numbers_are_refused(seed):
+    with pytest.raises(UserError, match="seed must be a whole number >= 0, got"):
+        mixed_seed(0, seed)
+    with pytest.raises(UserError, match="seed must be a whole number >= 0, got"), seeded(seed):
+        pass
+    assert mixed_seed(np.int64(3), torch.tensor(4)) == mixed_seed(3, 4)

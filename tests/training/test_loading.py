@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -37,6 +38,18 @@ def test_the_sampler_deals_m_of_each_class_where_classes_are_many():
 def test_a_class_with_too_few_images_is_refused():
     with pytest.raises(UserError, match="m=4 images per class, but class 1 has 3"):
         per_class_sampler(part([5, 3]).labels, m=4)
+
+
+@pytest.mark.parametrize("m", [2.0, True, "2", None, float("nan")])
+def test_a_number_per_class_that_is_no_whole_number_is_refused(m):
+    with pytest.raises(UserError, match="the sampler's m, images per class, must be a whole number, got"):
+        per_class_sampler(part([5, 5]).labels, m=m)
+    assert len(per_class_sampler(part([4, 4]).labels, m=np.int64(2))) == 8
+
+
+def test_a_sampler_of_no_labels_is_refused():
+    with pytest.raises(UserError, match="the sampler needs at least one label, got none"):
+        per_class_sampler(torch.empty(0, dtype=torch.int64), m=2)
 
 
 def test_ordered_batches_draw_nothing_at_random():
