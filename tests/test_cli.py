@@ -1,5 +1,8 @@
+import errno
+import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
 import warnings
@@ -8,9 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from pytorch_metric_learning.losses import TripletMarginLoss
 from tiny_experiment import TINY
 
+from mas_embed import LOSSES
 from mas_embed.cli import main
+from mas_embed.runtime.signals import Terminated
 
 
 @pytest.fixture
@@ -145,6 +151,146 @@ def test_an_interrupt_says_how_to_go_on(mas_embed, config, tmp_path, monkeypatch
     result = mas_embed("run", config, "--out", tmp_path / "run")
     assert result.returncode == 130
     assert "--resume" in result.stderr
+
+
+def test_an_interrupt_elsewhere_and_a_termination(mas_embed, config, tmp_path, monkeypatch):
+    def stopped(kind):
+        def stop(*args, **kwargs):
+            raise kind
+
+        return stop
+
+    monkeypatch.setattr("mas_embed.cli.dry_run", stopped(KeyboardInterrupt))
+    result = mas_embed("check", config)
+    assert (result.returncode, result.stderr) == (130, "interrupted\n")
+    monkeypatch.setattr("mas_embed.cli.dry_run", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+    result = mas_embed("check", config)
+    assert (result.returncode, result.stderr) == (143, "terminated\n")
+    monkeypatch.setattr("mas_embed.experiment.runner.train_sequence", stopped(Terminated))
+    result = mas_embed("run", config, "--out", tmp_path / "run")
+    assert result.returncode == 143
+    assert result.stderr == "terminated; run it again with --resume to go on after the last finished split\n"
+
+
+def test_an_interrupt_while_the_program_starts():
+    """The imports take seconds; they are replaced here by a module that is interrupted."""
+    script = (
+        "import sys, types, mas_embed.__main__ as program\n"
+        "class Interrupted(types.ModuleType):\n"
+        "    def __getattr__(self, name): raise KeyboardInterrupt\n"
+        "sys.modules['mas_embed.cli'] = Interrupted('mas_embed.cli')\n"
+        "program.main()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "interrupted\n")
+
+
+def test_the_program_in_an_odd_environment(config, tmp_path):
+    """A terminal that knows ASCII only, a backend of matplotlib that does not exist, and a reader that goes away early."""
+    command = [str(Path(sys.executable).parent / "mas-embed")]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "MPLBACKEND": "nonsense", "OMP_NUM_THREADS": "1"}
+    arguments = [
+        "run",
+        str(config),
+        "--out",
+        str(tmp_path / "run"),
+        "--set",
+        "methods=[finetune]",
+        "--set",
+        "data.name=digits",
+    ]
+    with subprocess.Popen(
+        command + arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as run:
+        run.stdout.close()
+        errors = run.stderr.read()
+    assert (run.returncode, errors) == (0, "")
+    assert (tmp_path / "run" / "report.html").exists()
+    report = subprocess.run(
+        [*command, "report", str(tmp_path / "run")], capture_output=True, text=True, env=environment, check=False
+    )
+    assert (report.returncode, report.stderr) == (0, "")
+    assert "mean ? deviation of 1 seed" in report.stdout
+
+
+def test_no_folder_for_a_traceback(mas_embed, config, monkeypatch):
+    def unforeseen(*args):
+        raise ZeroDivisionError("by\nzero")
+
+    monkeypatch.setattr("mas_embed.cli.dry_run", unforeseen)
+    monkeypatch.setattr(
+        "tempfile.mkdtemp", lambda **options: (_ for _ in ()).throw(FileNotFoundError("no usable folder"))
+    )
+    result = mas_embed("check", config)
+    assert result.returncode == 1
+    assert result.stderr == "failed: ZeroDivisionError: by zero (its traceback could not be written)\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "CONFIG", "--out", ""], "Invalid value for '--out': it is empty"),
+        (["report", "RUN", "--out", " "], "Invalid value for '--out': it is empty"),
+        (["run", "CONFIG", "--out", "CONFIG"], "tiny.yaml is a file, not a folder; name another with --out"),
+        (["report", "RUN"], "there is no .*results.json; name the directory of a run"),
+        (["run", "CONFIG", "--out", "x" * 300], "File name too long"),
+        (["check", "FOLDER\n\x1b[31mred"], r"FOLDER\\n\\x1b\[31mred"),
+        (["run"], "Missing argument 'CONFIG'"),
+        (["run", "CONFIG", "--nonsense"], "No such option: --nonsense"),
+        (["nonsense"], "No such command 'nonsense'"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_sentence(mas_embed, config, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    named = {"CONFIG": config, "RUN": tmp_path / "run"}
+    result = mas_embed(*(named.get(argument, argument) for argument in arguments))
+    assert result.returncode == 2
+    assert re.fullmatch(f"error: .*{message}.*\n", result.stderr), result.stderr
+
+
+def test_a_full_disk_is_named(mas_embed, config, tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", full)
+    result = mas_embed("run", config, "--out", tmp_path / "run")
+    assert result.returncode == 1
+    assert re.fullmatch(r"failed: cannot write .*/run/.*: No space left on device\n", result.stderr), result.stderr
+
+
+def test_what_fails_when_it_is_too_late_fails_in_check(mas_embed, config):
+    """Schedulers that cannot step, and losses that know too few classes."""
+    epochs = "training.epochs=3"
+    for override, message in (
+        (
+            "training.scheduler={name: OneCycleLR, total_steps: 1, max_lr: .1}",
+            "training.scheduler .*Tried to step 2 times",
+        ),
+        ("training.scheduler={name: CosineAnnealingLR, T_max: 0}", "training.scheduler .* by zero"),
+        ("training.scheduler=ReduceLROnPlateau", "training.scheduler: it steps on a measured value"),
+        ("training.scheduler={name: ExponentialLR, gamma: -1}", "training.scheduler: the learning rate is -"),
+        ("training.scheduler={name: ExponentialLR, gamma: 1e308}", "training.scheduler: the learning rate is inf"),
+        ("loss={name: LateLoss}", "loss on the labels of split '5-9' does not work .*: no class 9"),
+    ):
+        result = mas_embed("check", config, "--set", override, "--set", epochs)
+        assert result.returncode == 2
+        assert re.fullmatch(f"error: {message}.*\n", result.stderr), result.stderr
+    fine = mas_embed(
+        "check", config, "--set", "training.scheduler={name: CosineAnnealingLR, T_max: 3}", "--set", epochs
+    )
+    assert (fine.returncode, fine.stderr) == (0, "")
+
+
+if "LateLoss" not in LOSSES:  # pytest imports this file a second time, to look for doctests in it
+
+    @LOSSES.register("LateLoss")
+    class LateLoss(TripletMarginLoss):
+        """A loss that takes no label above 8."""
+
+        def forward(self, embeddings, labels, *args):
+            if int(labels.max()) > 8:
+                raise IndexError(f"no class {int(labels.max())}")
+            return super().forward(embeddings, labels, *args)
 
 
 def test_list_shows_kinds_components_and_options(mas_embed):

@@ -214,8 +214,9 @@ def _leaves(value: object, path: str = "") -> dict[str, object]:
 
 
 def _check_data(path: Path, data: Mapping[str, str | None]) -> None:
-    stored = read_mark(path).get("data")
-    for split, fingerprint in data.items() if isinstance(stored, dict) else ():
+    noted = read_mark(path).get("data")
+    stored = noted if isinstance(noted, dict) else {}
+    for split, fingerprint in data.items():
         if fingerprint is not None and stored.get(split) not in (None, fingerprint):
             raise UserError(
                 f"the data of split '{split}' has changed since the run in {path} began; bring the old data back, or start "
