@@ -194,6 +194,8 @@ def test_another_config_is_not_resumed(finished, tiny, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"callbacks": [{"name": "step_log", "every": 0}]}, "callbacks.step_log: every must be at least 1"),
+        ({"subsets": {"a": {"split": "7"}}}, "subsets.a: unknown split '7'"),
         ({"data": {"name": "digits", "num_splits": 3}}, "data: num_splits must divide"),
         (
             {"training": {"sampler": {"name": "MPerClassSampler", "m": 200}}},
