@@ -214,13 +214,16 @@ def is_safe(text):
     )
 
 
+def check_sentence(text):
+    assert len(text) < LONGEST_SENTENCE + 100 and is_safe(text), ascii(text)
+
+
 def check_ends_well(result):
     """A command has succeeded, or said in one sentence why not."""
     assert result.code in (0, 1, 2), result
     assert "Traceback" not in result.err
     assert "traceback" not in result.err, result.err
-    assert len(result.err) < LONGEST_SENTENCE + 100
-    assert result.err.count("\n") <= 1 and is_safe(result.err.removesuffix("\n")), ascii(result.err)
+    check_sentence(result.err.removesuffix("\n"))
     assert bool(result.err) == (result.code != 0), result
     assert not result.warned, result.warned
 
@@ -443,7 +446,7 @@ def test_files_of_a_run_directory(killed, finished, resume, workplace, flag, num
 
     @for_all(
         st.one_of(st.tuples(marks, st.just(config)), st.tuples(st.just(json.dumps(mark).encode()), configs)),
-        num_examples=10 * num_examples,
+        num_examples=5 * num_examples,
     )
     def holds(files):
         files = dict(zip((".mas-embed.json", "config.yaml"), files, strict=True))
@@ -480,8 +483,7 @@ def test_index_folders(tmp_path, memory_map, num_examples):
         try:
             loaded = RetrievalIndex.load(tmp_path / "index", memory_map=memory_map)
         except UserError as error:
-            assert len(str(error)) < LONGEST_SENTENCE + 100, str(error)
-            assert is_safe(str(error)), ascii(error)
+            check_sentence(str(error))
             return None
         return loaded.search(rows, 3, allow_other_model=True)
 
@@ -496,3 +498,50 @@ def test_index_folders(tmp_path, memory_map, num_examples):
     def description_changed(changed):
         write_tensors(tmp_path / "changed", tensors, changed)
         load("items.safetensors", (tmp_path / "changed").read_bytes())
+
+
+# What examples of the tests above, and tries by hand, have found
+
+
+@pytest.mark.parametrize("path", [("measures", "mean_average_precision", "final_average"), ("pooled", "mean_average_precision"),
+                                  ("scores", "mean_average_precision", 0, 0), ("seconds", "training"), ("num_bytes",)])  # fmt: skip
+@pytest.mark.parametrize("value", [1e308, 10**400], ids=["float", "integer"])
+def test_numbers_that_overflow(finished, path, value):
+    content = (finished / "results.json").read_bytes()
+    results = json.loads(content)
+    *parents, key = path
+    for run in results["runs"]:
+        for parent in parents:
+            run = run[parent]
+        run[key] = value
+    (finished / "results.json").write_text(json.dumps(results))
+    result = call("report", finished)
+    (finished / "results.json").write_bytes(content)
+    check_ends_well(result)
+
+
+@pytest.mark.parametrize(("key", "value"), [("plan", {"data": 3}), ("details", [{"index_update": "x"}])])
+def test_descriptions_of_checkpoints(killed, resume, workplace, key, value):
+    tensors, description = read_tensors(killed.folder / CHECKPOINT)
+    progress = description["progress"]
+    progress[key] = progress[key] | value if isinstance(value, dict) else value
+    write_tensors(workplace.parent / "changed.safetensors", tensors, description)
+    resume({CHECKPOINT: (workplace.parent / "changed.safetensors").read_bytes()})
+
+
+@pytest.mark.parametrize("kind", ["\x1b[31m", "x" * 5000])
+def test_what_an_index_folder_is_said_to_hold(tmp_path, kind):
+    write_tensors(tmp_path / "items.safetensors", {}, {"kind": kind})
+    with pytest.raises(UserError) as error:
+        RetrievalIndex.load(tmp_path)
+    check_sentence(str(error.value))
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--overwrite"])
+def test_a_folder_in_the_place_of_a_temporary_file(killed, workplace, monkeypatch, flag):
+    monkeypatch.setattr("mas_embed.report.page.png_of", lambda figure: b"a picture")
+    folder = workplace / "with_folder"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(killed.folder, folder)
+    (folder / ".mas-embed-x.tmp").mkdir()
+    check_ends_well(call("run", killed.config, "--out", folder, flag))

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from mas_embed.config import Config, MethodSection, candidates_of, with_candidate
 from mas_embed.data import Split, fingerprint_of_split
 from mas_embed.errors import RunError, UserError, reason_of
@@ -19,6 +21,7 @@ from mas_embed.evaluation import (
     RunRecord,
     ScoreMatrix,
     Selection,
+    first_mistake,
     without_details,
 )
 from mas_embed.experiment.build import build_callbacks, build_splits, build_training
@@ -94,6 +97,8 @@ def run_experiment(
         RunError: training diverged, the disk is full, or the report of the finished run cannot be drawn.
     """
     check_one_process()
+    if out is not None and not str(out).strip():
+        raise UserError("out is empty; name a folder, or '.' for the working directory")
     out = default_directory(config) if out is None else Path(out)
     splits = build_splits(config)
     directory = RunDirectory(
@@ -197,8 +202,14 @@ def _train(
         "keeps": training.method.keeps,
         "num_bytes": training.method.num_bytes,
     }
-    # By way of JSON, so that a record that was just made equals one that is read
-    return RunRecord.model_validate(json.loads(json_text({**about, **_measured(result)})))
+    try:
+        # By way of JSON, so that a record that was just made equals one that is read
+        return RunRecord.model_validate(json.loads(json_text({**about, **_measured(result)})))
+    except ValidationError as error:
+        mistake = first_mistake(error)
+        raise RunError(
+            f"{run.method.title} seed {run.seed}: what was measured cannot be recorded ({mistake})"
+        ) from error
 
 
 def _measured(result: SequenceResult) -> dict[str, Any]:
