@@ -299,7 +299,8 @@ def _import_modules(names: list[str] | None) -> None:
     Raises:
         UserError: one cannot be imported.
     """
-    sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it
     for name in names or ():
         try:
             importlib.import_module(name)

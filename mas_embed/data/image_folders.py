@@ -14,7 +14,7 @@ from mas_embed.data.images import LARGEST_SIDE, read_image
 from mas_embed.data.partition import HeldOut, check_held_out, partition
 from mas_embed.data.split import DATASETS, Part, Split
 from mas_embed.errors import UserError
-from mas_embed.runtime.checks import check_at_least, check_range
+from mas_embed.runtime.checks import as_whole_number, check_at_least, check_range
 from mas_embed.runtime.text import printable, shortened
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
@@ -62,8 +62,8 @@ def image_folders(
     check_range("unseen_share", unseen_share, 0, 0.4)
     check_range("image_size", image_size, 1, LARGEST_SIDE)
     check_at_least("seed", seed, 0)
-    if isinstance(splits, int):
-        check_at_least("splits", splits, 1)
+    if not isinstance(splits, list | tuple):
+        splits = as_whole_number("splits, unless it is a list of names,", splits, 1)
     generator, sequence, num_classes, num_items = np.random.default_rng(seed), [], 0, 0
     for folder in _split_folders(Path(root), splits):
         files = _files_by_class(folder)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mas_embed.runtime.checks import check_at_least, check_choice
+from mas_embed.runtime.checks import as_whole_number, check_choice
 
 HeldOut = Literal["test", "validation"]
 
@@ -34,10 +34,9 @@ def partition(labels: Tensor, held_out: HeldOut, seed: int) -> tuple[Tensor, Ten
         The sorted positions of the training items, and those of the held-out items.
 
     Raises:
-        UserError: the seed is negative.
+        UserError: the seed is not a whole number >= 0.
     """
-    check_at_least("seed", seed, 0)
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(as_whole_number("seed", seed, 0))
     train, evaluated = [], []
     for label in labels.unique():
         order = torch.from_numpy(generator.permutation((labels == label).nonzero()[:, 0].numpy()))

@@ -13,7 +13,7 @@ from mas_embed.data.listed_lines import read_lines
 from mas_embed.data.partition import HeldOut, check_held_out, partition
 from mas_embed.data.split import DATASETS, Part, Split, SplitSequence
 from mas_embed.errors import UserError, unknown_name
-from mas_embed.runtime.checks import check_at_least
+from mas_embed.runtime.checks import as_whole_number
 from mas_embed.runtime.text import printable, shortened
 
 PARTS = ("train", "validation", "test")
@@ -68,7 +68,7 @@ def text_manifest(
     """
     path = Path(path)
     check_held_out(held_out)
-    check_at_least("seed", seed, 0)
+    seed = as_whole_number("seed", seed, 0)
     lines_by_split = _group_by_split(_read(path), splits, path)
     _check_ids(line for lines in lines_by_split.values() for line in lines)
     labels: dict[str, int] = {}

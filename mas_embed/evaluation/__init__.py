@@ -20,6 +20,7 @@ from mas_embed.evaluation.results import (
     Results,
     RunRecord,
     Selection,
+    first_mistake,
     join_results,
     read_results,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "SparseEvaluator",
     "TrackedDetails",
     "check_evaluable",
+    "first_mistake",
     "join_results",
     "read_results",
     "without_details",

@@ -27,7 +27,9 @@ RESULTS_FILE = "results.json"
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
 
-Score = Annotated[float, Field(allow_inf_nan=False)] | None  # None for one that was not measured
+Finite = Annotated[float, Field(ge=-1e100, le=1e100)]  # so that means and deviations are finite, too
+Score = Finite | None  # None for one that was not measured
+Count = Annotated[int, Field(ge=0, le=2**63)]
 Matrix = list[list[Score]]
 
 
@@ -41,7 +43,7 @@ class Details(BaseModel):
 
     stale_gallery: dict[str, list[Score]] | None = None
     index_update: IndexUpdate | None = None
-    tracked: dict[str, float] = {}
+    tracked: dict[str, Finite] = {}
 
     def check(self, primary_metric: str, num_splits: int, where: str) -> None:
         """Raises `ValueError` unless the scores of the primary metric are there."""
@@ -79,21 +81,21 @@ class RunRecord(BaseModel):
     options: dict[str, Any] = {}
     importance_data: str = "train"
     keeps: str = "nothing"
-    num_bytes: int = 0
-    num_steps: int = 0
+    num_bytes: Count = 0
+    num_steps: Count = 0
     scores: dict[str, Matrix]
     initial: dict[str, list[Score]] = {}
     pooled: dict[str, Score]
     measures: dict[str, dict[str, Score]]
     num_averaged: dict[str, int] = {}
     details: list[Details] = []
-    seconds: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+    seconds: dict[str, Annotated[float, Field(ge=0, le=1e100)]]
 
     def check(self, splits: list[str], primary_metric: str) -> None:
         """Raises `ValueError` unless everything that tables and figures show is there, and of one size."""
         where, num_splits = f"the run {self.method} with seed {self.seed}", len(splits)
-        if not self.method or self.num_bytes < 0 or self.num_steps < 0:
-            raise ValueError(f"{where} has no name, or a negative number of steps or bytes")
+        if not self.method:
+            raise ValueError("a run has no name")
         for name, table in (("scores", self.scores), ("pooled", self.pooled), ("measures", self.measures)):
             if primary_metric not in table:
                 raise ValueError(f"{where} lacks the {name} of {primary_metric}")
@@ -152,10 +154,10 @@ class Candidate(BaseModel):
 
     options: dict[str, Any]
     seeds: list[int]
-    values: list[float]
-    mean: float | None
+    values: list[Finite]
+    mean: Score
     error: str | None = None
-    seconds: float
+    seconds: Finite
 
 
 class Selection(BaseModel):
@@ -246,12 +248,13 @@ def read_results(folder: str | Path) -> Results:
     try:
         return Results.model_validate(_as_schema_2(raw) if schema == 1 else raw)
     except ValidationError as error:
-        raise UserError(f"{path} does not hold the results of a run ({_first_mistake(error)})") from None
+        raise UserError(f"{path} does not hold the results of a run ({first_mistake(error)})") from None
     except (AttributeError, KeyError, TypeError, IndexError, StopIteration, ValueError):
         raise UserError(f"{path} does not hold the results of a run") from None
 
 
-def _first_mistake(error: ValidationError) -> str:
+def first_mistake(error: ValidationError) -> str:
+    """The first mistake that was found in a record or in results, as a part of a sentence."""
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"]))
     if first["type"] == "value_error":  # from a check of this module

@@ -24,6 +24,7 @@ from mas_embed.retrieval import (
     embed,
     evaluate_retrieval,
 )
+from mas_embed.runtime.checks import as_whole_number, shown
 from mas_embed.runtime.fingerprint import fingerprint_of
 
 NUM_NEIGHBOURS = 10  # whose churn is measured
@@ -77,10 +78,10 @@ class RetrievalEvaluator:
         batch_size: int = 256,
     ) -> None:
         check_distance(distance)
-        if not recall_at or min(recall_at) < 1:
-            raise UserError(f"recall_at must hold whole numbers >= 1, got {list(recall_at)}")
-        if batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, got {batch_size}")
+        if not isinstance(recall_at, Sequence) or not recall_at:
+            raise UserError(f"recall_at must hold whole numbers >= 1, got {shown(recall_at)}")
+        recall_at = [as_whole_number("every number of recall_at", k, 1) for k in recall_at]
+        batch_size = as_whole_number("batch_size", batch_size, 1)
         self.distance, self.recall_at = distance, tuple(recall_at)
         self.follow_index, self.batch_size = follow_index, batch_size
         self._fingerprint = ""  # of the weights that have embedded what is in `_embedded`: queries and gallery by split

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mas_embed.errors import UserError
+from mas_embed.errors import UserError, reason_of
 
 MEASURES = ("final_average", "forgetting", "backward_transfer", "learning")
 
@@ -32,7 +32,10 @@ class ScoreMatrix:
     """
 
     def __init__(self, scores: ArrayLike) -> None:
-        self.scores: NDArray[np.float64] = np.array(scores, dtype=np.float64)
+        try:
+            self.scores: NDArray[np.float64] = np.array(scores, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"scores must be an array of numbers: {reason_of(error)}") from None
         shape = self.scores.shape
         if self.scores.ndim != 2 or 0 in shape or shape[0] not in (1, shape[1]):
             raise UserError(f"scores must have shape [S, S] (or [1, S] for joint training), got {list(shape)}")

@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from mas_embed.data import Split
-from mas_embed.errors import UserError
 from mas_embed.evaluation.base import BEFORE_FIRST, Evaluation, Evaluator, check_evaluable, without_details
+from mas_embed.runtime.checks import as_whole_number
 
 
 class SparseEvaluator:
@@ -31,8 +31,7 @@ class SparseEvaluator:
     """
 
     def __init__(self, evaluator: Evaluator, *, every: int = 1, only_learned: bool = False) -> None:
-        if every < 1:
-            raise UserError(f"every must be at least 1, got {every}")
+        every = as_whole_number("every", every, 1)
         self.evaluator, self.every, self.only_learned = evaluator, every, only_learned
         self._metrics: tuple[str, ...] = ()
         self._has_begun = False  # whether a split was begun since the last evaluation

@@ -94,7 +94,7 @@ def build_training(config: Config, method: MethodSection, splits: Sequence[Split
             evaluator=_build_evaluator(config, splits),
             importance_data=None
             if importance_data == "train"
-            else _subset(config, importance_data, splits).part.inputs,
+            else build_subset(config, importance_data, splits).part.inputs,
         )
 
 
@@ -205,14 +205,15 @@ def _build_recipe(config: Config) -> Recipe:
 
 def _build_evaluator(config: Config, splits: Sequence[Split]) -> Evaluator:
     section = config.evaluation
-    provided = _provided(splits, subsets=lambda: {name: _subset(config, name, splits) for name in config.subsets})
+    provided = _provided(splits, subsets=lambda: {name: build_subset(config, name, splits) for name in config.subsets})
     evaluator: Evaluator = _construct("evaluation", EVALUATORS[section.name], section.options, provided)
     if section.every == 1 and not section.only_learned:
         return evaluator
     return SparseEvaluator(evaluator, every=section.every, only_learned=section.only_learned)
 
 
-def _subset(config: Config, name: str, splits: Sequence[Split]) -> Subset:
+def build_subset(config: Config, name: str, splits: Sequence[Split]) -> Subset:
+    """One of the subsets that a config names."""
     section = config.subsets[name]
     with explained(f"subsets.{name}"):
         return select_subset(splits, split=section.split, part=section.part, labels=section.labels)

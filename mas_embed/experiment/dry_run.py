@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +22,14 @@ from mas_embed.config import Config, MethodSection
 from mas_embed.data import Split, ordered_batches
 from mas_embed.errors import UserError, component_at_fault, explained, unknown_name
 from mas_embed.evaluation import BEFORE_FIRST, check_evaluable, without_details
-from mas_embed.experiment.build import Training, build_splits, build_training, embedding_size
+from mas_embed.experiment.build import (
+    Training,
+    build_callbacks,
+    build_splits,
+    build_subset,
+    build_training,
+    embedding_size,
+)
 from mas_embed.runtime.seeding import seeded
 from mas_embed.training import (
     Callback,
@@ -57,6 +66,7 @@ def dry_run(config: Config, splits: Sequence[Split]) -> None:
             if index == 0:
                 _check_evaluation(config, training, splits)
                 _check_validation_parts(config, training)
+                _check_subsets_and_callbacks(config, splits)
                 _check_labels(training, splits)
                 _check_scheduler(training)
             _check_sampler(training)
@@ -85,6 +95,14 @@ def _check_sampler(training: Training) -> None:
         for split in training.splits:
             with explained(f"training.sampler on split '{split.name}'"):
                 training.recipe.sampler(split.train.labels)
+
+
+def _check_subsets_and_callbacks(config: Config, splits: Sequence[Split]) -> None:
+    for name in config.subsets:
+        build_subset(config, name, splits)
+    if config.callbacks:
+        with tempfile.TemporaryDirectory() as folder:
+            build_callbacks(config, Path(folder))
 
 
 def _check_labels(training: Training, splits: Sequence[Split]) -> None:

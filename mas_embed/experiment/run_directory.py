@@ -16,6 +16,7 @@ from mas_embed.report import REPORT_FILES
 from mas_embed.runtime.atomic_files import write_file
 from mas_embed.runtime.environment import describe_environment
 from mas_embed.runtime.output_folder import (
+    MARK_FILE,
     check_files,
     is_marked,
     locked,
@@ -167,7 +168,7 @@ def _unmarked_results(path: Path) -> Results | None:
 def _known_folders(path: Path) -> list[str]:
     """The folders of the trainings that the directory holds."""
     if is_marked(path):
-        folders = read_mark(path).get("folders")
+        folders = (read_mark(path) or {}).get("folders")
         return [folder for folder in folders if _is_folder_name(folder)] if isinstance(folders, list) else []
     results = _unmarked_results(path)
     return [f"{folder_name(run.method)}/seed{run.seed}" for run in results.runs] if results else []
@@ -214,8 +215,12 @@ def _leaves(value: object, path: str = "") -> dict[str, object]:
 
 
 def _check_data(path: Path, data: Mapping[str, str | None]) -> None:
-    noted = read_mark(path).get("data")
-    stored = noted if isinstance(noted, dict) else {}
+    mark = read_mark(path)
+    stored = mark.get("data", {}) if mark is not None else None
+    if not isinstance(stored, dict):
+        raise UserError(
+            f"{path / MARK_FILE} is damaged, so it is not known what data was trained on; start anew with --overwrite"
+        )
     for split, fingerprint in data.items():
         if fingerprint is not None and stored.get(split) not in (None, fingerprint):
             raise UserError(

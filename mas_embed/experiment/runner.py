@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from mas_embed.config import Config, MethodSection, candidates_of, with_candidate
 from mas_embed.data import Split, fingerprint_of_split
 from mas_embed.errors import RunError, UserError, reason_of
@@ -16,6 +18,7 @@ from mas_embed.evaluation import (
     Results,
     RunRecord,
     Selection,
+    first_mistake,
     without_details,
 )
 from mas_embed.experiment.build import build_callbacks, build_splits, build_training
@@ -90,6 +93,8 @@ def run_experiment(
         RunError: training diverged, the disk is full, or the report of the finished run cannot be drawn.
     """
     check_one_process()
+    if out is not None and not str(out).strip():
+        raise UserError("out is empty; name a folder, or '.' for the working directory")
     out = default_directory(config) if out is None else Path(out)
     splits = build_splits(config)
     directory = RunDirectory(
@@ -185,13 +190,19 @@ def _train(
     except (RunError, UserError) as error:
         # The config was tried out before: an error now comes from the training itself
         raise RunError(f"{run.method.title} seed {run.seed}: {error}") from error
-    return result.as_record(
-        {
-            "method": run.method.title,
-            "options": run.method.options,
-            "importance_data": config.importance_of(run.method),
-        }
-    )
+    try:
+        return result.as_record(
+            {
+                "method": run.method.title,
+                "options": run.method.options,
+                "importance_data": config.importance_of(run.method),
+            }
+        )
+    except ValidationError as error:
+        mistake = first_mistake(error)
+        raise RunError(
+            f"{run.method.title} seed {run.seed}: what was measured cannot be recorded ({mistake})"
+        ) from error
 
 
 def _with_selected_options(

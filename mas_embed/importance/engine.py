@@ -2,8 +2,8 @@
 
 A batch is processed in four steps:
 
-1. `_recorded_calls` puts a forward hook on every layer that has a rule. The hook stores the layer's input and inserts a
-   `_GradientTap` after its output.
+1. `recorded_calls` puts a forward hook on every layer that has a rule. The hook stores the layer's input and inserts a
+   gradient tap after its output.
 2. From the autograd graph it is decided how the importance of each parameter is computed. The layer's rule computes it if the
    layer ran exactly once, with this parameter and with samples in the first dimension, and if that run is the only use of
    the parameter. If all samples share what is computed from the parameter, as position embeddings, the rule of `broadcast`
@@ -16,11 +16,9 @@ A batch is processed in four steps:
 
 from __future__ import annotations
 
-import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
@@ -29,67 +27,18 @@ from torch.autograd.graph import GradientEdge
 
 from mas_embed.errors import UserError
 from mas_embed.importance.broadcast import Broadcasts, find_broadcasts, per_sample_gradients, rows_are_samples
+from mas_embed.importance.calls import LayerCall, calls_by_layer, recorded_calls
 from mas_embed.importance.checks import check_embeddings, check_samples_are_independent
 from mas_embed.importance.fallback import CHUNK_BYTES, PerSampleGradients
 from mas_embed.importance.graph import AutogradGraph, output_shapes
 from mas_embed.importance.outputs import Output
 from mas_embed.importance.parameters import trainable_parameters, zero_sums
-from mas_embed.importance.rules import Rule, rule_of
 from mas_embed.importance.rules.lookup import embedding, shared_lookup
 from mas_embed.importance.rules.memory import absolute_power, scratch_space
 from mas_embed.importance.samples import split_samples, take_samples
 from mas_embed.runtime.forward import Embed, embed_batch, prepared_batch
 
 CoverageKind = Literal["rule", "fallback", "frozen", "unused"]
-
-
-@dataclass
-class LayerCall:
-    """One call of a layer that has a rule, with the data that the rule needs.
-
-    Attributes:
-        layer: the layer that was called.
-        rule: its rule.
-        input: of the call.
-        input_version: the version counter of `input` at the call, which reveals in-place changes after it.
-        parameters: the parameters of the layer at the call, by their names within the layer.
-        node: the autograd node of the tap after the layer's output.
-        sums: for each parameter whose importance this call computes, by its name within the layer, the tensor to add to.
-    """
-
-    layer: nn.Module
-    rule: Rule
-    input: Tensor
-    input_version: int
-    parameters: dict[str, nn.Parameter | None]
-    node: Any = None
-    sums: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def add_importance(self, grad_output: Tensor, exponent: int, scale: float) -> None:
-        """Adds `scale * sum_n |g_n|^exponent` of every parameter in `sums` to its tensor.
-
-        Raises:
-            UserError: the input was modified in place after the call.
-        """
-        if not self.sums:
-            return
-        if self.is_input_modified:
-            raise UserError(
-                f"the input of a {type(self.layer).__name__} layer was modified in place after the layer used it; "
-                "the gradients of its parameters cannot be computed; use an out-of-place operation instead"
-            )
-        batch_sums = self.rule.function(self.layer, self.input, grad_output, exponent, self.sums.keys())
-        for name, total in self.sums.items():
-            total.add_(batch_sums[name], alpha=scale)
-
-    @property
-    def is_input_modified(self) -> bool:
-        """Whether the input was modified in place after the call."""
-        return self.input._version != self.input_version
-
-    def release_input(self) -> None:
-        """Drops the reference to the input, so that its memory can be freed."""
-        self.input = self.input.new_empty(0)
 
 
 @dataclass
@@ -212,7 +161,7 @@ class BatchImportance:
     def _forward(self, batch: Any) -> tuple[Tensor, Tensor, list[SharedValue]]:
         """The outputs [N, K] of the batch, the leaf tensor through which a backward pass reaches every tap, and shared values."""
         tap_leaf = torch.zeros((), device=next(self._model.parameters()).device, requires_grad=True)
-        with _recorded_calls(self._model, self._add_importance, tap_leaf) as calls:
+        with recorded_calls(self._model, self._add_importance, tap_leaf) as calls:
             embeddings = embed_batch(self._model, batch, self._embed)
         check_embeddings(embeddings, self._output)
         self.norms.append(embeddings.detach().norm(dim=1))
@@ -239,7 +188,7 @@ class BatchImportance:
         self, graph: AutogradGraph, calls: list[LayerCall], check: SampleCheck, num_samples: int
     ) -> list[SharedValue]:
         """Sets `coverage` for every parameter, and for every call the `sums` that its rule adds to; returns the shared values."""
-        calls_of = _calls_by_layer(calls)
+        calls_of = calls_by_layer(calls)
 
         def has_rule(name: str, layer: nn.Module, parameter: nn.Parameter) -> bool:
             """Whether the layer ran once, sample by sample, with this parameter, and the output depends on that run."""
@@ -293,7 +242,7 @@ class BatchImportance:
     def _check_samples(self, batch: Any, embeddings: Tensor, indices: list[int]) -> SampleCheck:
         """The check of `_sample_check` with the samples at `indices`."""
         tap_leaf = torch.zeros((), device=embeddings.device, requires_grad=True)
-        with _recorded_calls(self._model, lambda call, gradient: None, tap_leaf) as calls:
+        with recorded_calls(self._model, lambda call, gradient: None, tap_leaf) as calls:
             try:
                 alone = embed_batch(self._model, take_samples(batch, len(embeddings), indices), self._embed)
             except UserError as error:
@@ -314,7 +263,7 @@ class BatchImportance:
         signatures: dict[str, list[Any]] = {}
         if embeddings.grad_fn is None:
             return signatures
-        graph, calls_of, owners = AutogradGraph(embeddings), _calls_by_layer(calls), parameter_owners(self._model)
+        graph, calls_of, owners = AutogradGraph(embeddings), calls_by_layer(calls), parameter_owners(self._model)
         for name, parameter in trainable_parameters(self._model).items():
             layer = owners[parameter][0][0]
             if layer in samplewise_layers or graph.num_uses(parameter) == 0:
@@ -324,13 +273,6 @@ class BatchImportance:
             if shared and (len(shared.broadcasts.found) == 1 or rows_are_samples(embeddings, shared.broadcasts)):
                 signatures[name] = shared.broadcasts.signature
         return signatures
-
-
-def _calls_by_layer(calls: Iterable[LayerCall]) -> dict[nn.Module, list[LayerCall]]:
-    calls_of: dict[nn.Module, list[LayerCall]] = defaultdict(list)
-    for call in calls:
-        calls_of[call.layer].append(call)
-    return calls_of
 
 
 def _shared_value(
@@ -358,60 +300,3 @@ def parameter_owners(model: nn.Module) -> dict[nn.Parameter, list[tuple[nn.Modul
             if parameter is not None:
                 owners[parameter].append((module, name))
     return owners
-
-
-class _GradientTap(torch.autograd.Function):
-    """Identity that passes its incoming gradient to `add_importance`; `tap_leaf` lets a backward pass reach every tap."""
-
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, tap_leaf: Tensor, call: LayerCall, add_importance: Any) -> Tensor:
-        ctx.call, ctx.add_importance = call, add_importance
-        # The result must not be a view of the output, because an in-place activation may overwrite it.
-        return output.detach()
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
-        ctx.add_importance(ctx.call, grad_output)
-        return grad_output, None, None, None
-
-
-@contextmanager
-def _recorded_calls(model: nn.Module, add_importance: Any, tap_leaf: Tensor) -> Iterator[list[LayerCall]]:
-    """Records every call, within the context, of a layer with a rule, and inserts a gradient tap after it."""
-    calls: list[LayerCall] = []
-    recording_thread = threading.get_ident()
-
-    def record(layer: nn.Module, *call_of_layer: Any) -> Tensor | None:
-        if threading.get_ident() != recording_thread:
-            # Another thread is using the model; it may have looked up the hook before torch registered it as taking keywords
-            return None
-        args, kwargs, output = call_of_layer
-        rule, layer_input = rules[layer], args[0] if args else kwargs["input"]
-        if layer_input.is_inference():
-            raise UserError(
-                "the model runs in inference mode, in which autograd records nothing; embed the batch without "
-                "torch.inference_mode (a SentenceTransformer: with embed='sentence_transformers', not with 'encode')"
-            )
-        if layer_input.ndim < rule.min_ndim:
-            return None
-        call = LayerCall(layer, rule, layer_input, layer_input._version, dict(layer._parameters))
-        calls.append(call)
-        tapped: Tensor = _GradientTap.apply(output, tap_leaf, call, add_importance)
-        call.node = tapped.grad_fn
-        return tapped
-
-    rules = {layer: found for layer in _trainable_layers(model) if (found := rule_of(layer)) is not None}
-    # The hook runs before all others, so that it gets the output of the layer itself and not one that a user's hook changed.
-    handles = [layer.register_forward_hook(record, prepend=True, with_kwargs=True) for layer in rules]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _trainable_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers that hold a trainable parameter; none if global forward hooks exist, as these run before a layer's hooks."""
-    if torch.nn.modules.module._global_forward_hooks:
-        return []
-    return [layer for layer in model.modules() if any(p.requires_grad for p in layer.parameters(recurse=False))]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mas_embed.errors import UserError
 from mas_embed.importance.parameters import trainable_parameters
 from mas_embed.runtime.atomic_files import read_tensors, write_tensors
-from mas_embed.runtime.checks import as_whole_number
+from mas_embed.runtime.checks import as_whole_number, shown
 
 
 class Importance(Mapping[str, Tensor]):
@@ -126,7 +126,9 @@ class Importance(Mapping[str, Tensor]):
         """
         sums, description = read_tensors(Path(path))
         if description.get("kind") != "importance":
-            raise UserError(f"{path} holds a {description.get('kind')}, not an importance that Importance.save wrote")
+            raise UserError(
+                f"{path} holds {shown(description.get('kind'))}, not an importance that Importance.save wrote"
+            )
         try:
             record = cls(sums, description["num_samples"], description["settings"], description["fingerprint"])
         except KeyError as error:

@@ -260,7 +260,8 @@ def _features(model: SentenceTransformer, batch: Any) -> dict[str, Any]:
     if isinstance(batch, Mapping):
         features = {key: value for key, value in batch.items() if key not in LABEL_KEYS}
     elif isinstance(batch, tuple | list) and batch and all(isinstance(text, str) for text in batch):
-        features = model.preprocess(list(batch), prompt=model.prompts.get(model.default_prompt_name))
+        name = model.default_prompt_name
+        features = model.preprocess(list(batch), prompt=None if name is None else model.prompts.get(name))
     else:
         raise UserError(f"embed takes a list of texts or features of model.preprocess, got {type(batch).__name__}")
     return {key: value.to(model.device) if isinstance(value, Tensor) else value for key, value in features.items()}

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
 
 from mas_embed.errors import UserError
+from mas_embed.runtime.checks import as_number, shown
 
 
 def check_strength(strength: float) -> None:
     """Raises `UserError` unless the strength is a finite number >= 0."""
-    if not (math.isfinite(strength) and strength >= 0):
-        raise UserError(f"strength must be a finite number >= 0, got {strength}")
+    is_number = isinstance(strength, Real) and not isinstance(strength, bool)
+    if not (is_number and 0 <= strength < math.inf):
+        raise UserError(f"strength must be a finite number >= 0, got {shown(strength)}")
 
 
 def check_share(share: float) -> None:
     """Raises `UserError` unless the share of rehearsed items in a batch is in [0, 1)."""
-    if not 0 <= share < 1:
+    if not 0 <= as_number("share", share) < 1:
         raise UserError(f"share must be from 0 to below 1, got {share}")
 
 

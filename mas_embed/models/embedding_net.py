@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mas_embed.errors import UserError
 from mas_embed.registry import Registry
+from mas_embed.runtime.checks import as_whole_number
 from mas_embed.runtime.text import shortened
 
 MODELS = Registry("model")
@@ -74,7 +75,5 @@ def small_conv(
 def check_sizes(**sizes: int) -> None:
     """Raises `UserError` unless every size, which is given by the name of its option, is from 1 to 2**31."""
     for name, value in sizes.items():
-        if value < 1:
-            raise UserError(f"{name} must be at least 1, got {value}")
-        if value > LARGEST_SIZE:
+        if as_whole_number(name, value, 1) > LARGEST_SIZE:
             raise UserError(f"{name} must be at most {LARGEST_SIZE}, got {shortened(str(value), 40)}")

@@ -17,6 +17,7 @@ from mas_embed.errors import UserError
 from mas_embed.retrieval.faiss_index import read_index, write_index
 from mas_embed.retrieval.similarity import DISTANCES
 from mas_embed.runtime.atomic_files import read_tensors, write_errors_explained, write_tensors
+from mas_embed.runtime.checks import shown
 from mas_embed.runtime.reading import read_errors_explained
 
 ITEMS_FILE = "items.safetensors"
@@ -110,7 +111,7 @@ def _read_items(folder: Path) -> SavedItems:
     path = folder / ITEMS_FILE
     tensors, description = read_tensors(path)
     if description.get("kind") != "retrieval_index":
-        raise UserError(f"{folder} holds a {description.get('kind')}, not an index that RetrievalIndex.save wrote")
+        raise UserError(f"{folder} holds {shown(description.get('kind'))}, not an index that RetrievalIndex.save wrote")
     problem = _problem_of(tensors, description)
     if problem is not None:
         raise UserError(f"{path} is damaged: {problem}; save the index again")

@@ -105,7 +105,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if METADATA_KEY not in metadata:
         raise UserError(f"{path} is a safetensors file, but not one that mas-embed wrote")
     text = metadata[METADATA_KEY]
-    if metadata.get(CHECKSUM_KEY, None) not in (None, _checksum(tensors, text)):
+    is_known = metadata.keys() <= {METADATA_KEY, CHECKSUM_KEY}  # else the name of the checksum may be what is damaged
+    if not is_known or metadata.get(CHECKSUM_KEY) not in (None, _checksum(tensors, text)):
         raise UserError(f"{path} is damaged: its content does not have the checksum that was written with it")
     try:
         description = json.loads(text)

@@ -26,15 +26,15 @@ def check_choice(option: str, value: object, choices: Sequence[str]) -> None:
 
 
 def check_at_least(option: str, value: float, minimum: float) -> None:
-    """Raises `UserError` unless the value is at least `minimum`."""
-    if not value >= minimum:
-        raise UserError(f"{option} must be at least {minimum:g}, got {value}")
+    """Raises `UserError` unless the value is a finite number of at least `minimum`."""
+    if not (_is_real(value) and value >= minimum):
+        raise UserError(f"{option} must be at least {minimum:g}, got {shown(value)}")
 
 
 def check_range(option: str, value: float, low: float, high: float) -> None:
-    """Raises `UserError` unless the value is in [low, high]."""
-    if not low <= value <= high:
-        raise UserError(f"{option} must be from {low:g} to {high:g}, got {value}")
+    """Raises `UserError` unless the value is a number in [low, high]."""
+    if not (_is_real(value) and low <= value <= high):
+        raise UserError(f"{option} must be from {low:g} to {high:g}, got {shown(value)}")
 
 
 def as_whole_number(option: str, value: object, minimum: int | None = None, maximum: int | None = None) -> int:
@@ -76,9 +76,8 @@ def as_number(option: str, value: object) -> float:
     Traceback (most recent call last):
     mas_embed.errors.UserError: strength must be a finite number, got '1'
     """
-    is_number = isinstance(value, Real) and not _is_boolean(value)
     try:
-        number = float(value) if is_number else math.nan  # type: ignore[arg-type]
+        number = float(value) if _is_real(value) else math.nan  # type: ignore[arg-type]
     except OverflowError:  # an int beyond the range of a float
         number = math.inf
     if not math.isfinite(number):
@@ -89,6 +88,10 @@ def as_number(option: str, value: object) -> float:
 def shown(value: object) -> str:
     """A value as it is written in Python, as one line of at most 80 characters, for a message."""
     return shortened(" ".join(printable(repr(value)).replace("\\n", " ").split()), 80)
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, Real) and not _is_boolean(value)
 
 
 def _is_boolean(value: object) -> bool:

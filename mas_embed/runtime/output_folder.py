@@ -6,7 +6,6 @@ will be written.
 
 from __future__ import annotations
 
-import json
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from filelock import FileLock, Timeout
 from mas_embed.errors import UserError
 from mas_embed.runtime.atomic_files import TEMPORARY_FILES, write_errors_explained, write_file
 from mas_embed.runtime.json_text import json_text
+from mas_embed.runtime.reading import read_json
 
 MARK_FILE = ".mas-embed.json"
 LOCK_FILE = ".mas-embed.lock"
@@ -28,13 +28,13 @@ def is_marked(folder: Path) -> bool:
     return _kind_of(folder / MARK_FILE) == "file"
 
 
-def read_mark(folder: Path) -> dict[str, Any]:
-    """What was noted in the mark of a folder; nothing where there is no mark, or a damaged one."""
+def read_mark(folder: Path) -> dict[str, Any] | None:
+    """What was noted in the mark of a folder: nothing where there is no mark; None for a mark that is damaged."""
     try:
-        content = json.loads((folder / MARK_FILE).read_text(encoding="utf-8")) if is_marked(folder) else {}
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        content = read_json(folder / MARK_FILE, "the mark") if is_marked(folder) else {}
+    except UserError:
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def mark_folder(folder: Path, content: Mapping[str, Any]) -> None:
@@ -87,7 +87,7 @@ def locked(folder: Path) -> Iterator[None]:
         UserError: another process does so already, or the folder cannot be written.
     """
     lock = FileLock(folder / LOCK_FILE)
-    with write_errors_explained(folder):
+    with write_errors_explained(folder / LOCK_FILE):
         try:
             lock.acquire(blocking=False)
         except Timeout:
@@ -102,8 +102,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 def remove_temporary_files(folder: Path) -> None:
     """Removes what a killed process has left of files that it was writing."""
-    for path in folder.glob(TEMPORARY_FILES):
-        path.unlink(missing_ok=True)
+    with write_errors_explained(folder):
+        for path in folder.glob(TEMPORARY_FILES):
+            if _kind_of(path) == "file":
+                path.unlink()
 
 
 def _kind_of(path: Path, *, follow: bool = False) -> str | None:

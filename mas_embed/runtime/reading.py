@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mas_embed.errors import UserError
+from mas_embed.runtime.text import printable
 
 
 def check_regular_file(path: str | Path, what: str) -> None:
@@ -59,4 +60,5 @@ def read_errors_explained(path: str | Path, what: str) -> Iterator[None]:
     except UnicodeDecodeError:
         raise UserError(f"cannot read {what} {path}: not a text file") from None
     except (OSError, ValueError) as error:  # ValueError: a name with a null character
-        raise UserError(f"cannot read {what} {path}: {getattr(error, 'strerror', None) or error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read {what} {printable(str(path))}: {reason}") from None

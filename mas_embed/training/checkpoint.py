@@ -12,6 +12,7 @@ from mas_embed.errors import UserError, reason_of
 from mas_embed.evaluation import Evaluator
 from mas_embed.methods import Method
 from mas_embed.runtime.atomic_files import read_tensors, write_tensors
+from mas_embed.runtime.checks import shown
 
 VERSION = 2
 REMEDY = "delete it to train this sequence from its start"
@@ -39,7 +40,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except UserError as error:
         raise UserError(f"the checkpoint cannot be used: {error}; {REMEDY}") from None
     if description.get("kind") != "checkpoint":
-        raise UserError(f"{path} is not a checkpoint but holds {description.get('kind')!r}; name another file")
+        raise UserError(f"{path} is not a checkpoint but holds {shown(description.get('kind'))}; name another file")
     if description.get("version") != VERSION:
         raise UserError(f"the checkpoint {path} was written by another version of mas-embed; {REMEDY}")
     progress, numbers = description.get("progress"), description.get("numbers")

@@ -13,6 +13,7 @@ from mas_embed.data import Split, fingerprint_of_inputs, fingerprint_of_split
 from mas_embed.errors import UserError
 from mas_embed.methods import Loss, Method
 from mas_embed.runtime.text import shortened
+from mas_embed.training.checkpoint import REMEDY
 from mas_embed.training.recipe import Recipe
 
 DEEPEST = 4  # an option of an option of ...
@@ -59,7 +60,10 @@ def check_plan(stored: Any, plan: Mapping[str, Any], *, num_learned: int, source
         if stored.get(name) != value:
             was, now = _difference(stored.get(name), value)
             raise UserError(f"the checkpoint {source} is of another sequence: its {name} is {was}, not {now}")
-    for index, (was, now) in enumerate(zip(stored.get("data", ()), plan["data"], strict=False)):
+    data = stored.get("data")
+    if not isinstance(data, list) or len(data) != len(plan["data"]):
+        raise UserError(f"the checkpoint {source} is damaged: it does not say what data it is of; {REMEDY}")
+    for index, (was, now) in enumerate(zip(data, plan["data"], strict=True)):
         is_gone = now is None and index < num_learned
         if was != now and not is_gone:
             raise UserError(

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from mas_embed.errors import UserError
-from mas_embed.evaluation import Evaluation, Evaluator, ScoreMatrix
+from mas_embed.evaluation import Details, Evaluation, Evaluator, ScoreMatrix
 from mas_embed.methods import Method
 from mas_embed.training.checkpoint import REMEDY, load_states, read_checkpoint
 from mas_embed.training.plan import check_plan
@@ -39,6 +39,7 @@ class Progress:
         """
         try:
             progress = TypeAdapter(cls).validate_python({name: stored[name] for name in cls.__dataclass_fields__})
+            TypeAdapter(list[Details]).validate_python(progress.details)
         except (ValidationError, KeyError):
             progress = cls()
         num_learned = len(progress.scores)

@@ -103,6 +103,7 @@ def train_sequence(
     evaluated_splits = splits if evaluate_on is None else evaluate_on
     check_splits(splits)
     check_splits(evaluated_splits)
+    _check_components(method, loss, miner, recipe, evaluator, callbacks)
     if unwrap_compiled(method.model)[0] is not unwrap_compiled(model)[0]:
         raise UserError(
             "the method was made with another model; make it with the model that is trained, as in MAS(model)"
@@ -153,6 +154,25 @@ def train_sequence(
     result = progress.as_result([split.name for split in evaluated_splits], method=method, seed=seed)
     notified.on_run_end(RunEnd(method.name, seed, splits[-1].name, len(splits) - 1, len(splits), result))
     return result
+
+
+def _check_components(
+    method: object, loss: object, miner: object, recipe: object, evaluator: object, callbacks: object
+) -> None:
+    """Raises `UserError` for an argument of `train_sequence` that cannot be what it is for."""
+    accepted = {
+        "method must be a Method, such as MAS(model)": isinstance(method, Method),
+        "loss must be a function (embeddings, labels, mined) -> tensor": callable(loss),
+        "miner must be a function (embeddings, labels) -> mined, or None": miner is None or callable(miner),
+        "recipe must be a Recipe, such as Recipe(epochs=5)": isinstance(recipe, Recipe),
+        "evaluator must have the methods of an Evaluator, or be None": evaluator is None
+        or hasattr(evaluator, "evaluate"),
+        "callbacks must be a list of Callback": isinstance(callbacks, Sequence)
+        and all(isinstance(callback, Callback) for callback in callbacks),
+    }
+    for sentence, is_accepted in accepted.items():
+        if not is_accepted:
+            raise UserError(sentence)
 
 
 def _accelerator(given: Accelerator | None, recipe: Recipe) -> Accelerator:

@@ -145,8 +145,8 @@ def test_errors_of_a_torchvision_set(fashion, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"splits": -1}, "splits must be at least 1, got -1"),
-        ({"splits": 0}, "splits must be at least 1, got 0"),
+        ({"splits": -1}, "splits, unless it is a list of names, must be a whole number >= 1, got -1"),
+        ({"splits": 0}, "splits, unless it is a list of names, must be a whole number >= 1, got 0"),
         ({"image_size": 0}, "image_size must be from 1 to 16384, got 0"),
         ({"image_size": 10**9}, "image_size must be from 1 to 16384, got 1000000000"),
         ({"unseen_share": float("nan")}, "unseen_share must be from 0 to 0.4, got nan"),

@@ -173,7 +173,7 @@ def test_a_class_whose_only_gallery_image_is_the_query_is_refused():
     [
         ({"distance": "manhattan"}, "distance must be one of cosine, euclidean, inner_product, got 'manhattan'"),
         ({"recall_at": ()}, "recall_at must hold whole numbers >= 1"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be a whole number >= 1"),
     ],
 )
 def test_options_outside_their_range(options, message):

@@ -114,5 +114,5 @@ def test_a_query_that_only_a_later_gallery_can_answer_is_refused_where_only_lear
 
 
 def test_every_must_be_positive():
-    with pytest.raises(UserError, match="every must be at least 1, got 0"):
+    with pytest.raises(UserError, match="every must be a whole number >= 1, got 0"):
         SparseEvaluator(RetrievalEvaluator(), every=0)

@@ -194,6 +194,8 @@ def test_another_config_is_not_resumed(finished, tiny, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"callbacks": [{"name": "step_log", "every": 0}]}, "callbacks.step_log: every must be at least 1"),
+        ({"subsets": {"a": {"split": "7"}}}, "subsets.a: unknown split '7'"),
         ({"data": {"name": "digits", "num_splits": 3}}, "data: num_splits must divide"),
         (
             {"training": {"sampler": {"name": "MPerClassSampler", "m": 200}}},
@@ -206,7 +208,7 @@ def test_another_config_is_not_resumed(finished, tiny, tmp_path):
             {"methods": ["mas"]},
             "methods.mas: .*output='squared_norm' is constant for embeddings of unit length, .*; use output='projection'",
         ),
-        ({"model": {"name": "small_conv", "embedding_size": 0}}, "model: embedding_size must be at least 1"),
+        ({"model": {"name": "small_conv", "embedding_size": 0}}, "model: embedding_size must be a whole number >= 1"),
         ({"training": {"sampler": {"name": "MPerClassSampler", "m": 0}}}, "m, images per class, must be at least 1"),
         ({"training": {"optimizer": {"name": "LBFGS"}}}, "training.optimizer does not work with these options"),
         (

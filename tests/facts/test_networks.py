@@ -264,7 +264,7 @@ def test_options_outside_their_range_are_refused():
     with pytest.raises(UserError, match="must be 'model_2' or 'model_1', got 'model_3'"):
         sherlock(form="model_3")
     for name in ("vector_size", "channels", "width", "hidden"):
-        with pytest.raises(UserError, match=f"{name} must be at least 1, got 0"):
+        with pytest.raises(UserError, match=f"{name} must be a whole number >= 1, got 0"):
             small_fact_conv(**{name: 0})
     with pytest.raises(UserError, match="vector_size must be at most 2147483648, got 100000000000000000000000"):
         two_branch(vector_size=10**23)

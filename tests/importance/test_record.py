@@ -120,7 +120,7 @@ def test_saving_to_a_missing_folder(tmp_path):
         ({"num_samples": "2"}, "is damaged: num_samples must be a whole number >= 1, got '2'"),
         ({"settings": ["a"]}, "is damaged: the settings of an importance must be a mapping, got list"),
         ({"fingerprint": 3}, "is damaged: the fingerprint of an importance must be a string, got int"),
-        ({"kind": None}, "holds a None, not an importance"),
+        ({"kind": None}, "holds None, not an importance"),
         *(
             ({"sums": torch.tensor([1.0, value])}, "is damaged: the importance of 'a' is negative, infinite or NaN")
             for value in (torch.nan, torch.inf, -1.0)

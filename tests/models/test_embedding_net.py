@@ -26,7 +26,7 @@ def test_small_conv_embeds_images_of_any_size_with_one_number_of_parameters(side
 
 def test_sizes_below_one():
     for option in ("embedding_size", "channels", "width"):
-        with pytest.raises(UserError, match=f"{option} must be at least 1, got 0"):
+        with pytest.raises(UserError, match=f"{option} must be a whole number >= 1, got 0"):
             small_conv(**{option: 0})
 
 

@@ -276,7 +276,7 @@ def test_damaged_folders_are_one_sentence(tmp_path):
     with pytest.raises(UserError, match="cannot read .*items.safetensors"):
         RetrievalIndex.load(tmp_path)
     write_tensors(tmp_path / "items.safetensors", {}, {"kind": "importance"})
-    with pytest.raises(UserError, match=r"holds a importance, not an index"):
+    with pytest.raises(UserError, match=r"holds 'importance', not an index"):
         RetrievalIndex.load(tmp_path)
     build().save(tmp_path)
     without_checksums(tmp_path)
@@ -360,7 +360,7 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path):
         ({"checksums": {}}, "'checksums' in its description"),
         ({"checksums": "abc"}, "'checksums' in its description"),
         ({"distance": "euclidean"}, "is an index for another distance than 'euclidean'"),
-        ({"kind": None}, "holds a None, not an index"),
+        ({"kind": None}, "holds None, not an index"),
         ({"tensors": {"ids": IDS}}, r"it has no int64 tensor 'labels' of shape \[G\]"),
         ({"tensors": {"labels": LABELS}}, r"it has no int64 tensor 'ids' of shape \[G\]"),
         ({"tensors": {"ids": IDS.float(), "labels": LABELS}}, "no int64 tensor 'ids'"),
