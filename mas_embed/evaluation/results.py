@@ -259,7 +259,10 @@ def first_mistake(error: ValidationError) -> str:
     where = ".".join(map(str, first["loc"]))
     if first["type"] == "value_error":  # from a check of this module
         return shortened(first["msg"].removeprefix("Value error, "))
-    return shortened(f"'{where}' is missing" if first["type"] == "missing" else f"{where}: {accepted_by([first])}")
+    if first["type"] == "missing":
+        return shortened(f"'{where}' is missing")
+    first["loc"] = ()  # the sentence is about the value itself
+    return shortened(f"{where}: {accepted_by([first])}")
 
 
 def join_results(results: Mapping[str, Results]) -> Results:

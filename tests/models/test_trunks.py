@@ -80,7 +80,7 @@ def test_a_pipe_and_a_folder_are_no_weights(tmp_path):
     signal.alarm(0)
     with pytest.raises(UserError, match="cannot read weights from .*: it is a folder, not a file"):
         load_trunk("squeezenet1_1", str(tmp_path))
-    with pytest.raises(UserError, match="cannot read weights from a\0b.pth: embedded null byte"):
+    with pytest.raises(UserError, match=r"cannot read weights from a\\x00b.pth: embedded null byte"):
         load_trunk("squeezenet1_1", "a\0b.pth")
 
 
