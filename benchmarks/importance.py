@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -20,16 +21,32 @@ import torchvision
 from measuring import median_seconds, peak_mebibytes
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from transformers import BertConfig, BertModel
 
 from mas_embed import estimate_importance
 from mas_embed.importance.rules.absolute_products import has_compiled_products
 from mas_embed.runtime.environment import describe_environment
+from mas_embed.runtime.text_models import mean_pooling
 
 LONG_RUN = 4
+VOCABULARY = 5000
+
+
+class TextEncoder(nn.Module):
+    """A BERT-like encoder of 6 layers with mean pooling, whose position embeddings are looked up once for all samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 512}
+        self.encoder = BertModel(BertConfig(vocab_size=VOCABULARY, **sizes), add_pooling_layer=False)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """The embeddings [N, D] of token ids [N, T]."""
+        return mean_pooling(self.encoder, input_ids)
 
 
 def networks() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
-    """The two of the bars: a large convolutional network, and a small one."""
+    """Those of the bars: a large convolutional network, a small one, and a text encoder."""
     torch.manual_seed(0)
     large = torchvision.models.resnet18(weights=None, num_classes=128)
     small = nn.Sequential(
@@ -41,6 +58,7 @@ def networks() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
     return {
         "ResNet-18, 16x3x112x112": (large, (16, 3, 112, 112)),
         "small convnet, 64x3x48x48": (small, (64, 3, 48, 48)),
+        "BERT-like encoder, 6 layers, 64 texts of 32 tokens": (TextEncoder(), (64, 32)),
     }
 
 
@@ -64,6 +82,7 @@ def contestants(model: nn.Module, inputs: Tensor) -> dict[str, tuple[Callable[[]
         def value(own: dict[str, Tensor], sample: Tensor) -> Tensor:
             return functional_call(model, own, (sample.unsqueeze(0),)).square().sum()
 
+        warnings.filterwarnings("ignore", message="There is a performance drop")  # of attention on the CPU
         detached = {name: parameter.detach() for name, parameter in parameters.items()}
         return {name: g.abs().sum(0) for name, g in vmap(grad(value), in_dims=(None, 0))(detached, inputs).items()}
 
@@ -90,12 +109,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", default="", help="measures only the networks whose name contains this text")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     lines = []
     for name, (model, shape) in networks().items():
+        if arguments.only not in name:
+            continue
         model.to(device).eval()
-        inputs = torch.randn(shape, device=device)
+        is_text = isinstance(model, TextEncoder)
+        inputs = torch.randint(VOCABULARY, shape, device=device) if is_text else torch.randn(shape, device=device)
         ways = contestants(model, inputs)
         medians = median_seconds({name: call for name, (call, _) in ways.items()}, arguments.rounds, device)
         medians = {name: value / ways[name][1] for name, value in medians.items()}

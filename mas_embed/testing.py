@@ -42,7 +42,7 @@ def check_method(factory: Factory) -> None:
       strength. Checked with SGD, momentum and weight decay, Adam, AdamW, gradient clipping, and gradient accumulation.
     - `penalty()` is 0 before the first `consolidate`, and `add_penalty_grad` adds its gradient. The penalty of an `Elastic`
       method is 0 at the anchor, and elsewhere has the value that a plain loop computes.
-    - The state consists of tensors, numbers and dicts of them, and training continues from it bit for bit.
+    - The state consists of tensors, numbers, strings and dicts of them, and training continues from it bit for bit.
     - Attributes, hooks, `.grad`, `requires_grad` and mode of the model, frozen parameters, and the random state of torch are
       unchanged.
     - A parameter that is added to the model is not pulled before the next `consolidate`.
@@ -282,4 +282,6 @@ def _check_is_plain(state: Any, path: str = "state") -> None:
             _check_is_plain(value, f"{path}.{key}")
     else:
         is_plain = isinstance(state, Tensor | int | float | str | None)
-        assert is_plain, f"a state must be made of tensors, numbers and dicts, but {path} is a {type(state).__name__}"
+        assert is_plain, (
+            f"a state must be made of tensors, numbers, strings and dicts, but {path} is a {type(state).__name__}"
+        )

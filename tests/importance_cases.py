@@ -69,6 +69,71 @@ class ClassToken(nn.Module):
         return self.norm(x + self.attention(x, x, x, need_weights=False)[0])[:, 0] * self.scale
 
 
+class SharedPositions(nn.Module):
+    """Look-ups and plain parameters that all samples share, added, subtracted, multiplied and expanded."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.repeated = nn.Embedding(9, 4, padding_idx=1), nn.Embedding(5, 4)
+        self.position, self.scale = nn.Parameter(torch.randn(1, 5, 4)), nn.Parameter(torch.rand(4) + 0.5)
+        self.token, self.hidden = nn.Parameter(torch.randn(1, 1, 4)), nn.Linear(4, 4)
+        self.register_buffer("rows", torch.tensor([[0, 2, 2, 4, 1]]))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = x + self.table(torch.arange(5)) - self.repeated(self.rows) * 2
+        x = torch.add(x, torch.tanh(self.hidden(self.position)), alpha=3) * self.scale
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+        return self.head(torch.tanh(x)).square().mean(1)
+
+
+class SharedInEveryLayer(nn.Module):
+    """As in T5, one bias is computed once and added in every layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias, self.first, self.second = nn.Embedding(4, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        bias = self.bias(torch.arange(4)).unsqueeze(0)
+        x = torch.tanh(self.first(x) + bias)
+        return (torch.tanh(self.second(x) + bias) * bias.sum(1, keepdim=True)).mean(1)
+
+
+class SharedInAnotherOrder(nn.Module):
+    """The parameter is added to the samples in their order, and to the same samples in the reverse order."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias, self.layer = nn.Parameter(torch.randn(6)), nn.Linear(6, 6)
+
+    def forward(self, x):
+        x = torch.tanh(self.layer(x) + self.bias)
+        return torch.tanh(x.flip(0) * self.bias).flip(0)
+
+
+class SharedAndNot(nn.Module):
+    """A broadcast addition and a product that no rule covers use the same parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias, self.layer = nn.Parameter(torch.randn(6)), nn.Linear(6, 6)
+
+    def forward(self, x):
+        return torch.tanh(self.layer(x) + self.bias) + F.linear(x, torch.diag(self.bias))
+
+
+class PositionsAddedFirst(nn.Module):
+    """The first dimension of the sum is the positions, even if there are as many as samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias, self.layer = nn.Parameter(torch.randn(3)), nn.Linear(3, 4)
+
+    def forward(self, x):
+        return torch.tanh(self.layer(torch.tanh(x.transpose(0, 1) + self.bias).transpose(0, 1))).mean(1)
+
+
 class PositionsFirst(nn.Module):
     """The input of the layer is [T, N, I]: its first dimension is not the samples, even if T equals N."""
 
@@ -116,7 +181,7 @@ class SquaredReLU(nn.Module):
         self.scale = nn.Parameter(torch.rand(4))
 
     def forward(self, x):
-        return torch.relu(x) ** 2 * self.scale
+        return torch.relu(x) ** 2 / (1 + self.scale)
 
 
 class WordEmbedder(nn.Module):
@@ -251,6 +316,11 @@ CASES = {  # a function that builds the network, and the shape of a sample
     "layer output unused": (LayerOutputUnused, (6,)),
     "recurrent": (Recurrent, (4, 3)),
     "class token": (ClassToken, (4, 6)),
+    "shared positions": (SharedPositions, (5, 4)),
+    "shared in every layer": (SharedInEveryLayer, (4, 6)),
+    "shared in another order": (SharedInAnotherOrder, (6,)),
+    "shared and not": (SharedAndNot, (6,)),
+    "positions added first": (PositionsAddedFirst, (7, 3)),
     "positions first": (PositionsFirst, (7, 3)),
     "folded positions": (FoldedPositions, (4, 3)),
     "shared branch": (SharedBranch, (2, 5, 5)),

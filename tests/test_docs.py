@@ -30,6 +30,16 @@ from mas_embed.report import (
 )
 from mas_embed.runtime.yaml_text import _Loader
 
+# What other libraries warn of, in the pages and examples that use them
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{message}")
+    for message in (
+        "Converting a tensor with requires_grad=True to a scalar:UserWarning",  # the progress of pytorch-metric-learning
+        ".*LeafSpec.* is deprecated",  # Lightning
+        ".*does not have many workers",  # Lightning
+    )
+]
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -8,6 +8,7 @@ from mas_embed.data.images import ImageFiles
 from mas_embed.data.partition import HeldOut, check_held_out, partition
 from mas_embed.data.split import DATASETS, Part, Split, SplitSequence, check_splits, join_parts, join_splits
 from mas_embed.data.subset import PartName, Subset, select_subset
+from mas_embed.data.text_manifest import text_manifest
 from mas_embed.data.torchvision_sets import torchvision_images
 
 __all__ = [
@@ -30,5 +31,6 @@ __all__ = [
     "ordered_batches",
     "partition",
     "select_subset",
+    "text_manifest",
     "torchvision_images",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,10 @@ from mas_embed.config import Config, MethodSection, candidates_of, with_candidat
 from mas_embed.data import Split, fingerprint_of_split
 from mas_embed.errors import RunError, UserError, reason_of
 from mas_embed.evaluation import (
-    MEASURES,
     RESULTS_FILE,
     Candidate,
     Results,
     RunRecord,
-    ScoreMatrix,
     Selection,
     first_mistake,
     without_details,
@@ -38,8 +35,7 @@ from mas_embed.experiment.search import best_candidate, try_candidate
 from mas_embed.report import write_report
 from mas_embed.runtime.atomic_files import write_errors_explained
 from mas_embed.runtime.distributed import check_one_process
-from mas_embed.runtime.json_text import json_text
-from mas_embed.training import Callback, EpochLog, SequenceResult, train_sequence
+from mas_embed.training import Callback, EpochLog, train_sequence
 
 
 @dataclass(frozen=True)
@@ -194,41 +190,19 @@ def _train(
     except (RunError, UserError) as error:
         # The config was tried out before: an error now comes from the training itself
         raise RunError(f"{run.method.title} seed {run.seed}: {error}") from error
-    about = {
-        "method": run.method.title,
-        "seed": run.seed,
-        "options": run.method.options,
-        "importance_data": config.importance_of(run.method),
-        "keeps": training.method.keeps,
-        "num_bytes": training.method.num_bytes,
-    }
     try:
-        # By way of JSON, so that a record that was just made equals one that is read
-        return RunRecord.model_validate(json.loads(json_text({**about, **_measured(result)})))
+        return result.as_record(
+            {
+                "method": run.method.title,
+                "options": run.method.options,
+                "importance_data": config.importance_of(run.method),
+            }
+        )
     except ValidationError as error:
         mistake = first_mistake(error)
         raise RunError(
             f"{run.method.title} seed {run.seed}: what was measured cannot be recorded ({mistake})"
         ) from error
-
-
-def _measured(result: SequenceResult) -> dict[str, Any]:
-    """The part of a record that the training has given."""
-    return {
-        "scores": {name: matrix.scores.tolist() for name, matrix in result.scores.items()},
-        "initial": result.initial,
-        "pooled": result.pooled,
-        "measures": {name: _measures(matrix, result.initial[name]) for name, matrix in result.scores.items()},
-        "num_averaged": next(iter(result.scores.values())).num_averaged,
-        "details": result.details,
-        "num_steps": result.num_steps,
-        "seconds": {name: round(value, 3) for name, value in result.seconds.items()},
-    }
-
-
-def _measures(matrix: ScoreMatrix, initial: list[float]) -> dict[str, float]:
-    measures = {name: getattr(matrix, name) for name in MEASURES}
-    return {**measures, "forward_transfer": matrix.forward_transfer(initial)}
 
 
 def _with_selected_options(

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from mas_embed.data import DATASETS, HeldOut, ImageFiles, check_held_out
 from mas_embed.data.images import Normalization, find_inside
+from mas_embed.data.listed_lines import read_lines
 from mas_embed.errors import UserError
-from mas_embed.facts.listed_images import ListedImages, hold_out, make_sequence, read_lines
+from mas_embed.facts.listed_images import ListedImages, hold_out, make_sequence
 from mas_embed.facts.table import PROVIDES, FactSequence, Words, assign_facts, make_fact_table
 from mas_embed.facts.word_vectors import read_word_vectors, words_of
 from mas_embed.runtime.text import shortened

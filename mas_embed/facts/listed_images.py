@@ -1,28 +1,21 @@
-"""Lists of image files with their facts: read line by line, divided into training and held-out files, made into splits."""
+"""Lists of image files with their facts: divided into training and held-out files, and made into splits."""
 
 from __future__ import annotations
 
-import csv
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from mas_embed.data import ImageFiles, Part, Split
-from mas_embed.errors import UserError
 from mas_embed.facts.table import FactSequence, FactTable
 from mas_embed.runtime.checks import check_at_least
-from mas_embed.runtime.reading import check_regular_file
-from mas_embed.runtime.text import shortened
 
 MakeInputs = Callable[[Sequence[Path]], ImageFiles]
-
-MOST_CHARACTERS = 10_000  # of a value in a list
 
 
 class ListedImages(NamedTuple):
@@ -117,77 +110,3 @@ def _real_path(path: Path) -> str:
 
 def _select(images: ListedImages, mask: Sequence[bool]) -> ListedImages:
     return ListedImages(list(itertools.compress(images.paths, mask)), list(itertools.compress(images.labels, mask)))
-
-
-def read_lines(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yields for every line its location, such as "line 3 of facts.csv", and its values by column; an empty value is "".
-
-    Args:
-        path: a JSON Lines file if the name ends in .jsonl or .ndjson, otherwise a CSV file with a line of column names.
-        columns: the required columns. A CSV file must name them even if no other line follows.
-
-    Raises:
-        UserError: the file cannot be read, or a line lacks a column or has a value of more than 10,000 characters; the message
-            names the line.
-    """
-    check_regular_file(path, "the list")
-    suffix = path.suffix.lower()
-    if suffix == ".json":
-        raise UserError(
-            f"{path} is a JSON file; give CSV, or JSON Lines (one object a line, in a file that ends in .jsonl)"
-        )
-    try:
-        for number, values in _json_lines(path) if suffix in (".jsonl", ".ndjson") else _csv_lines(path, columns):
-            _check_columns(values, columns, f"line {number} of {path}")
-            texts = {name: str(value).strip() for name, value in values.items() if name}
-            _check_lengths(texts, f"line {number} of {path}")
-            yield f"line {number} of {path}", texts
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not a text file in UTF-8"
-        raise UserError(f"cannot read {path}: {reason}") from None
-
-
-def _check_columns(values: Mapping[str, Any], columns: Sequence[str], where: str) -> None:
-    missing = [column for column in columns if values.get(column) is None]
-    if missing:
-        raise UserError(f"{where} lacks {', '.join(missing)}; it needs {', '.join(columns)}")
-
-
-def _check_lengths(texts: Mapping[str, str], where: str) -> None:
-    for name, text in texts.items():
-        if len(text) > MOST_CHARACTERS:
-            raise UserError(
-                f"{where} has {len(text):,} characters in the column {shortened(repr(name))}, but at most "
-                f"{MOST_CHARACTERS:,} are accepted"
-            )
-
-
-def _csv_lines(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Yields the number and the values of every line of a CSV file after the line of column names."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        try:
-            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-            _check_columns(dict.fromkeys(reader.fieldnames, ""), columns, f"line 1 of {path}")
-            for values in reader:
-                yield reader.line_num, values
-        except csv.Error as error:
-            raise UserError(f"line {reader.reader.line_num} of {path} is not valid CSV: {error}") from None
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Yields the number and the values of every line of a JSON Lines file that is not empty."""
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                values = json.loads(line)
-            except (ValueError, RecursionError):  # not JSON, an integer of thousands of digits, or nested too deeply
-                values = None
-            if not isinstance(values, dict) or any(isinstance(value, (list, dict)) for value in values.values()):
-                raise UserError(
-                    f"line {number} of {path} must be a JSON object of plain values such as "
-                    "{'image': ..., 'subject': ...}"
-                )
-            yield number, {name: "" if value is None else value for name, value in values.items()}

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from mas_embed.data import DATASETS, HeldOut, ImageFiles, check_held_out
 from mas_embed.data.images import Normalization, find_inside
+from mas_embed.data.listed_lines import read_lines
 from mas_embed.errors import UserError, unknown_name
-from mas_embed.facts.listed_images import ListedImages, hold_out, make_sequence, read_lines
+from mas_embed.facts.listed_images import ListedImages, hold_out, make_sequence
 from mas_embed.facts.table import PROVIDES, FactSequence, FactTable, Words
 from mas_embed.runtime.text import shortened
 

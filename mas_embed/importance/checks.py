@@ -22,7 +22,7 @@ _HALF_PRECISION_ROUNDING = (1e-1, 2e-2)
 _CONSTANT_NORM = (
     "output='squared_norm' is constant for embeddings of {length} length, so the importance of every parameter would be "
     "zero; use output='projection', which measures the change of their direction, or pass embed=... to take the "
-    "embeddings before they are normalized"
+    "embeddings before they are normalized (of a SentenceTransformer: embed='sentence_transformers_unnormalized')"
 )
 
 

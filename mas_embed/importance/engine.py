@@ -2,11 +2,12 @@
 
 A batch is processed in four steps:
 
-1. `_recorded_calls` puts a forward hook on every layer that has a rule. The hook stores the layer's input and inserts a
-   `_GradientTap` after its output.
+1. `recorded_calls` puts a forward hook on every layer that has a rule. The hook stores the layer's input and inserts a
+   gradient tap after its output.
 2. From the autograd graph it is decided how the importance of each parameter is computed. The layer's rule computes it if the
    layer ran exactly once, with this parameter and with samples in the first dimension, and if that run is the only use of
-   the parameter. A parameter without any use has zero importance. The exact fallback computes all others.
+   the parameter. If all samples share what is computed from the parameter, as position embeddings, the rule of `broadcast`
+   computes it. A parameter without any use has zero importance. The exact fallback computes all others.
 3. The backward pass runs from the summed output to the taps, each of which calls the rule of its layer. The gradients of
    parameters with a rule are not requested, so autograd never forms their gradients over the batch.
 4. The per-sample gradients of the fallback are checked: they must add up to the gradient that the same backward pass gave
@@ -15,71 +16,74 @@ A batch is processed in four steps:
 
 from __future__ import annotations
 
-import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 
 from mas_embed.errors import UserError
+from mas_embed.importance.broadcast import Broadcasts, find_broadcasts, per_sample_gradients, rows_are_samples
+from mas_embed.importance.calls import LayerCall, calls_by_layer, recorded_calls
 from mas_embed.importance.checks import check_embeddings, check_samples_are_independent
-from mas_embed.importance.fallback import PerSampleGradients, split_samples, take_samples
-from mas_embed.importance.graph import AutogradGraph
+from mas_embed.importance.fallback import CHUNK_BYTES, PerSampleGradients
+from mas_embed.importance.graph import AutogradGraph, output_shapes
 from mas_embed.importance.outputs import Output
 from mas_embed.importance.parameters import trainable_parameters, zero_sums
-from mas_embed.importance.rules import Rule, rule_of
-from mas_embed.importance.rules.memory import scratch_space
-from mas_embed.runtime.forward import Embed, embed_batch
+from mas_embed.importance.rules.lookup import embedding, shared_lookup
+from mas_embed.importance.rules.memory import absolute_power, scratch_space
+from mas_embed.importance.samples import split_samples, take_samples
+from mas_embed.runtime.forward import Embed, embed_batch, prepared_batch
 
 CoverageKind = Literal["rule", "fallback", "frozen", "unused"]
 
 
 @dataclass
-class LayerCall:
-    """One call of a layer that has a rule, with the data that the rule needs.
+class SharedValue:
+    """A value that all samples of a batch share: a parameter, or the result of a look-up in an embedding table.
 
     Attributes:
-        layer: the layer that was called.
-        rule: its rule.
-        input: of the call.
-        input_version: the version counter of `input` at the call, which reveals in-place changes after it.
-        parameters: the parameters of the layer at the call, by their names within the layer.
-        node: the autograd node of the tap after the layer's output.
-        sums: for each parameter whose importance this call computes, by its name within the layer, the tensor to add to.
+        name: of the parameter.
+        node: the autograd node of the value.
+        shape: of the value.
+        lookup: the embedding table and the rows that were looked up; None if the value is the parameter itself.
+        broadcasts: the operations that repeat the value for every sample, see `broadcast`.
     """
 
-    layer: nn.Module
-    rule: Rule
-    input: Tensor
-    input_version: int
-    parameters: dict[str, nn.Parameter | None]
-    node: Any = None
-    sums: Mapping[str, Tensor] = field(default_factory=dict)
+    name: str
+    node: Any
+    shape: tuple[int, ...]
+    lookup: tuple[nn.Embedding, Tensor] | None
+    broadcasts: Broadcasts
 
-    def add_importance(self, grad_output: Tensor, exponent: int, scale: float) -> None:
-        """Adds `scale * sum_n |g_n|^exponent` of every parameter in `sums` to its tensor.
+    def add_importance(
+        self, total: Tensor, gradients: Mapping[Any, Tensor | None], exponent: int, scale: float
+    ) -> None:
+        """Adds `scale * sum_n |g_n|^exponent`, given the gradients with respect to the outputs of the operations by node."""
+        pairs = [(broadcast, gradients[broadcast.node]) for broadcast in self.broadcasts.found]
+        used = [(broadcast, gradient) for broadcast, gradient in pairs if gradient is not None]
+        for chunk in per_sample_gradients(self.node, self.shape, used, CHUNK_BYTES):
+            if self.lookup is None:
+                summed = absolute_power(chunk, exponent).sum(0)
+            else:
+                summed = shared_lookup(*self.lookup, chunk, exponent)
+            total.add_(summed, alpha=scale)
 
-        Raises:
-            UserError: the input was modified in place after the call.
-        """
-        if not self.sums:
-            return
-        if self.input._version != self.input_version:
-            raise UserError(
-                f"the input of a {type(self.layer).__name__} layer was modified in place after the layer used it; "
-                "the gradients of its parameters cannot be computed; use an out-of-place operation instead"
-            )
-        batch_sums = self.rule.function(self.layer, self.input, grad_output, exponent, self.sums.keys())
-        for name, total in self.sums.items():
-            total.add_(batch_sums[name], alpha=scale)
 
-    def release_input(self) -> None:
-        """Drops the reference to the input, so that its memory can be freed."""
-        self.input = self.input.new_empty(0)
+@dataclass(frozen=True)
+class SampleCheck:
+    """What embedding few samples without the others of their batch shows.
+
+    Attributes:
+        samplewise_layers: the layers whose first dimension is the samples.
+        signatures: the signature of the shared value of each parameter that has one, see `Broadcasts`.
+    """
+
+    samplewise_layers: set[nn.Module]
+    signatures: dict[str, list[Any]]
 
 
 class BatchImportance:
@@ -112,7 +116,7 @@ class BatchImportance:
         self._model, self._output, self._exponent, self._embed = model, output, exponent, embed
         self._fallback = PerSampleGradients(model, output=output, exponent=exponent, embed=embed)
         self._fallback.is_vectorized &= may_swap_parameters
-        self._samplewise_layers_by_shape: dict[Any, set[nn.Module]] = {}
+        self._sample_checks: dict[Any, SampleCheck] = {}
         self._scale, self._is_last_output = 1.0, False
         self.sums = zero_sums(trainable_parameters(model))
         self.coverage: dict[str, CoverageKind] = {}
@@ -121,19 +125,29 @@ class BatchImportance:
 
     def add(self, batch: Any) -> None:
         """Adds the samples of a batch to the sums."""
-        values, tap_leaf = self._forward(batch)
+        batch = prepared_batch(self._model, batch, self._embed)
+        values, tap_leaf, shared_values = self._forward(batch)
         num_samples, num_outputs = values.shape
         self._scale = 1 / num_outputs if self._output.reduction == "mean" else 1.0
         parameters = dict(self._model.named_parameters())
         by_fallback = {name: parameters[name] for name, kind in self.coverage.items() if kind == "fallback"}
+        nodes = list(dict.fromkeys(b.node for shared in shared_values for b in shared.broadcasts.found))
+        # The per-sample gradients pass once more through what lies between a shared value and the operations that repeat it
+        passes_again = any(
+            b.source.node is not shared.node for shared in shared_values for b in shared.broadcasts.found
+        )
+        targets: list[Any] = [tap_leaf, *by_fallback.values(), *(GradientEdge(node, 0) for node in nodes)]
         for index in range(num_outputs):
             total, self._is_last_output = values[:, index].sum(), index == num_outputs - 1
             with scratch_space():
                 _, *gradients = torch.autograd.grad(
-                    total, [tap_leaf, *by_fallback.values()], retain_graph=not self._is_last_output, allow_unused=True
+                    total, targets, retain_graph=passes_again or not self._is_last_output, allow_unused=True
                 )
+            gradient_of_node = dict(zip(nodes, gradients[len(by_fallback) :], strict=True))
+            for shared in shared_values:
+                shared.add_importance(self.sums[shared.name], gradient_of_node, self._exponent, self._scale)
             if by_fallback:
-                batch_gradient = dict(zip(by_fallback, gradients, strict=True))
+                batch_gradient = dict(zip(by_fallback, gradients, strict=False))
                 sums = self._fallback.sums(by_fallback, batch, num_samples, index, batch_gradient)
                 for name, summed in sums.items():
                     self.sums[name].add_(summed, alpha=self._scale)
@@ -141,13 +155,13 @@ class BatchImportance:
 
     def coverage_of(self, batch: Any) -> dict[str, CoverageKind]:
         """How the importance of each parameter would be computed on this batch, which is not added to the sums."""
-        self._forward(batch)
+        self._forward(prepared_batch(self._model, batch, self._embed))
         return self.coverage
 
-    def _forward(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """The outputs [N, K] of the batch, and the leaf tensor through which a backward pass reaches every tap."""
+    def _forward(self, batch: Any) -> tuple[Tensor, Tensor, list[SharedValue]]:
+        """The outputs [N, K] of the batch, the leaf tensor through which a backward pass reaches every tap, and shared values."""
         tap_leaf = torch.zeros((), device=next(self._model.parameters()).device, requires_grad=True)
-        with _recorded_calls(self._model, self._add_importance, tap_leaf) as calls:
+        with recorded_calls(self._model, self._add_importance, tap_leaf) as calls:
             embeddings = embed_batch(self._model, batch, self._embed)
         check_embeddings(embeddings, self._output)
         self.norms.append(embeddings.detach().norm(dim=1))
@@ -157,13 +171,13 @@ class BatchImportance:
                 "the embeddings carry no gradient: the model detaches them or runs under no_grad; embed the batch without that"
             )
         graph = AutogradGraph(values)
-        samplewise_layers = self._samplewise_layers(batch, embeddings.detach(), calls)
-        self._choose_kinds(graph, calls, samplewise_layers, len(values))
+        check = self._sample_check(batch, embeddings.detach(), calls)
+        shared_values = self._choose_kinds(graph, calls, check, len(values))
         for call in calls:
             call.node = None  # breaks a reference cycle with the call, which only the garbage collector would free
             if not call.sums:
                 call.release_input()
-        return values, tap_leaf
+        return values, tap_leaf, shared_values
 
     def _add_importance(self, call: LayerCall, grad_output: Tensor) -> None:
         call.add_importance(grad_output, self._exponent, self._scale)
@@ -171,22 +185,21 @@ class BatchImportance:
             call.release_input()
 
     def _choose_kinds(
-        self, graph: AutogradGraph, calls: list[LayerCall], samplewise_layers: set[nn.Module], num_samples: int
-    ) -> None:
-        """Sets `coverage` for every parameter, and for every call the `sums` that its rule adds to."""
-        calls_of: dict[nn.Module, list[LayerCall]] = defaultdict(list)
-        for call in calls:
-            calls_of[call.layer].append(call)
+        self, graph: AutogradGraph, calls: list[LayerCall], check: SampleCheck, num_samples: int
+    ) -> list[SharedValue]:
+        """Sets `coverage` for every parameter, and for every call the `sums` that its rule adds to; returns the shared values."""
+        calls_of = calls_by_layer(calls)
 
         def has_rule(name: str, layer: nn.Module, parameter: nn.Parameter) -> bool:
             """Whether the layer ran once, sample by sample, with this parameter, and the output depends on that run."""
-            if len(calls_of[layer]) != 1 or layer not in samplewise_layers:
+            if len(calls_of[layer]) != 1 or layer not in check.samplewise_layers:
                 return False
             call = calls_of[layer][0]
             is_used = name in call.rule.parameters and call.parameters.get(name) is parameter
             return is_used and call.node in graph and len(call.input) == num_samples
 
         self.coverage = {}
+        shared_values: list[SharedValue] = []
         sums_of: dict[nn.Module, dict[str, Tensor]] = defaultdict(dict)
         owners = parameter_owners(self._model)
         for name, parameter in self._model.named_parameters():
@@ -199,39 +212,84 @@ class BatchImportance:
                 self.coverage[name] = "rule"
                 sums_of[layer][local_name] = self.sums[name]
             else:
-                self.coverage[name] = "fallback"
+                shared = _shared_value(name, parameter, graph, calls_of[layer], num_samples)
+                is_checked = shared is not None and check.signatures.get(name) == shared.broadcasts.signature
+                self.coverage[name] = "rule" if is_checked else "fallback"
+                shared_values += [shared] if shared is not None and is_checked else []
         for layer, sums in sums_of.items():
             calls_of[layer][0].sums = sums
+        return shared_values
 
-    def _samplewise_layers(self, batch: Any, embeddings: Tensor, calls: list[LayerCall]) -> set[nn.Module]:
-        """The layers whose first dimension is the samples, and thus has the size of the batch.
+    def _sample_check(self, batch: Any, embeddings: Tensor, calls: list[LayerCall]) -> SampleCheck:
+        """Which layers have the samples in their first dimension, and which parameters give values that all samples share.
 
-        To find them, the last and the second sample are embedded in that order as a batch of two (of one, if N = 2). Their
-        embeddings must not change; the order also reveals sums over the preceding or following samples, and models that
-        reverse the samples. This is done once for all batches whose samples have the same shapes.
+        To find them, the last and the second sample are embedded in that order as a batch of two (three times the second, if
+        N = 2). Their embeddings must not change; the order also reveals sums over the preceding or following samples, and
+        models that reverse the samples. This is done once for all batches whose samples have the same shapes.
 
         Raises:
             UserError: the embeddings change, so the samples are not independent of each other.
         """
         num_samples = len(embeddings)
         if num_samples == 1:
-            return {call.layer for call in calls if len(call.input) == 1}
-        indices = [num_samples - 1, 1] if num_samples > 2 else [1]
+            return SampleCheck({call.layer for call in calls if len(call.input) == 1}, {})
+        indices = [num_samples - 1, 1] if num_samples > 2 else [1, 1, 1]
         key = (len(indices), *(tensor.shape[1:] for tensor in split_samples(batch, num_samples)[0]))
-        if key not in self._samplewise_layers_by_shape:
-            with _recorded_calls(self._model, self._add_importance, None) as calls:
-                try:
-                    alone = embed_batch(self._model, take_samples(batch, num_samples, indices), self._embed).detach()
-                except UserError as error:
-                    raise UserError(
-                        f"the model cannot embed samples without the others of their batch: {error}"
-                    ) from error.__cause__
-            check_samples_are_independent(alone, embeddings, indices)
-            layers = {call.layer for call in calls}
-            self._samplewise_layers_by_shape[key] = layers - {
-                call.layer for call in calls if len(call.input) != len(indices)
-            }
-        return self._samplewise_layers_by_shape[key]
+        if key not in self._sample_checks:
+            self._sample_checks[key] = self._check_samples(batch, embeddings, indices)
+        return self._sample_checks[key]
+
+    def _check_samples(self, batch: Any, embeddings: Tensor, indices: list[int]) -> SampleCheck:
+        """The check of `_sample_check` with the samples at `indices`."""
+        tap_leaf = torch.zeros((), device=embeddings.device, requires_grad=True)
+        with recorded_calls(self._model, lambda call, gradient: None, tap_leaf) as calls:
+            try:
+                alone = embed_batch(self._model, take_samples(batch, len(embeddings), indices), self._embed)
+            except UserError as error:
+                raise UserError(
+                    f"the model cannot embed samples without the others of their batch: {error}"
+                ) from error.__cause__
+        check_samples_are_independent(alone.detach(), embeddings, indices)
+        layers = {call.layer for call in calls} - {call.layer for call in calls if len(call.input) != len(indices)}
+        signatures = self._signatures(alone, calls, layers)
+        for call in calls:
+            call.node = None
+        return SampleCheck(layers, signatures)
+
+    def _signatures(
+        self, embeddings: Tensor, calls: list[LayerCall], samplewise_layers: set[nn.Module]
+    ) -> dict[str, list[Any]]:
+        """The signatures of the shared values in the graph of the embeddings, by parameter name."""
+        signatures: dict[str, list[Any]] = {}
+        if embeddings.grad_fn is None:
+            return signatures
+        graph, calls_of, owners = AutogradGraph(embeddings), calls_by_layer(calls), parameter_owners(self._model)
+        for name, parameter in trainable_parameters(self._model).items():
+            layer = owners[parameter][0][0]
+            if layer in samplewise_layers or graph.num_uses(parameter) == 0:
+                continue
+            shared = _shared_value(name, parameter, graph, calls_of[layer], len(embeddings))
+            # The sum over samples does not depend on their order, so that one operation needs no check of its rows
+            if shared and (len(shared.broadcasts.found) == 1 or rows_are_samples(embeddings, shared.broadcasts)):
+                signatures[name] = shared.broadcasts.signature
+        return signatures
+
+
+def _shared_value(
+    name: str, parameter: nn.Parameter, graph: AutogradGraph, calls: list[LayerCall], num_samples: int
+) -> SharedValue | None:
+    """The value of a parameter that all samples share, given all calls of its layer; None if there is none."""
+    node, lookup = graph.leaf_of(parameter), None
+    if len(calls) == 1 and calls[0].rule.function is embedding and graph.num_uses(parameter) == 1:
+        call = calls[0]
+        if call.parameters.get("weight") is parameter and call.node in graph and not call.is_input_modified:
+            node, lookup = call.node, (cast(nn.Embedding, call.layer), call.input)
+    broadcasts = find_broadcasts(graph, node, num_samples)
+    if broadcasts is None:
+        return None
+    shape = output_shapes(node)[0]
+    broadcasts.signature.append((shape, lookup is None))
+    return SharedValue(name, node, shape, lookup, broadcasts)
 
 
 def parameter_owners(model: nn.Module) -> dict[nn.Parameter, list[tuple[nn.Module, str]]]:
@@ -242,57 +300,3 @@ def parameter_owners(model: nn.Module) -> dict[nn.Parameter, list[tuple[nn.Modul
             if parameter is not None:
                 owners[parameter].append((module, name))
     return owners
-
-
-class _GradientTap(torch.autograd.Function):
-    """Identity that passes its incoming gradient to `add_importance`; `tap_leaf` lets a backward pass reach every tap."""
-
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, tap_leaf: Tensor, call: LayerCall, add_importance: Any) -> Tensor:
-        ctx.call, ctx.add_importance = call, add_importance
-        # The result must not be a view of the output, because an in-place activation may overwrite it.
-        return output.detach()
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
-        ctx.add_importance(ctx.call, grad_output)
-        return grad_output, None, None, None
-
-
-@contextmanager
-def _recorded_calls(model: nn.Module, add_importance: Any, tap_leaf: Tensor | None) -> Iterator[list[LayerCall]]:
-    """Records every call, within the context, of a layer with a rule; inserts gradient taps if there is a `tap_leaf`."""
-    calls: list[LayerCall] = []
-    recording_thread = threading.get_ident()
-
-    def record(layer: nn.Module, *call_of_layer: Any) -> Tensor | None:
-        if threading.get_ident() != recording_thread:
-            # Another thread is using the model; it may have looked up the hook before torch registered it as taking keywords
-            return None
-        args, kwargs, output = call_of_layer
-        rule, layer_input = rules[layer], args[0] if args else kwargs["input"]
-        if layer_input.ndim < rule.min_ndim:
-            return None
-        call = LayerCall(layer, rule, layer_input, layer_input._version, dict(layer._parameters))
-        calls.append(call)
-        if tap_leaf is None:
-            return None
-        tapped: Tensor = _GradientTap.apply(output, tap_leaf, call, add_importance)
-        call.node = tapped.grad_fn
-        return tapped
-
-    rules = {layer: found for layer in _trainable_layers(model) if (found := rule_of(layer)) is not None}
-    # The hook runs before all others, so that it gets the output of the layer itself and not one that a user's hook changed.
-    handles = [layer.register_forward_hook(record, prepend=True, with_kwargs=True) for layer in rules]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _trainable_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers that hold a trainable parameter; none if global forward hooks exist, as these run before a layer's hooks."""
-    if torch.nn.modules.module._global_forward_hooks:
-        return []
-    return [layer for layer in model.modules() if any(p.requires_grad for p in layer.parameters(recurse=False))]

@@ -54,9 +54,9 @@ def estimate_importance(
 
     Args:
         model: a module that embeds a batch as [N, D]. Parameters with `requires_grad=False` are left out.
-        batches: an iterable of batches. A batch is a tensor, a mapping, or a tuple or list whose first element is the input
-            (the labels are ignored). The first dimension of every tensor is the samples. Batches are moved to the model's
-            device.
+        batches: an iterable of batches. A batch is a tensor, a list of texts, a mapping, or a tuple or list whose first
+            element is one of these (the labels are ignored). The first dimension of every tensor is the samples. Batches are
+            moved to the model's device.
         output: the scalar of a sample whose gradient is taken. "squared_norm" is the paper's `||F(x)||^2`; "vector" is its
             vector variant, `sum_c |dF_c|`, in D backward passes; "projection" is the mean over 8 random unit directions v of
             `|d<v, z(x)>|`, where z is the embedding scaled to unit length, for embeddings that are compared by cosine
@@ -65,7 +65,9 @@ def estimate_importance(
             gradients of opposite sign cancel and the result depends on the batch size. Use it only to reproduce published
             numbers.
         exponent: 1 for MAS, 2 for the squared gradient (as in the empirical Fisher information).
-        embed: replaces `model(input)`: a callable `(model, batch) -> Tensor [N, D]`, or the name of a method of the model.
+        embed: replaces `model(input)`: a callable `(model, input) -> Tensor [N, D]`, which gets the input without the labels;
+            the name of a method of the model; or, for text models, "sentence_transformers",
+            "sentence_transformers_unnormalized", "mean_pooling" or "cls_pooling".
         progress: whether to show a progress bar.
 
     Returns:

@@ -13,7 +13,8 @@ from torch.func import functional_call, grad, vmap
 from mas_embed.importance.outputs import Output
 from mas_embed.importance.parameters import zero_sums
 from mas_embed.importance.rules.memory import absolute_power
-from mas_embed.runtime.forward import Embed, embed_batch, map_tensors
+from mas_embed.importance.samples import has_only_rows, split_samples, take_samples
+from mas_embed.runtime.forward import Embed, embed_batch
 
 CHUNK_BYTES = 256 * 2**20
 
@@ -48,7 +49,9 @@ class PerSampleGradients:
             output_index: the index of the scalar to differentiate, of the K scalars per sample.
             batch_gradient: the gradient of the output summed over the batch; the per-sample gradients must add up to it.
         """
-        if self.is_vectorized:
+        if num_samples == 1:
+            return _sums_of_one_sample(parameters, batch_gradient, self._exponent)
+        if self.is_vectorized and has_only_rows(batch):
             try:
                 with warnings.catch_warnings():
                     # torch warns of operators that it vectorizes with an internal loop, which is slower but equally exact
@@ -112,31 +115,16 @@ class _Embedder(nn.Module):
         return self._output.values(embed_batch(self.model, batch, self._embed), batch)
 
 
-def split_samples(batch: Any, num_samples: int) -> tuple[list[Tensor], Any]:
-    """The tensors of a batch whose first dimension is `num_samples`, and a function that rebuilds the batch from such a list."""
-    tensors: list[Tensor] = []
-
-    def is_per_sample(tensor: Tensor) -> bool:
-        return tensor.ndim > 0 and len(tensor) == num_samples
-
-    def collect(tensor: Tensor) -> Tensor:
-        if is_per_sample(tensor):
-            tensors.append(tensor)
-        return tensor
-
-    map_tensors(collect, batch)
-
-    def rebuild(replacements: list[Tensor]) -> Any:
-        remaining = iter(replacements)
-        return map_tensors(lambda tensor: next(remaining) if is_per_sample(tensor) else tensor, batch)
-
-    return tensors, rebuild
-
-
-def take_samples(batch: Any, num_samples: int, indices: list[int]) -> Any:
-    """The batch reduced to the samples at `indices`, in that order."""
-    tensors, rebuild = split_samples(batch, num_samples)
-    return rebuild([tensor[indices] for tensor in tensors])
+def _sums_of_one_sample(
+    parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor | None], exponent: int
+) -> dict[str, Tensor]:
+    """The powers of the gradients of a batch that consists of one sample."""
+    sums = zero_sums(parameters)
+    for name, total in sums.items():
+        gradient = gradients[name]
+        if gradient is not None:
+            total += absolute_power(gradient.to_dense().to(total.dtype, copy=True), exponent)
+    return sums
 
 
 def _check_sum_of_gradients(

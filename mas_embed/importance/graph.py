@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -14,6 +15,25 @@ _PASS_THROUGH_NODES = frozenset(
     f"{name}Backward0"
     for name in ("T", "Transpose", "Permute", "View", "UnsafeView", "Unsqueeze", "Squeeze", "Expand", "ToCopy")
 )
+
+
+class Consumer(NamedTuple):
+    """A node that takes an output of another node.
+
+    Attributes:
+        node: the consumer.
+        slot: the position among its inputs.
+        output: the number of the output that it takes.
+    """
+
+    node: Any
+    slot: int
+    output: int
+
+
+def output_shapes(node: Any) -> list[tuple[int, ...]]:
+    """The shapes of the tensors that an operation returned, from its autograd node."""
+    return [tuple(metadata.shape) for metadata in node._input_metadata]
 
 
 class AutogradGraph:
@@ -27,7 +47,7 @@ class AutogradGraph:
     """
 
     def __init__(self, root: Tensor) -> None:
-        self._consumers: dict[Any, list[Any]] = defaultdict(list)
+        self._consumers: dict[Any, list[Consumer]] = defaultdict(list)
         self._leaves: dict[int, Any] = {}
         stack: list[Any] = [root.grad_fn]
         self._nodes: set[Any] = set(stack)
@@ -40,10 +60,10 @@ class AutogradGraph:
                 )
             if hasattr(node, "variable"):
                 self._leaves[id(node.variable)] = node
-            for source, _ in getattr(node, "next_functions", ()):
+            for slot, (source, output) in enumerate(getattr(node, "next_functions", ())):
                 if source is None:
                     continue
-                self._consumers[source].append(node)
+                self._consumers[source].append(Consumer(node, slot, output))
                 if source not in self._nodes:
                     self._nodes.add(source)
                     stack.append(source)
@@ -51,13 +71,21 @@ class AutogradGraph:
     def __contains__(self, node: Any) -> bool:
         return node in self._nodes
 
+    def leaf_of(self, parameter: Tensor) -> Any:
+        """The node that accumulates the gradient of the parameter; None if the root does not depend on the parameter."""
+        return self._leaves.get(id(parameter))
+
+    def consumers_of(self, node: Any) -> Sequence[Consumer]:
+        """The nodes that take an output of the node and that the root depends on."""
+        return self._consumers.get(node, ())
+
     def num_uses(self, parameter: Tensor) -> int:
         """The number of operations that use the parameter and that the root depends on; 0 if its gradient is always zero."""
-        leaf = self._leaves.get(id(parameter))
+        leaf = self.leaf_of(parameter)
         return 0 if leaf is None else self._num_consumers(leaf)
 
     def _num_consumers(self, node: Any) -> int:
         return sum(
-            self._num_consumers(consumer) if type(consumer).__name__ in _PASS_THROUGH_NODES else 1
-            for consumer in self._consumers[node]
+            self._num_consumers(consumer.node) if type(consumer.node).__name__ in _PASS_THROUGH_NODES else 1
+            for consumer in self.consumers_of(node)
         )

@@ -13,13 +13,13 @@ from mas_embed.errors import UserError
 from mas_embed.importance.checks import check_arguments, check_sums_are_finite
 from mas_embed.importance.engine import BatchImportance
 from mas_embed.importance.estimate import estimation_settings
-from mas_embed.importance.fallback import take_samples
 from mas_embed.importance.outputs import Output, resolve_output
 from mas_embed.importance.parameters import trainable_parameters, zero_sums
 from mas_embed.importance.record import Importance
+from mas_embed.importance.samples import num_samples_of, take_samples
 from mas_embed.runtime.checks import as_number, as_whole_number, check_at_least
 from mas_embed.runtime.fingerprint import fingerprint_of
-from mas_embed.runtime.forward import Embed, batch_to, device_of, map_tensors, unwrap_compiled
+from mas_embed.runtime.forward import Embed, batch_to, device_of, unwrap_compiled
 from mas_embed.runtime.modes import eval_mode_with_grad
 
 
@@ -91,7 +91,7 @@ class OnlineImportance:
             UserError: `estimate_importance` would refuse the batch, for example because of NaN. The batch is then ignored.
         """
         with self._lock:
-            num_samples = _num_samples(batch)
+            num_samples = num_samples_of(batch)
             indices = [i for i in range(num_samples) if (self._num_seen + i) % self._every == 0]
             if indices:
                 self._add(batch if len(indices) == num_samples else take_samples(batch, num_samples, indices))
@@ -188,17 +188,3 @@ def _check_sums(saved: Mapping[str, Any], sums: Mapping[str, Tensor]) -> None:
             raise UserError(
                 f"the state is damaged: the sum of '{name}' is missing, negative, not finite, or of another shape"
             )
-
-
-def _num_samples(batch: Any) -> int:
-    """The size of the first dimension of the batch's first tensor."""
-    sizes: list[int] = []
-
-    def append_size(tensor: Tensor) -> Tensor:
-        sizes.append(len(tensor) if tensor.ndim else 1)
-        return tensor
-
-    map_tensors(append_size, batch)
-    if not sizes:
-        raise UserError("a batch must contain a tensor with the samples in its first dimension")
-    return sizes[0]

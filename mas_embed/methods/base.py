@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -11,12 +12,15 @@ from torch import Tensor, nn
 from mas_embed.errors import UserError
 from mas_embed.importance import Importance
 from mas_embed.registry import Registry
-from mas_embed.runtime.forward import device_of
+from mas_embed.runtime.fingerprint import fingerprint_of
+from mas_embed.runtime.forward import device_of, unwrap_compiled
 
 METHODS = Registry("method")
 
 Keeps = Literal["nothing", "statistics", "data"]
 Loss = Callable[..., Tensor]  # (embeddings [N, D], labels [N], mined) -> []
+_ORIGIN = "origin"  # the key of a state under which the method and the weights are named that it was saved with
+_BATCH_HOOKS = ("extend_batch", "extend_embeddings", "batch_penalty")
 
 
 class Method:
@@ -42,7 +46,12 @@ class Method:
 
     With gradient accumulation, `extend_batch`, `batch_penalty` and `extend_embeddings` are called for every batch, and
     `add_penalty_grad` and `after_step` for every step of the optimizer. With several processes, every process calls all hooks.
+    A loop that has no place for the first three hooks can train with every method whose `batch_hooks` are empty.
     Before the first `consolidate`, the hooks must not change the training; they may only record it.
+
+    A method that stores something between splits overrides `_state` and `_load_state`. `state_dict` adds to the state which
+    method it is of and a fingerprint of the model's weights, and `load_state_dict` refuses the state of another method or of
+    other weights.
 
     `mas_embed.testing.check_method` tests whether a method fulfils this contract.
 
@@ -55,12 +64,20 @@ class Method:
         joins_splits: whether an experiment trains the method on one split with the items of all splits, as in joint training,
             instead of on one split after another.
         name: the name of the method for callbacks, tables and folders; by default the name of the class.
+
+    Raises:
+        UserError: the model is not a `torch.nn.Module`.
     """
 
     keeps: Keeps = "nothing"
     joins_splits: bool = False
 
     def __init__(self, model: nn.Module) -> None:
+        if not isinstance(model, nn.Module):
+            raise UserError(
+                f"{type(self).__name__} takes the model as one torch.nn.Module, got an object of type {type(model).__name__}; "
+                "combine several modules in one, as in nn.Sequential(trunk, embedder), or in nn.ModuleDict with embed="
+            )
         self.model = model
         self.name = type(self).__name__
 
@@ -70,9 +87,18 @@ class Method:
         return True
 
     @property
+    def batch_hooks(self) -> frozenset[str]:
+        """The hooks among "extend_batch", "extend_embeddings" and "batch_penalty" that the method overrides.
+
+        If it is empty, the method needs no access to the batches in training: `begin_split`, `penalty` or `add_penalty_grad`,
+        `after_step` and `consolidate` are enough, as in a callback of a trainer that runs the forward pass itself.
+        """
+        return frozenset(name for name in _BATCH_HOOKS if getattr(type(self), name) is not getattr(Method, name))
+
+    @property
     def num_bytes(self) -> int:
         """The memory that the method needs between splits: the size of the tensors in its state, in bytes."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(self.state_dict()))
+        return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(self._state_without_origin()))
 
     def begin_split(self) -> None:
         """Called before the training on a split starts."""
@@ -115,17 +141,88 @@ class Method:
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the method stores between splits, as tensors, numbers, and dicts of them."""
+        """Everything that the method stores between splits, as tensors, numbers, strings, and dicts of them.
+
+        Its entry "origin" holds the name of the method's class and a fingerprint of the weights that the model has now, which
+        `load_state_dict` compares. Cost: one pass over the parameters and buffers of the model. Override `_state` instead.
+        """
+        origin = {"method": type(self).__name__, "weights": self._fingerprint()}
+        return {**self._state(), _ORIGIN: origin}
+
+    def load_state_dict(
+        self, state: Mapping[str, Any], *, allow_other_method: bool = False, allow_other_weights: bool = False
+    ) -> None:
+        """Restores the result of `state_dict`, so that training continues as if it had not been interrupted.
+
+        Load the weights of the model first. A state without the entry "origin", as earlier versions saved it, is loaded without
+        a comparison. Override `_load_state` instead.
+
+        Args:
+            state: the result of `state_dict`.
+            allow_other_method: whether to accept the state of another class of methods that has the same entries, such as the
+                importance and the anchor of MAS for EWC.
+            allow_other_weights: whether to accept a state that was saved when the model had other weights than now.
+
+        Raises:
+            UserError: the state lacks entries, or is of another method, other weights or another model. The method is then
+                unchanged.
+        """
+        self._check_state(state)
+        allowed = {"method": allow_other_method, "weights": allow_other_weights}
+        state = _without_origin(state, {key for key, is_allowed in allowed.items() if is_allowed})
+        origin, own = state.get(_ORIGIN, {}), type(self).__name__
+        if origin.get("method", own) != own:
+            raise UserError(
+                f"the state is of {origin['method']}, not of {own}; make the method that it was saved with, or pass "
+                "load_state_dict(state, allow_other_method=True)"
+            )
+        if "weights" in origin and origin["weights"] != self._fingerprint():
+            copy.copy(self)._load_state(state)  # says it more precisely if the parameters have other names or shapes
+            raise UserError(
+                f"the state of {own} was saved when the model had other weights than now; load the weights that belong to it "
+                "first, or pass load_state_dict(state, allow_other_weights=True)"
+            )
+        self._load_state(state)
+
+    def _state(self) -> dict[str, Any]:
+        """The entries of `state_dict` that a subclass stores; their keys are the same at any time."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores the result of `state_dict`, so that training continues as if it had not been interrupted."""
+    def _load_state(self, state: Mapping[str, Any]) -> None:
+        """Restores the result of `_state`; assigns new objects to attributes and does not change the old ones in place.
+
+        Args:
+            state: has all entries of `_state`, and others that are ignored.
+        """
+
+    def _state_without_origin(self) -> dict[str, Any]:
+        """The state without its origin, which costs a pass over the weights; also of a subclass that overrides `state_dict`."""
+        is_overridden = type(self).state_dict is not Method.state_dict
+        return self.state_dict() if is_overridden else self._state()
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         """Raises `UserError` for a state that lacks one of the keys of this method's state."""
-        missing = self.state_dict().keys() - state.keys()
+        missing = self._state_without_origin().keys() - state.keys() - {_ORIGIN}
         if missing:
-            raise UserError(f"the state lacks {', '.join(sorted(missing))}; it is not a state of {type(self).__name__}")
+            method = state.get(_ORIGIN, {}).get("method")
+            of_which = f" but of {method}" if method not in (None, type(self).__name__) else ""
+            raise UserError(
+                f"the state lacks {', '.join(sorted(missing))}; it is not a state of {type(self).__name__}{of_which}"
+            )
+
+    def _fingerprint(self) -> str:
+        """The fingerprint of the weights, which is the same for a compiled model."""
+        return fingerprint_of(unwrap_compiled(self.model)[0])
+
+
+def _without_origin(state: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
+    """The state without the given keys in any origin, that of the whole state and those of the states inside it."""
+    if not keys:
+        return dict(state)
+    inner = {key: _without_origin(value, keys) if isinstance(value, Mapping) else value for key, value in state.items()}
+    if isinstance(inner.get(_ORIGIN), dict):
+        inner[_ORIGIN] = {key: value for key, value in inner[_ORIGIN].items() if key not in keys}
+    return inner
 
 
 def _tensors(state: Mapping[str, Any]) -> Iterator[Tensor]:

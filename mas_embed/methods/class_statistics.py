@@ -16,10 +16,10 @@ from mas_embed.errors import UserError, unknown_name
 from mas_embed.importance.parameters import trainable_parameters
 from mas_embed.methods.base import METHODS, Method
 from mas_embed.methods.checks import check_share, inputs_and_labels
-from mas_embed.methods.parameter_tensors import copy_to_parameters
+from mas_embed.methods.parameter_tensors import copy_to_parameters, write_to_parameters
 from mas_embed.methods.rehearsal import num_rehearsed, rehearsal_generator
 from mas_embed.runtime.checks import check_at_least
-from mas_embed.runtime.forward import batch_to, device_of, embed_batch, map_tensors
+from mas_embed.runtime.forward import Embed, batch_to, device_of, embed_batch, is_texts, map_tensors
 from mas_embed.runtime.modes import eval_mode, eval_mode_with_grad
 
 
@@ -52,6 +52,8 @@ class ClassStatistics(Method):
         rank: the number of directions of variance that are stored for a class, >= 0; None stores the whole covariance.
         share: the share of drawn items in an extended batch, from 0 to below 1.
         seed: of the draws; processes draw differently.
+        embed: replaces `model(inputs)` for the outputs of the layer and the embeddings of drawn features, see `MAS`. It must
+            compute what the model computes in training.
 
     Attributes:
         classes: the Gaussians by class.
@@ -73,7 +75,14 @@ class ClassStatistics(Method):
     keeps = "statistics"
 
     def __init__(
-        self, model: nn.Module, *, layer: str = "", rank: int | None = None, share: float = 0.5, seed: int = 0
+        self,
+        model: nn.Module,
+        *,
+        layer: str = "",
+        rank: int | None = None,
+        share: float = 0.5,
+        seed: int = 0,
+        embed: Embed | str | None = None,
     ) -> None:
         super().__init__(model)
         layers = dict(model.named_modules())
@@ -82,17 +91,23 @@ class ClassStatistics(Method):
         if rank is not None:
             check_at_least("rank", rank, 0)
         check_share(share)
-        self.layer, self.rank, self.share, self.seed = layer, rank, share, seed
+        self.layer, self.rank, self.share, self.seed, self.embed = layer, rank, share, seed, embed
         self.classes: dict[int, ClassGaussian] = {}
         self.held: dict[str, Tensor] = {}
         self.shape: tuple[int, ...] = ()
         self.num_splits = self._num_draws = 0
         self._placeholder: Any = None
 
+    @property
+    def batch_hooks(self) -> frozenset[str]:
+        """Both hooks that extend a batch; without a layer only `extend_batch`."""
+        return super().batch_hooks if self.layer else frozenset({"extend_batch"})
+
     def extend_batch(self, inputs: Any, labels: Tensor) -> tuple[Any, Tensor]:
         """The batch with drawn inputs appended, if the statistics are those of the inputs."""
         if self.layer:
-            self._placeholder = map_tensors(lambda tensor: torch.zeros_like(tensor[:2]), inputs)
+            is_text = is_texts(inputs)
+            self._placeholder = inputs[:2] if is_text else map_tensors(lambda part: torch.zeros_like(part[:2]), inputs)
             return inputs, labels
         drawn = self._draw(labels)
         return inputs if drawn is None else torch.cat([inputs, drawn[0]]), _extend_labels(labels, drawn)
@@ -104,15 +119,12 @@ class ClassStatistics(Method):
             return embeddings, labels
         # The placeholder has no effect on the embeddings, because the output of the layer is replaced
         with _replaced_output(self.model.get_submodule(self.layer), drawn[0]):
-            drawn_embeddings = embed_batch(self.model, self._placeholder)
+            drawn_embeddings = embed_batch(self.model, self._placeholder, self.embed)
         return torch.cat([embeddings, drawn_embeddings]), _extend_labels(labels, drawn)
 
-    @torch.no_grad()
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Resets the parameters that feed the layer to their values at the end of the first split."""
-        parameters = dict(self.model.named_parameters())
-        for name, value in self.held.items():
-            parameters[name].copy_(value)
+        write_to_parameters(self.model, self.held)
 
     def consolidate(self, batches: Iterable[Any]) -> None:
         """Ends a split: stores the statistics of its classes.
@@ -127,14 +139,14 @@ class ClassStatistics(Method):
                 batch_to(batch, device_of(self.model)), "class_statistics fits a Gaussian to every class"
             )
             if self.layer and self.num_splits == 0 and not features:
-                names = _names_feeding(self.model, self.layer, inputs)
+                names = _names_feeding(self.model, self.layer, inputs, self.embed)
                 self.held = {name: self.model.get_parameter(name).detach().clone() for name in names}
             features.append(self._features(inputs))
             labels.append(batch_labels)
         self._update_classes(torch.cat(features), torch.cat(labels))
         self.num_splits += 1
 
-    def state_dict(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         """The attributes `classes`, `shape`, `held` and `num_splits`, and the number of random draws."""
         return {
             "classes": {str(label): dict(vars(gaussian)) for label, gaussian in self.classes.items()},
@@ -144,13 +156,12 @@ class ClassStatistics(Method):
             "num_draws": self._num_draws,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def _load_state(self, state: Mapping[str, Any]) -> None:
         """Restores a state.
 
         Raises:
             UserError: the state belongs to a model whose parameters have other names or shapes.
         """
-        self._check_state(state)
         device = device_of(self.model)
         self.classes = {
             int(label): ClassGaussian(**{name: _copy_to(value, device) for name, value in gaussian.items()})
@@ -179,7 +190,7 @@ class ClassStatistics(Method):
         features = inputs
         if self.layer:
             with torch.no_grad(), eval_mode(self.model):
-                features = _layer_output(self.model, self.layer, inputs)[0]
+                features = _layer_output(self.model, self.layer, inputs, self.embed)[0]
         if not isinstance(features, Tensor) or not features.is_floating_point():
             source = f"the output of layer '{self.layer}' is" if self.layer else "the inputs are"
             raise UserError(f"class_statistics needs a floating-point tensor, but {source} not; choose another layer")
@@ -257,7 +268,7 @@ def _principal_directions(rows: Tensor, rank: int | None) -> Tensor:
     return (lengths[:, None] * directions)[:rank].contiguous()
 
 
-def _layer_output(model: nn.Module, layer: str, inputs: Any) -> tuple[Any, Tensor]:
+def _layer_output(model: nn.Module, layer: str, inputs: Any, embed: Embed | str | None) -> tuple[Any, Tensor]:
     """The output of a layer in a forward pass of the model, and the embeddings.
 
     Raises:
@@ -266,7 +277,7 @@ def _layer_output(model: nn.Module, layer: str, inputs: Any) -> tuple[Any, Tenso
     outputs: list[Any] = []
     handle = model.get_submodule(layer).register_forward_hook(lambda module, args, output: outputs.append(output))
     try:
-        embeddings = embed_batch(model, inputs)
+        embeddings = embed_batch(model, inputs, embed)
     finally:
         handle.remove()
     if len(outputs) != 1:
@@ -286,7 +297,7 @@ def _replaced_output(module: nn.Module, output: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def _names_feeding(model: nn.Module, layer: str, inputs: Any) -> list[str]:
+def _names_feeding(model: nn.Module, layer: str, inputs: Any, embed: Embed | str | None) -> list[str]:
     """The names of the trainable parameters that the output of a layer depends on, found by automatic differentiation.
 
     Raises:
@@ -295,10 +306,10 @@ def _names_feeding(model: nn.Module, layer: str, inputs: Any) -> list[str]:
     """
     parameters = trainable_parameters(model)
     with eval_mode_with_grad(model):
-        output, _ = _layer_output(model, layer, inputs)
+        output, _ = _layer_output(model, layer, inputs, embed)
         feeding = _names_with_gradient(output, parameters)
         with _replaced_output(model.get_submodule(layer), output.detach().requires_grad_()):
-            around = feeding & _names_with_gradient(embed_batch(model, inputs), parameters)
+            around = feeding & _names_with_gradient(embed_batch(model, inputs, embed), parameters)
     if around:
         raise UserError(
             f"'{min(around)}' feeds layer '{layer}' and also reaches the embeddings around it; choose another layer"

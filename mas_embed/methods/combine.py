@@ -47,6 +47,16 @@ class Combine(Method):
         """Whether all methods train on the next split."""
         return all(method.is_learning for method in self.methods)
 
+    @property
+    def batch_hooks(self) -> frozenset[str]:
+        """The hooks that any of the methods overrides."""
+        return frozenset().union(*(method.batch_hooks for method in self.methods))
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory that all methods need between splits, in bytes."""
+        return sum(method.num_bytes for method in self.methods)
+
     def begin_split(self) -> None:
         for method in self.methods:
             method.begin_split()
@@ -83,12 +93,11 @@ class Combine(Method):
         for method in self.methods:
             method.consolidate(batches)
 
-    def state_dict(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         """The states of the methods by their index, "0" first."""
         return {str(index): method.state_dict() for index, method in enumerate(self.methods)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def _load_state(self, state: Mapping[str, Any]) -> None:
         """Restores the states of all methods."""
-        self._check_state(state)
         for index, method in enumerate(self.methods):
             method.load_state_dict(state[str(index)])

@@ -16,6 +16,7 @@ from mas_embed.methods.base import Method
 from mas_embed.methods.checks import check_strength
 from mas_embed.methods.parameter_blocks import in_blocks
 from mas_embed.methods.parameter_tensors import copy_to_parameters
+from mas_embed.methods.parameter_watch import ParameterWatch
 from mas_embed.runtime.checks import check_choice, check_range
 
 Accumulation = Literal["sum", "mean", "decay", "max"]
@@ -25,7 +26,9 @@ class Elastic(Method, ABC):
     """Pulls every parameter towards its anchor in proportion to its importance to the earlier splits.
 
     A subclass defines the importance in `estimate`. Parameters are identified by name. Frozen parameters, and parameters that
-    were added to the model after the last `consolidate` (a new head, for example), are not pulled.
+    were added to the model after the last `consolidate` (a new head, for example), are not pulled. A warning says so once if
+    protected parameters vanish from the model or are replaced by others of the same name, or if all of them are frozen while
+    other parameters are trained, as can happen with adapters.
 
     Args:
         model: the embedding model that is trained.
@@ -65,6 +68,7 @@ class Elastic(Method, ABC):
         self.anchor: dict[str, Tensor] = {}
         self.num_splits = 0
         self._scale = 1.0
+        self._watch = ParameterWatch()
 
     @abstractmethod
     def estimate(self, batches: Iterable[Any]) -> Importance:
@@ -121,7 +125,8 @@ class Elastic(Method, ABC):
     def consolidate(self, batches: Iterable[Any]) -> Importance:
         """Ends a split: accumulates the importance of its parameters and stores their current values as the anchor.
 
-        The importance and the anchor of a parameter that was frozen during the split do not change.
+        The importance and the anchor of a parameter that was frozen during the split do not change. Those of a parameter that
+        the model no longer has are dropped.
 
         Args:
             batches: batches of the split, or of other data that the model will be applied to; see `estimate` for their form.
@@ -129,9 +134,12 @@ class Elastic(Method, ABC):
         Returns:
             The importance of this split alone.
         """
+        self._protected()  # warns if parameters have changed since the last step
         estimated = self.estimate(batches)
         self.num_splits += 1
         parameters = dict(self.model.named_parameters())
+        self.anchor = {name: value for name, value in self.anchor.items() if name in parameters}
+        self.importance = {name: value for name, value in self.importance.items() if name in parameters}
         totals = {name: self._accumulated_importance(name, new) for name, new in estimated.items()}
         self.anchor |= {
             name: self._new_anchor(name, parameters[name].detach(), estimated[name], total)
@@ -139,24 +147,28 @@ class Elastic(Method, ABC):
         }
         self.importance |= totals
         self._update_scale()
+        self._watch.start(self.model, self.anchor)
         return estimated
 
-    def state_dict(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         """The attributes `importance`, `anchor` and `num_splits`."""
         return {"importance": dict(self.importance), "anchor": dict(self.anchor), "num_splits": self.num_splits}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def _load_state(self, state: Mapping[str, Any]) -> None:
         """Restores a state.
 
         Raises:
             UserError: the model does not have one of the state's parameters, or has it with another shape. Parameters of the
                 model that the state lacks are not an error; they are not pulled.
         """
-        self._check_state(state)
-        self.importance = copy_to_parameters(self.model, state["importance"])
-        self.anchor = copy_to_parameters(self.model, state["anchor"])
-        self.num_splits = int(state["num_splits"])
+        importance = copy_to_parameters(self.model, state["importance"])
+        anchor = copy_to_parameters(self.model, state["anchor"])
+        is_own = bool(self.anchor) and all(state["anchor"].get(name) is value for name, value in self.anchor.items())
+        self.importance, self.anchor, self.num_splits = importance, anchor, int(state["num_splits"])
         self._update_scale()
+        if not is_own:  # its own state, loaded to move it to another device, holds no values of other parameters
+            self._watch = ParameterWatch()
+            self._watch.start(self.model, self.anchor)
 
     def _accumulated_importance(self, name: str, new: Tensor) -> Tensor:
         """The importance of a parameter to all splits so far; that of a new parameter to earlier splits was zero."""
@@ -183,6 +195,8 @@ class Elastic(Method, ABC):
     def _protected(self) -> list[tuple[nn.Parameter, Tensor, Tensor]]:
         """Parameter, anchor and importance of every trainable parameter that has an anchor, on the parameter's device."""
         parameters = trainable_parameters(self.model)
+        if self.strength:
+            self._watch.check(type(self).__name__, self.model, self.anchor, parameters)
         names = [name for name in self.anchor if name in parameters]
         for name in names:
             parameter, anchor = parameters[name], self.anchor[name]

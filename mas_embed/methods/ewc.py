@@ -43,7 +43,7 @@ class EWC(Elastic):
         decay: gamma of online EWC, from 0 to 1.
         normalize: whether importance is scaled to a mean of 1, see `Elastic`.
         decoupled: whether the parameters are pulled after the optimizer's step instead of through the gradient.
-        embed: replaces `model(input)` in the estimate of importance: `(model, batch) -> Tensor [N, D]`, or the name of a
+        embed: replaces `model(input)` in the estimate of importance: `(model, input) -> Tensor [N, D]`, or the name of a
             method of the model.
 
     Raises:

@@ -25,8 +25,8 @@ class Frozen(Method):
     def consolidate(self, batches: Iterable[Any]) -> None:
         self.num_splits += 1
 
-    def state_dict(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         return {"num_splits": self.num_splits}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def _load_state(self, state: Mapping[str, Any]) -> None:
         self.num_splits = int(state["num_splits"])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mas_embed.importance.parameters import trainable_parameters
 from mas_embed.methods.base import METHODS, Loss, Method
 from mas_embed.methods.fisher import check_loss, estimate_fisher
-from mas_embed.methods.parameter_tensors import copy_to_parameters, weighted_mean
+from mas_embed.methods.parameter_tensors import copy_to_parameters, weighted_mean, write_to_parameters
 from mas_embed.runtime.checks import check_choice
 from mas_embed.runtime.forward import Embed
 
@@ -66,12 +66,9 @@ class IMM(Method):
         self.last: dict[str, Tensor] = {}
         self._totals: dict[str, Tensor] = {}
 
-    @torch.no_grad()
     def begin_split(self) -> None:
         """With `start="last"`, replaces the average in the model by the parameters at the end of the last split."""
-        parameters = dict(self.model.named_parameters())
-        for name, value in self.last.items():
-            parameters[name].copy_(value)
+        write_to_parameters(self.model, self.last)
 
     @torch.no_grad()
     def consolidate(self, batches: Iterable[Any]) -> None:
@@ -91,17 +88,16 @@ class IMM(Method):
             self._totals[name] = total
             parameter.copy_(self.average[name])
 
-    def state_dict(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         """The attributes `average` and `last`, and the sums of the weights, `totals`, by parameter name."""
         return {"average": dict(self.average), "last": dict(self.last), "totals": dict(self._totals)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def _load_state(self, state: Mapping[str, Any]) -> None:
         """Restores a state.
 
         Raises:
             UserError: the state belongs to a model whose parameters have other names or shapes.
         """
-        self._check_state(state)
         self.average = copy_to_parameters(self.model, state["average"])
         self.last = copy_to_parameters(self.model, state["last"])
         self._totals = {name: total.clone() for name, total in state["totals"].items()}

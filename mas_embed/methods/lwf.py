@@ -67,17 +67,16 @@ class LwF(Method):
         """Ends a split: a copy of the current model becomes the old model. `batches` is not read."""
         self._old = _frozen_copy(self.model)
 
-    def state_dict(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         """The old model's `state_dict`, empty before the first `consolidate`."""
         return {"old": dict(self._old.state_dict()) if self._old is not None else {}}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def _load_state(self, state: Mapping[str, Any]) -> None:
         """Restores a state.
 
         Raises:
             UserError: the state belongs to another model.
         """
-        self._check_state(state)
         old = _frozen_copy(self.model) if state["old"] else None
         if old is not None:
             try:

@@ -34,7 +34,7 @@ class MAS(Elastic):
             splits.
         decoupled: whether the parameters are pulled after the optimizer's step instead of through the gradient, which an
             adaptive optimizer would rescale.
-        embed: replaces `model(input)` in the estimate of importance: `(model, batch) -> Tensor [N, D]`, or the name of a
+        embed: replaces `model(input)` in the estimate of importance: `(model, input) -> Tensor [N, D]`, or the name of a
             method of the model, such as one that leaves out the final normalisation.
 
     Examples:

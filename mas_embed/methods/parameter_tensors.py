@@ -31,6 +31,22 @@ def copy_to_parameters(model: nn.Module, state: Mapping[str, Tensor]) -> dict[st
     return copies
 
 
+@torch.no_grad()
+def write_to_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Copies values into the parameters of a model, by parameter name.
+
+    Raises:
+        UserError: the model no longer has one of the parameters; the message names it.
+    """
+    parameters = dict(model.named_parameters())
+    for name, value in values.items():
+        if name not in parameters:
+            raise UserError(
+                f"the model no longer has the parameter '{name}', whose value the method stores; make the method anew"
+            )
+        parameters[name].copy_(value)
+
+
 def weighted_mean(mean: Tensor, value: Tensor, *, weight: Tensor, total: Tensor) -> Tensor:
     """A weighted mean after one more value is included: `mean + (value - mean) weight / total`.
 

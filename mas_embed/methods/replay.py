@@ -99,7 +99,7 @@ class Replay(Method):
             self._keys = _concat(self._keys, keys)
             self._select(self._smallest_keys())
 
-    def state_dict(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         """The buffer, and the counters from which the next random draws are seeded."""
         return {
             "inputs": dict(self.inputs),
@@ -110,9 +110,8 @@ class Replay(Method):
             "num_draws": self._num_draws,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def _load_state(self, state: Mapping[str, Any]) -> None:
         """Restores a state."""
-        self._check_state(state)
         self.inputs = {name: column.cpu().clone() for name, column in state["inputs"].items()}
         self.labels, self.splits, self._keys = (state[name].cpu().clone() for name in ("labels", "splits", "keys"))
         self.num_splits, self._num_draws = int(state["num_splits"]), int(state["num_draws"])

@@ -121,12 +121,12 @@ class SI(Elastic):
         self.path, self.start, self._before = {}, {}, {}
         return importance
 
-    def state_dict(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         """The state of `Elastic`, and the attributes `path` and `start`."""
-        return super().state_dict() | {"path": dict(self.path), "start": dict(self.start)}
+        return super()._state() | {"path": dict(self.path), "start": dict(self.start)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores a state, see `Elastic.load_state_dict`."""
-        super().load_state_dict(state)
+    def _load_state(self, state: Mapping[str, Any]) -> None:
+        """Restores a state, see `Elastic._load_state`."""
+        super()._load_state(state)
         self.path = copy_to_parameters(self.model, state["path"])
         self.start = copy_to_parameters(self.model, state["start"])

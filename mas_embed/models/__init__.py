@@ -1,5 +1,19 @@
 """Embedding networks, by name in `MODELS`."""
 
 from mas_embed.models.embedding_net import MODELS, EmbeddingNet, small_conv
+from mas_embed.models.sentence_encoder import (
+    SentenceEncoder,
+    WordVectorTransformer,
+    sentence_transformer,
+    word_vector_transformer,
+)
 
-__all__ = ["MODELS", "EmbeddingNet", "small_conv"]
+__all__ = [
+    "MODELS",
+    "EmbeddingNet",
+    "SentenceEncoder",
+    "WordVectorTransformer",
+    "sentence_transformer",
+    "small_conv",
+    "word_vector_transformer",
+]

@@ -1,7 +1,7 @@
 """Tables, figures and one HTML page; reads the results in run directories, and nothing of training."""
 
 from mas_embed.report.figures import scores_figure, stale_gallery_figure
-from mas_embed.report.page import REPORT_FILES, read_runs, write_report
+from mas_embed.report.page import REPORT_FILES, read_runs, render, write_report
 from mas_embed.report.tables import (
     Table,
     cost_table,
@@ -22,6 +22,7 @@ __all__ = [
     "metric_name",
     "pooled_table",
     "read_runs",
+    "render",
     "scores_figure",
     "selection_table",
     "split_table",

@@ -53,15 +53,25 @@ def write_report(run_directory: str | Path, *others: str | Path, out: str | Path
     is_ours = target in folders or is_marked(target)
     check_files(target, REPORT_FILES, is_ours=is_ours)
     with explained(f"the results in {', '.join(map(str, folders))}"):
-        files = _draw(results, folders)
+        files = render(
+            results,
+            config="\n".join(_text(folder / CONFIG_FILE) for folder in folders),
+            environment="\n".join(_text(folder / ENVIRONMENT_FILE) for folder in folders),
+        )
     if not is_ours:
         mark_folder(target, {"report_of": [str(folder) for folder in folders]})
     for name, content in files.items():
         write_file(target / name, content)
 
 
-def _draw(results: Results, folders: Sequence[Path]) -> dict[str, bytes]:
-    """The page and the pictures, by the name of the file."""
+def render(results: Results, *, config: str = "", environment: str = "") -> dict[str, bytes]:
+    """The page and the pictures, by the name of the file.
+
+    Args:
+        results: with at least one run.
+        config: the text of the config, which the page shows; "" leaves it out.
+        environment: the text about the machine and the versions, which the page shows; "" leaves it out.
+    """
     index = index_table(results)
     pictures = {"scores": png_of(scores_figure(results))}
     if index is not None:
@@ -79,8 +89,8 @@ def _draw(results: Results, folders: Sequence[Path]) -> dict[str, bytes]:
         pooled=pooled_table(results),
         cost=cost_table(results),
         selection=selection_table(results),
-        config="\n".join(_text(folder / CONFIG_FILE) for folder in folders),
-        environment="\n".join(_text(folder / ENVIRONMENT_FILE) for folder in folders),
+        config=config,
+        environment=environment,
     )
     files = {f"{name}.png": picture for name, picture in pictures.items()}
     # Names of folders may hold bytes that are no UTF-8

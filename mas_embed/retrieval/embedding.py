@@ -40,8 +40,7 @@ def embed(
     Args:
         model: the embedding model; its train or eval mode is restored afterwards.
         batches: see `estimate_importance`.
-        embed: a replacement for `model(input)`: a function `(model, batch) -> Tensor [N, D]`, or the name of a method of the
-            model.
+        embed: a replacement for `model(input)`, see `estimate_importance`.
         out: the destination of the embeddings, instead of a new tensor. A tensor (on any device) or an array [N, D] is
             filled in place and keeps its dtype; after an error it may be partly filled. If `out` is a path, a `.npy` file is
             written batch by batch, with bfloat16 as float32 because the format has no bfloat16. The file appears under

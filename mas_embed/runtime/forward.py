@@ -1,4 +1,4 @@
-"""Forward passes of an embedding model on batches of tensors, tuples or mappings."""
+"""Forward passes of an embedding model on batches of tensors, texts, tuples or mappings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Embed = Callable[[nn.Module, Any], Tensor]
 # The errors that models raise for inputs of another shape, dtype or type than they take
 _REFUSALS = (RuntimeError, TypeError, ValueError, LookupError, AssertionError, AttributeError)
 
-LABEL_KEYS = frozenset({"label", "labels", "target", "targets"})
+LABEL_KEYS = frozenset({"label", "labels", "label_ids", "target", "targets"})
 
 
 def embed_batch(model: nn.Module, batch: Any, embed: Embed | str | None = None) -> Tensor:
@@ -27,30 +27,62 @@ def embed_batch(model: nn.Module, batch: Any, embed: Embed | str | None = None) 
 
     Args:
         model: any module that maps a batch of inputs to embeddings.
-        batch: a tensor; a tuple or list whose first element is the input (the rest is ignored); or a mapping, whose values
-            are passed to `model.forward` by keyword if `forward` names any of the keys, and else as one argument.
-        embed: replaces the call of the model: a callable `(model, batch) -> Tensor [N, D]`, or the name of a method of the
-            model that takes the input.
+        batch: a tensor; a list or tuple of texts; a mapping, whose values are passed to `model.forward` by keyword if
+            `forward` names any of the keys, and else as one argument; or a tuple or list whose first element is one of these
+            (the rest is ignored).
+        embed: replaces the call of the model: a callable `(model, input) -> Tensor [N, D]`; the name of a method of the
+            model that takes the input; or, if the model has no method of that name, one of `text_models.READY_MADE`.
 
     Raises:
         UserError: the model has no method of that name, raises an error for this batch (which is then the cause of the
             `UserError`; a lack of memory is raised as it is), or returns something other than a tensor of shape [N, D].
     """
+    inputs, function = input_of(batch), embed_function(model, embed)
     try:
-        embeddings = embed(model, batch) if callable(embed) else _call(_method(model, embed), input_of(batch))
+        embeddings = function(model, inputs) if function else call_with(_method(model, cast(str | None, embed)), inputs)
     except _REFUSALS as error:
         if isinstance(error, UserError | RunError) or _is_out_of_memory(error):
             raise
-        given = shortened(printable(_described(input_of(batch))))
-        raise UserError(f"the model refuses inputs of {given}: {reason_of(error)}") from error
+        given, remedy = shortened(printable(_described(inputs))), "" if function else _remedy(model)
+        raise UserError(f"the model refuses inputs of {given}: {reason_of(error)}{remedy}") from error
     if not isinstance(embeddings, Tensor):
-        kind = type(embeddings).__name__
-        raise UserError(
-            f"the model must return a tensor [N, D], got {kind}; pass embed=(model, batch) -> tensor to pick one"
-        )
+        remedy = _remedy(model, embeddings) or "; pass embed=(model, input) -> tensor to pick one"
+        raise UserError(f"the model must return a tensor [N, D], got {type(embeddings).__name__}{remedy}")
     if embeddings.ndim != 2:
         raise UserError(f"embeddings must have shape [N, D], got {list(embeddings.shape)}; pool or flatten them first")
     return embeddings
+
+
+def prepared_batch(model: nn.Module, batch: Any, embed: Embed | str | None) -> Any:
+    """The batch with its texts as token ids on the model's device, if `embed` is a ready-made function that tokenizes texts.
+
+    Samples that are taken from it later have the padding of the whole batch.
+    """
+    from mas_embed.runtime.text_models import tokenized, tokenizes  # it builds on this module
+
+    if not tokenizes(embed_function(model, embed)) or not is_texts(inputs := input_of(batch)):
+        return batch
+    features = batch_to(tokenized(model, inputs), device_of(model))
+    return features if batch is inputs else (features, *batch[1:])
+
+
+def embed_function(model: nn.Module, embed: Embed | str | None) -> Embed | None:
+    """The callable that `embed` is or names; None if the model itself, or a method of it, embeds."""
+    from mas_embed.runtime.text_models import READY_MADE  # it builds on this module
+
+    if callable(embed):
+        return embed
+    is_ready_made = isinstance(embed, str) and embed in READY_MADE and not callable(getattr(model, embed, None))
+    return READY_MADE[cast(str, embed)] if is_ready_made else None
+
+
+def _remedy(model: nn.Module, output: Any = None) -> str:
+    """What to pass as `embed` for a text model that was called without a ready-made function; nothing for other models."""
+    if any(base.__name__ == "SentenceTransformer" for base in type(model).__mro__):
+        return "; pass embed='sentence_transformers', which tokenizes texts and returns embeddings with gradients"
+    if getattr(output, "last_hidden_state", None) is not None:
+        return "; pass embed='mean_pooling' or embed='cls_pooling'"
+    return ""
 
 
 def _method(model: nn.Module, name: str | None) -> Callable[..., Any]:
@@ -59,7 +91,12 @@ def _method(model: nn.Module, name: str | None) -> Callable[..., Any]:
         return model
     method = getattr(model, name, None) if isinstance(name, str) else None
     if not callable(method):
-        raise UserError(f"the model, a {type(model).__name__}, has no method {shown(name)} to embed with")
+        from mas_embed.runtime.text_models import READY_MADE  # it builds on this module
+
+        raise UserError(
+            f"the model, a {type(model).__name__}, has no method {shown(name)} to embed with; pass the name of a method, a "
+            f"function (model, input) -> tensor, or one of {', '.join(map(repr, READY_MADE))}"
+        )
     return cast(Callable[..., Any], method)
 
 
@@ -100,14 +137,20 @@ def unwrap_compiled(model: nn.Module) -> tuple[nn.Module, str]:
     return (inner, "_orig_mod.") if isinstance(inner, nn.Module) else (model, "")
 
 
+def is_texts(inputs: Any) -> bool:
+    """Whether the inputs are a batch of texts: a list or tuple of at least one string, and of nothing else."""
+    return isinstance(inputs, tuple | list) and len(inputs) > 0 and all(isinstance(text, str) for text in inputs)
+
+
 def input_of(batch: Any) -> Any:
-    """The model's input in a batch: the first element of a tuple or list, and any other batch itself."""
+    """The model's input in a batch: the first element of a tuple or list, unless it is one of texts; else the batch itself."""
     if isinstance(batch, tuple | list) and not batch:
         raise UserError(f"a batch is an empty {type(batch).__name__}; its first element must be the input of the model")
-    return batch[0] if isinstance(batch, tuple | list) else batch
+    return batch[0] if isinstance(batch, tuple | list) and not is_texts(batch) else batch
 
 
-def _call(function: Callable[..., Any], inputs: Any) -> Any:
+def call_with(function: Callable[..., Any], inputs: Any) -> Any:
+    """`function(inputs)`; a mapping is passed by keyword, without labels, if the function names any of its keys."""
     if not isinstance(inputs, Mapping):
         return function(inputs)
     forward = function.forward if isinstance(function, nn.Module) else function
@@ -121,19 +164,24 @@ def _call(function: Callable[..., Any], inputs: Any) -> Any:
 
 def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
     """A copy of nested tuples, lists and mappings in which `function` was applied to every tensor."""
-    if isinstance(batch, Tensor):
+    return map_leaves(function, batch, lambda part: isinstance(part, Tensor))
+
+
+def map_leaves(function: Callable[[Any], Any], batch: Any, is_leaf: Callable[[Any], bool]) -> Any:
+    """A copy of nested tuples, lists and mappings in which `function` was applied to every part that is a leaf."""
+    if is_leaf(batch):
         return function(batch)
     if isinstance(batch, Mapping):
-        mapped = {key: map_tensors(function, value) for key, value in batch.items()}
+        mapped = {key: map_leaves(function, value, is_leaf) for key, value in batch.items()}
         if isinstance(batch, dict) or not isinstance(batch, MutableMapping):
             return mapped
         result = copy.copy(batch)  # keeps the class of the mapping, such as that of a tokenizer's output
         result.update(mapped)
         return result
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(map_tensors(function, value) for value in batch))
+        return type(batch)(*(map_leaves(function, value, is_leaf) for value in batch))
     if isinstance(batch, tuple | list):
-        return type(batch)(map_tensors(function, value) for value in batch)
+        return type(batch)(map_leaves(function, value, is_leaf) for value in batch)
     return batch
 
 

@@ -55,11 +55,23 @@ class Progress:
         self.details.append(evaluation.details_as_dict)
         self.pooled = evaluation.pooled
 
-    def as_result(self, splits: list[str]) -> SequenceResult:
-        """Everything as one result."""
+    def as_result(self, splits: list[str], *, method: Method, seed: int) -> SequenceResult:
+        """Everything as one result of a training with this method and seed."""
         metrics = [name for name in self.scores[0] if all(name in row for row in self.scores)]
         matrices = {name: ScoreMatrix([row[name] for row in self.scores]) for name in metrics}
-        return SequenceResult(splits, matrices, self.initial, self.pooled, self.details, self.num_steps, self.seconds)
+        return SequenceResult(
+            splits,
+            matrices,
+            self.initial,
+            self.pooled,
+            self.details,
+            self.num_steps,
+            self.seconds,
+            method=method.name,
+            seed=seed,
+            keeps=method.keeps,
+            num_bytes=method.num_bytes,
+        )
 
 
 def restore(

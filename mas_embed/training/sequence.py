@@ -151,7 +151,7 @@ def train_sequence(
         if checkpoint is not None:
             save_checkpoint(Path(checkpoint), model, method, evaluator, {"plan": plan, **asdict(progress)})
         notified.on_split_end(SplitEnd(**vars(event), evaluation=evaluation))
-    result = progress.as_result([split.name for split in evaluated_splits])
+    result = progress.as_result([split.name for split in evaluated_splits], method=method, seed=seed)
     notified.on_run_end(RunEnd(method.name, seed, splits[-1].name, len(splits) - 1, len(splits), result))
     return result
 

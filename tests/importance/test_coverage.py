@@ -16,10 +16,20 @@ def test_frozen_parameters_are_left_out_and_unused_ones_are_zero():
 ONLY_RULES = (
     *("mlp", "batch norm", "conv circular", "conv1d same, uneven", "conv3d", "transposed conv2d", "group norm"),
     *("instance norm", "layer norm", "rms norm", "prelu", "embedding", "embedding of one word"),
+    *("shared positions", "shared in every layer"),
 )
 BY_FALLBACK = {
     "instance norm with running statistics": {"1.weight", "1.bias"},
     "layers without a rule": {"1.scale", "3.scale"},
+    "shared in another order": {"bias"},
+    "shared and not": {"bias"},
+    "positions added first": {"bias"},
+    "class token": {
+        "attention.in_proj_weight",
+        "attention.in_proj_bias",
+        "attention.out_proj.weight",
+        "attention.out_proj.bias",
+    },
     "tied": {"first.weight"},
     "called twice": {"layer.weight", "layer.bias"},
     "used outside its layer": {"layer.weight"},

@@ -85,7 +85,7 @@ def test_a_transformer_with_a_dict_as_input():
     assert_equal(estimate_importance(model, batches, embed=embed), expected)
     coverage = explain_coverage(model, batch, embed=embed)
     assert coverage["words.weight"] == "rule"
-    assert coverage["positions.weight"] == "fallback"  # looked up once for all samples
+    assert coverage["positions.weight"] == "rule"  # looked up once for all samples
     assert coverage["encoder.layers.0.linear1.weight"] == "rule"
 
 

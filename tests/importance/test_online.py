@@ -138,7 +138,7 @@ def test_memory_does_not_grow_with_requests():
     online = OnlineImportance(model)
     for _ in range(3):
         online.observe(inputs)
-    assert len(online._batch_importance.norms) == len(online._batch_importance._samplewise_layers_by_shape) == 1
+    assert len(online._batch_importance.norms) == len(online._batch_importance._sample_checks) == 1
 
 
 def test_nothing_observed_and_invalid_arguments():

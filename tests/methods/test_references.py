@@ -34,6 +34,6 @@ def test_frozen_learns_one_split_and_remembers_that_it_did():
     assert method.is_learning
     method.consolidate([])
     assert not method.is_learning
-    resumed = Frozen(torch.nn.Linear(2, 2))
+    resumed = Frozen(method.model)
     resumed.load_state_dict(method.state_dict())
     assert not resumed.is_learning

@@ -40,6 +40,25 @@ def test_a_batch_reaches_the_model_as_it_takes_it(model, batch):
     assert torch.equal(embed_batch(model, batch), X)
 
 
+@pytest.mark.parametrize(
+    ("batch", "given"),
+    [
+        (X, X),
+        ((X, "labels"), X),
+        ([X, X + 1], X),
+        ({"x": X, "labels": 3}, {"x": X, "labels": 3}),
+        (({"x": X}, "labels"), {"x": X}),
+        (["one", "two"], ["one", "two"]),
+        (("one", "two"), ("one", "two")),
+        ((["one", "two"], X), ["one", "two"]),
+    ],
+)
+def test_a_function_gets_the_input_alone(batch, given):
+    received = []
+    embed_batch(ByKeyword(), batch, lambda model, inputs: received.append(inputs) or X)
+    assert received[0] is given or received == [given]
+
+
 def test_an_unknown_method_of_the_model():
     with pytest.raises(UserError, match="a ByKeyword, has no method 'raw'"):
         embed_batch(ByKeyword(), X, "raw")

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +73,8 @@ def sum_absolute_products(delta: Tensor, patches: Tensor, exponent: int) -> Tens
     return totals[0] if num_parts == 1 else totals.sum(0)
 
 
-def _offsets(shape: Sequence[int], strides: Sequence[int]) -> Tensor:
+@lru_cache(maxsize=256)  # a network repeats few shapes
+def _offsets(shape: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:
     """The offsets in memory of the entries of a view from its first entry, in the order of the view."""
     offsets = torch.zeros(1, dtype=torch.int64)
     for size, stride in zip(shape, strides, strict=True):

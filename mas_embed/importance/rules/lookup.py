@@ -30,3 +30,23 @@ def embedding(
     if layer.padding_idx is not None:
         total[layer.padding_idx] = 0  # torch computes no gradient for this row
     return {"weight": total}
+
+
+def shared_lookup(layer: nn.Embedding, input: Tensor, gradient: Tensor, exponent: int) -> Tensor:
+    """The sum over samples [V, D] for a look-up that all samples share, such as that of the positions 0 to T - 1.
+
+    Args:
+        layer: the table.
+        input: the rows that were looked up, in any shape.
+        gradient: [N, *input.shape, D], for every sample the gradient with respect to the result of the look-up.
+        exponent: 1 or 2.
+    """
+    rows, row_index = input.flatten().unique(return_inverse=True)
+    delta = gradient.to(accumulation_dtype(gradient)).reshape(len(gradient), input.numel(), layer.embedding_dim)
+    # Positions that look up the same row are added before the absolute value is taken
+    by_row = delta.new_zeros(len(gradient), len(rows), layer.embedding_dim).index_add_(1, row_index, delta)
+    total = delta.new_zeros(layer.num_embeddings, layer.embedding_dim)
+    total[rows] = absolute_power(by_row, exponent).sum(0)
+    if layer.padding_idx is not None:
+        total[layer.padding_idx] = 0  # torch computes no gradient for this row
+    return total

@@ -1,0 +1,159 @@
+"""Lists of labelled texts as a sequence of splits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mas_embed.data.listed_lines import read_lines
+from mas_embed.data.partition import HeldOut, check_held_out, partition
+from mas_embed.data.split import DATASETS, Part, Split, SplitSequence
+from mas_embed.errors import UserError, unknown_name
+from mas_embed.runtime.checks import as_whole_number
+from mas_embed.runtime.text import printable, shortened
+
+PARTS = ("train", "validation", "test")
+MOST_CHARACTERS = 100_000  # of a text
+ONLY_SPLIT = "all"  # the name of the split of a list without the column split
+
+
+class _Line(NamedTuple):
+    """One text; its part is "" in a list without the column part, and its id is "" where it has none."""
+
+    where: str
+    text: str
+    label: str
+    split: str
+    part: str
+    id: str
+
+
+@DATASETS.register("text_manifest")
+def text_manifest(
+    *, path: str | Path, splits: list[str] | None = None, held_out: HeldOut = "test", seed: int = 0
+) -> SplitSequence:
+    """Labelled texts from a CSV, JSON Lines or Parquet file with one text on each line.
+
+    The format is recognised by the end of the name: .jsonl or .ndjson, .parquet (with the extra `parquet`), and CSV for all
+    others. Columns with other names than these are ignored:
+
+    - `text` and `label`, required. Texts with the same label are of one class, also in different splits.
+    - `split`: the name of the split of the text. Without this column, all texts are in one split with the name "all".
+    - `part`: "train", "validation" or "test". Without this column, a quarter of the texts of every class of a split is drawn
+      for testing, and a fifth of the others for validation.
+    - `id`: identifies a text that is listed in several splits, so that as a query it does not find itself. Lines with the same
+      id must be in different splits, and in the same part.
+
+    The held-out texts are both queries and gallery.
+
+    Args:
+        path: of the file.
+        splits: the names of the splits in the order in which they are learned; splits that are not named are left out. None
+            takes all splits in the order of their first lines.
+        held_out: the texts on which the splits are evaluated: "test" for reported results, "validation" for choosing options.
+            The other ones are not used.
+        seed: of the random division of texts without a part.
+
+    Returns:
+        The splits. The inputs are lists of str. Labels are numbered from 0 in the order of their first lines, split by split,
+        and `label_names` has their names.
+
+    Raises:
+        UserError: the file cannot be read, a line lacks a value or has one that is not accepted (the message names the line),
+            or a split does not exist, or has no text to train on or to hold out.
+    """
+    path = Path(path)
+    check_held_out(held_out)
+    seed = as_whole_number("seed", seed, 0)
+    lines_by_split = _group_by_split(_read(path), splits, path)
+    _check_ids(line for lines in lines_by_split.values() for line in lines)
+    labels: dict[str, int] = {}
+    ids: dict[str, int] = {}
+    sequence = []
+    for name, lines in lines_by_split.items():
+        label_numbers = torch.tensor([labels.setdefault(line.label, len(labels)) for line in lines])
+        # A location that ends with a space equals no id
+        id_numbers = torch.tensor([ids.setdefault(line.id or f"{line.where} ", len(ids)) for line in lines])
+        train, evaluated = _divide(lines, label_numbers, held_out, seed)
+        for part, positions in (("train", train), (held_out, evaluated)):
+            if len(positions) == 0:
+                raise UserError(f"{path} has no text of the part '{part}' in the split '{_shown(name)}'; add some")
+        texts = [line.text for line in lines]
+        held = _select(texts, label_numbers, id_numbers, evaluated)
+        sequence.append(Split(name, _select(texts, label_numbers, id_numbers, train), query=held, gallery=held))
+    return SplitSequence(sequence, label_names={name: [number] for name, number in labels.items()})
+
+
+def _read(path: Path) -> list[_Line]:
+    lines: list[_Line] = []
+    for where, values in read_lines(path, ("text", "label"), most_characters=MOST_CHARACTERS):
+        for column in ("text", "label", "split", "part"):
+            if values.get(column) == "":
+                raise UserError(f"{where} has an empty {column}; give it a value, or remove the line")
+        part = values.get("part", "")
+        if part and part not in PARTS:
+            raise UserError(f"{where} has the part '{_shown(part)}'; it must be {', '.join(PARTS[:-1])} or {PARTS[-1]}")
+        split = values.get("split", ONLY_SPLIT)
+        line = _Line(where, values["text"], values["label"], split, part, values.get("id", ""))
+        if lines and bool(line.part) != bool(lines[0].part):
+            raise UserError(f"{where} and {lines[0].where} must both have a part, or neither")
+        lines.append(line)
+    if not lines:
+        raise UserError(f"{path} has no text; give it a line for each")
+    return lines
+
+
+def _group_by_split(lines: Iterable[_Line], splits: Sequence[str] | None, path: Path) -> dict[str, list[_Line]]:
+    """The lines of every split, in the order in which the splits are learned."""
+    found: dict[str, list[_Line]] = {}
+    for line in lines:
+        found.setdefault(line.split, []).append(line)
+    if splits is None:
+        return found
+    if not splits:
+        raise UserError("splits must name at least one split, got an empty list; leave it out for all splits")
+    for name in splits:
+        if name not in found:
+            raise unknown_name(f"split of {path}", name, found)
+    return {name: found[name] for name in splits}
+
+
+def _check_ids(lines: Iterable[_Line]) -> None:
+    """Raises `UserError` for an id that is listed twice in a split, or in two parts."""
+    first_lines: dict[str, _Line] = {}
+    seen: dict[tuple[str, str], _Line] = {}
+    for line in lines:
+        if not line.id:
+            continue
+        first = first_lines.setdefault(line.id, line)
+        other = seen.setdefault((line.split, line.id), line)
+        is_divided = first is not line and (line.part != first.part or not line.part)
+        if other is not line or is_divided:
+            other = other if other is not line else first
+            raise UserError(
+                f"{line.where} has the id '{_shown(line.id)}' of {other.where}; an id may be repeated only in another split "
+                "and in the same part, which both lines must name"
+            )
+
+
+def _divide(lines: Sequence[_Line], labels: Tensor, held_out: HeldOut, seed: int) -> tuple[Tensor, Tensor]:
+    """The positions of the training texts and of the held-out texts of a split."""
+    if not lines[0].part:
+        return partition(labels, held_out, seed)
+    train, evaluated = (
+        torch.tensor([position for position, line in enumerate(lines) if line.part == part], dtype=torch.long)
+        for part in ("train", held_out)
+    )
+    return train, evaluated
+
+
+def _select(texts: Sequence[str], labels: Tensor, ids: Tensor, positions: Tensor) -> Part:
+    return Part([texts[position] for position in positions.tolist()], labels[positions], ids[positions])
+
+
+def _shown(value: str) -> str:
+    return shortened(printable(value), 60)

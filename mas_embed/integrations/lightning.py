@@ -1,0 +1,400 @@
+"""Methods as a callback of Lightning 2.x, a loss for the methods that need the batches, and a data module of splits.
+
+The classes derive from those of `lightning.pytorch`. A `pytorch_lightning.Trainer` also accepts the callback, whose hooks it
+calls by name, but not the data module. `lightning` must be installed in either case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.optim import LBFGS, Optimizer
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    Subset,
+)
+
+from mas_embed import Method, Part, Split, UserError, seeded
+from mas_embed.integrations.extras import require
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, LightningDataModule, LightningModule
+
+    Trainer = Any
+else:
+    _lightning = require("lightning.pytorch", extra="lightning")
+    Callback, LightningDataModule = _lightning.Callback, _lightning.LightningDataModule
+
+LogPenalty = Literal["epoch", "step", "never"]
+
+# Samplers that go over every item of the data set; a subclass may not
+_WHOLE_DATASET = (RandomSampler, SequentialSampler, DistributedSampler)
+_SHARDED = {"DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy", "XLAFSDPStrategy"}
+
+
+class MethodCallback(Callback):
+    """Calls the hooks of a method while a Lightning `Trainer` fits a split. One callback is used for all splits.
+
+    - When training starts: `begin_split`, unless training resumes in the middle of a split.
+    - Before every optimizer step: `add_penalty_grad`, once for accumulated batches, after unscaling and before clipping.
+    - After every optimizer step that was not skipped by a gradient scaler: `after_step`.
+    - When training ends: `consolidate`. It does not run if training ends with an exception.
+
+    The state of the method is part of the checkpoint. Lightning writes the checkpoint of the last epoch before training ends.
+    Resuming from it consolidates the split at the end of that `fit`. For the next split, save a checkpoint after `fit` with
+    `trainer.save_checkpoint(path)`.
+
+    Methods with `batch_hooks` (replay, LwF, class statistics) see the batches in `training_loss`, which the `training_step`
+    of the module must then return.
+
+    Args:
+        method: a method that was made with the LightningModule or with a module inside it.
+        batches: what the method consolidates on: batches in the form that its `consolidate` takes, on any device; the attribute
+            can be replaced for every split. None takes every item of the trainer's training data once, in order and without
+            the random state of the training; random augmentations of the data set are applied.
+        log_penalty: logs the method's penalty as "penalty" at the end of every "epoch", before every optimizer "step", whose
+            value is that of the penalty whose gradient is added, or "never". Each value costs one pass over the parameters.
+
+    Raises:
+        UserError: an argument is not accepted; or, from `fit`, the method cannot be served, as with manual optimization.
+    """
+
+    def __init__(
+        self, method: Method, *, batches: Iterable[Any] | None = None, log_penalty: LogPenalty = "epoch"
+    ) -> None:
+        if not isinstance(method, Method):
+            raise UserError(f"MethodCallback takes a method, such as MAS(module), got a {type(method).__name__}")
+        if log_penalty not in get_args(LogPenalty):
+            raise UserError(f"log_penalty must be one of {', '.join(get_args(LogPenalty))}, got {log_penalty!r}")
+        self.method, self.batches, self.log_penalty = method, batches, log_penalty
+        self._is_in_split = False  # from begin_split to consolidate; part of the state
+        self._is_resumed = False  # whether a state from the middle of a split was loaded and not yet continued
+        self._has_gradient = False  # whether a backward pass has run since the last optimizer step
+        self._added_penalty = False  # whether the current optimizer step includes the penalty
+        self._has_seen_batch = False  # whether `training_loss` has shown the current batch to the method
+        self._hook_handles: list[Any] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses to start a new `fit` from a state that was loaded by hand and lies in the middle of a split."""
+        if stage == "fit" and self._is_resumed:
+            raise UserError(
+                "the state of the method was saved before its split was consolidated; pass that checkpoint as ckpt_path to fit, "
+                "which ends the split, or load one that was saved after fit"
+            )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses what cannot be served exactly."""
+        _check_trainer(trainer, pl_module)
+        _check_optimizers(trainer)
+        _check_method(self.method, trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the split, or continues it after a checkpoint was restored."""
+        self.method.load_state_dict(self.method.state_dict())  # moves the state to the model's device
+        if not self._is_resumed:
+            if not self.method.is_learning:
+                raise UserError(
+                    f"{self.method.name} does not train on further splits; call fit only while method.is_learning is true"
+                )
+            self.method.begin_split()
+        self._is_in_split, self._is_resumed = True, False
+        self._has_gradient = self._added_penalty = self._has_seen_batch = False
+        self._hook_handles = [optimizer.register_step_post_hook(self._after_step) for optimizer in trainer.optimizers]
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses a method that needs the batches if `training_step` did not show it the batch."""
+        if self.method.batch_hooks and not self._has_seen_batch:
+            raise UserError(
+                f"{self.method.name} needs {', '.join(sorted(self.method.batch_hooks))}, for which Lightning has no hook; return "
+                "mas_embed.integrations.lightning.training_loss(self, inputs, labels, loss=...) from training_step"
+            )
+        self._has_gradient, self._has_seen_batch = True, False
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Adds the gradient of the penalty; not if `training_step` returned None for all batches of the step."""
+        self._added_penalty, self._has_gradient = self._has_gradient, False
+        if self._added_penalty and self.log_penalty == "step":
+            self._log(pl_module, on_step=True)
+        if self._added_penalty:
+            self.method.add_penalty_grad()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs the penalty."""
+        if self.log_penalty == "epoch":
+            self._log(pl_module, on_step=False)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Consolidates the split."""
+        self._remove_hooks()
+        self._consolidate(trainer, pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Removes the hooks from the optimizer; the split is not consolidated."""
+        self._remove_hooks()
+        self._is_resumed = False
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Consolidates a split whose last epoch was restored, for which Lightning skips training and `on_train_end`."""
+        if self._is_resumed:
+            device = pl_module.device
+            pl_module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
+            self.method.load_state_dict(self.method.state_dict())
+            self._consolidate(trainer, pl_module)
+            pl_module.to(device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the method, and whether it lies in the middle of a split."""
+        return {"method": self.method.state_dict(), "is_in_split": self._is_in_split}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restores a state; load the weights of the module first."""
+        if missing := {"method", "is_in_split"} - state_dict.keys():
+            raise UserError(f"the state lacks {', '.join(sorted(missing))}; it is not a state of MethodCallback")
+        self.method.load_state_dict(state_dict["method"])
+        self._is_in_split = self._is_resumed = bool(state_dict["is_in_split"])
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Called by the optimizer at the end of its `step`, which a gradient scaler does not call for a skipped step."""
+        if self._added_penalty:
+            self._added_penalty = False
+            self.method.after_step(optimizer)
+
+    def _consolidate(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        batches = self.batches if self.batches is not None else _training_batches(trainer)
+        # Compiled modules run eagerly, because compiled code does not call the hooks by which gradients are observed
+        with seeded(0), torch.compiler.set_stance("force_eager"):
+            self.method.consolidate(_MovedBatches(batches, trainer, pl_module))
+        self._is_in_split = self._is_resumed = False
+
+    @torch.no_grad()
+    def _log(self, pl_module: LightningModule, *, on_step: bool) -> None:
+        pl_module.log("penalty", self.method.penalty(), on_step=on_step, on_epoch=not on_step, batch_size=1)
+
+    def _remove_hooks(self) -> None:
+        for handle in self._hook_handles:
+            handle.remove()
+        self._hook_handles = []
+
+
+def training_loss(
+    pl_module: LightningModule,
+    inputs: Any,
+    labels: Tensor,
+    *,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    embed: Callable[[Any], Tensor] | None = None,
+) -> Tensor:
+    """The loss of a batch with everything that the method of the trainer's `MethodCallback` adds to it.
+
+    Return it from `training_step`. It is `loss(embeddings, labels) + batch_penalty`, where the method may have appended items
+    to the batch or rows to its embeddings. The penalty on the parameters is not included, because the callback adds its
+    gradient. Without a `MethodCallback`, it is `loss(embed(inputs), labels)`.
+
+    Args:
+        pl_module: the module that is trained.
+        inputs: of the batch, as the module takes them.
+        labels: [N] integers.
+        loss: `(embeddings [N, D], labels [N]) -> Tensor []`; call a miner inside it.
+        embed: `(inputs) -> Tensor [N, D]`; None calls the module itself.
+    """
+    trainer: Trainer = pl_module.trainer
+    callbacks = [item for item in trainer.callbacks if isinstance(item, MethodCallback)]
+    method = callbacks[0].method if callbacks else Method(pl_module)
+    inputs, labels = method.extend_batch(inputs, labels)
+    embeddings = embed(inputs) if embed is not None else pl_module(inputs)
+    penalty = method.batch_penalty(inputs, embeddings)
+    embeddings, labels = method.extend_embeddings(embeddings, labels)
+    value = loss(embeddings, labels)
+    for callback in callbacks:
+        callback._has_seen_batch = True
+    return value if penalty is None else value + penalty
+
+
+class SplitsDataModule(LightningDataModule):
+    """Loaders of one split of a sequence: shuffled training items, and queries and gallery as `predict_dataloader`.
+
+    The order of the items depends on the seed, the split and the epoch only, so that a resumed run sees the batches of an
+    uninterrupted one. With several processes, every process trains on its share of the items.
+
+    Args:
+        splits: the sequence.
+        split_index: the split to train on, from 0.
+        batch_size: the number of items of a batch; for training, the last batch of an epoch may be smaller.
+        sampler: `labels [N] -> Sampler` of one epoch, such as `functools.partial(per_class_sampler, m=4)`; None shuffles all
+            items. A `MethodCallback` consolidates on all training items whatever the sampler.
+        num_workers: processes that load items.
+        seed: of the order of the items.
+
+    Raises:
+        UserError: `splits` is not a sequence of `Split` or has no such split.
+    """
+
+    def __init__(
+        self,
+        splits: Sequence[Split],
+        *,
+        split_index: int = 0,
+        batch_size: int = 64,
+        sampler: Callable[[Tensor], Sampler[int]] | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(splits, Sequence) or not all(isinstance(split, Split) for split in splits):
+            raise UserError(f"splits must be a sequence of Split, got a {type(splits).__name__} with other items")
+        if split_index not in range(len(splits)):
+            raise UserError(f"split_index must be from 0 to {len(splits) - 1}, got {split_index!r}")
+        self.splits, self.split_index, self.batch_size = splits, split_index, batch_size
+        self.sampler, self.num_workers, self.seed = sampler, num_workers, seed
+
+    @property
+    def split(self) -> Split:
+        """The split that is trained on."""
+        return self.splits[self.split_index]
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled batches `(inputs, labels)` of the training items."""
+        part = self.split.train
+        return self._loader(part, self._shuffled(part) if self.sampler is None else self.sampler(part.labels))
+
+    def predict_dataloader(self) -> list[DataLoader[Any]]:
+        """Batches of the queries and of the gallery, in order."""
+        return [self._loader(self.split.query), self._loader(self.split.gallery)]
+
+    def ordered_dataloader(self) -> DataLoader[Any]:
+        """Batches of the training items in order, each item once."""
+        return self._loader(self.split.train)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The index of the split."""
+        return {"split_index": self.split_index}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Raises `UserError` if the state is that of another split, because `fit` resumes within one split."""
+        if (saved := state_dict["split_index"]) != self.split_index:
+            raise UserError(
+                f"the checkpoint is of split {saved}, but the data module trains on split {self.split_index}; fit resumes "
+                "within a split, so load the weights and the state of the method instead of passing ckpt_path"
+            )
+
+    def _shuffled(self, part: Part) -> Sampler[int]:
+        """All items in an order that Lightning changes from epoch to epoch by `set_epoch`."""
+        num_processes, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        seed = 1_000_003 * self.seed + 10_007 * self.split_index  # to which the sampler adds the epoch
+        return DistributedSampler(part, num_replicas=num_processes, rank=rank, shuffle=True, seed=seed)
+
+    def _loader(self, part: Part, sampler: Sampler[int] | None = None) -> DataLoader[Any]:
+        generator = torch.Generator().manual_seed(self.seed)  # not the global one
+        return DataLoader(
+            part, batch_size=self.batch_size, sampler=sampler, num_workers=self.num_workers, generator=generator
+        )
+
+
+@dataclass(frozen=True)
+class _MovedBatches:
+    """Batches in the precision and on the device of a module; can be read again if the batches can."""
+
+    batches: Iterable[Any]
+    trainer: Trainer
+    pl_module: LightningModule
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.batches:
+            converted = self.trainer.precision_plugin.convert_input(batch)
+            yield self.pl_module.transfer_batch_to_device(converted, self.pl_module.device, 0)
+
+
+def _training_batches(trainer: Trainer) -> DataLoader[Any]:
+    """Every item of the trainer's training data once, in order; with several processes, the items of this process."""
+    is_of_splits = isinstance(trainer.datamodule, SplitsDataModule)
+    loader = trainer.datamodule.ordered_dataloader() if is_of_splits else trainer.train_dataloader
+    if reason := _why_not_ordered(loader):
+        raise UserError(
+            f"the training data {reason}, so its items cannot be read in order; pass MethodCallback(method, batches=...)"
+        )
+    items = loader.dataset
+    if trainer.world_size > 1:
+        items = Subset(items, range(trainer.global_rank, len(items), trainer.world_size))
+    return DataLoader(
+        items,
+        batch_size=loader.batch_size,
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+        worker_init_fn=loader.worker_init_fn,
+        generator=torch.Generator(),  # not the global one
+    )
+
+
+def _why_not_ordered(loader: Any) -> str:
+    """Why the items of a loader cannot be read in order; "" if they can."""
+    if not isinstance(loader, DataLoader):
+        return f"is a {type(loader).__name__} instead of one DataLoader"
+    if isinstance(loader.dataset, IterableDataset):
+        return "is an IterableDataset"
+    if loader.batch_size is None:
+        return "has a batch sampler of its own"
+    if type(loader.sampler) not in _WHOLE_DATASET:
+        return f"has a sampler of its own, {type(loader.sampler).__name__}"
+    return ""
+
+
+def _check_trainer(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Raises `UserError` if the gradients of a step are not complete and whole in `on_before_optimizer_step`."""
+    if not pl_module.automatic_optimization:
+        raise UserError(
+            "MethodCallback needs automatic optimization, because in manual optimization the module clips gradients and steps "
+            "its optimizers by itself; call the hooks of the method in training_step, as in a plain loop"
+        )
+    if sharded := _SHARDED & {cls.__name__ for cls in type(trainer.strategy).__mro__}:
+        raise UserError(
+            f"MethodCallback needs every parameter whole on each device, but {sharded.pop()} shards them; train with "
+            "strategy='ddp' or on one device"
+        )
+    if "MultiProcessing" in type(trainer.strategy.launcher).__name__:
+        raise UserError(
+            "the trainer starts its processes by spawn or fork and drops the state of callbacks when they end; train with "
+            "strategy='ddp'"
+        )
+
+
+def _check_optimizers(trainer: Trainer) -> None:
+    """Raises `UserError` for optimizers that evaluate the loss by themselves, or unscale gradients by themselves."""
+    for optimizer in trainer.optimizers:
+        if isinstance(optimizer, LBFGS):
+            raise UserError(
+                "LBFGS needs the penalty in the loss, which MethodCallback does not add; take another optimizer"
+            )
+        is_scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        if is_scaled and any(group.get("fused") for group in optimizer.param_groups):
+            raise UserError(
+                f"under precision='16-mixed', a fused {type(optimizer).__name__} unscales gradients after the penalty is added; "
+                "take fused=False, or precision='bf16-mixed'"
+            )
+
+
+def _check_method(method: Method, trainer: Trainer, pl_module: LightningModule) -> None:
+    """Raises `UserError` if the method protects another model, or cannot be served with this module or trainer."""
+    trained = {id(parameter) for parameter in pl_module.parameters()}
+    if any(id(parameter) not in trained for parameter in method.model.parameters()):
+        raise UserError(
+            f"{method.name} was made with a {type(method.model).__name__} that is not part of the {type(pl_module).__name__} "
+            "that is trained; make the method with the module or with a module inside it"
+        )
+    if trainer.world_size > 1 and method.keeps != "nothing":
+        raise UserError(
+            f"{method.name} stores {method.keeps}, which every process would have of its own items only; train in one process"
+        )
+    if method.batch_hooks and "training_step" in vars(pl_module):  # where Lightning puts the compiled one
+        raise UserError(
+            f"{method.name} needs {', '.join(sorted(method.batch_hooks))} in a training_step that is not compiled; compile a "
+            "module inside the LightningModule instead of the LightningModule"
+        )
