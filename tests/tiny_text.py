@@ -1,10 +1,27 @@
-"""Texts of a few words, a tokenizer of them in memory, and the smallest BERT."""
+"""Texts of a few words, a tokenizer of them in memory, the smallest BERT, and how Hugging Face's trainers train it."""
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 WORDS = [f"{topic}{index}" for topic in ("sun", "sea", "oak", "fox") for index in range(5)]
+
+
+# Arguments of a trainer: two epochs on the CPU, nothing written, shown or clipped
+QUICK = {
+    "num_train_epochs": 2,
+    "per_device_train_batch_size": 6,
+    "learning_rate": 0.05,
+    "lr_scheduler_type": "constant",
+    "max_grad_norm": 0.0,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "seed": 3,
+    "dataloader_pin_memory": False,
+}
 
 
 def tiny_tokenizer():

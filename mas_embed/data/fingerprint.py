@@ -7,20 +7,23 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import ConcatDataset
 from torch.utils.data import Subset as ItemsByPosition
 
 from mas_embed.data.split import Part, Split
+from mas_embed.runtime.arrays import as_tensor
 from mas_embed.runtime.fingerprint import fingerprint_of_tensors
+from mas_embed.runtime.forward import is_texts
 
 
 def fingerprint_of_split(split: Split) -> str | None:
     """A short string that changes with the items of a split; None if a file of them is missing.
 
-    It is made of the labels, and of the values of tensors, or the names and sizes of files. Names are relative to the folder
-    that all files of a part have in common, and times do not enter, so that data may be copied elsewhere. O(values of tensors,
-    number of files). Of inputs that are neither, only the number enters.
+    It is made of the labels, and of the values of tensors and arrays, the texts, or the names and sizes of files. Names are
+    relative to the folder that all files of a part have in common, and times do not enter, so that data may be copied
+    elsewhere. O(values of tensors, length of texts, number of files). Of all other inputs only the number enters.
     """
     parts = [split.train, split.query, *([] if split.gallery is split.query else [split.gallery])]
     descriptions = [_describe_part(part) for part in parts]
@@ -41,14 +44,16 @@ def _describe_part(part: Part) -> str | None:
 
 
 def _describe_inputs(inputs: Any) -> str | None:
-    if isinstance(inputs, Tensor):
-        return fingerprint_of_tensors({"inputs": inputs})
+    if isinstance(inputs, Tensor | np.ndarray):
+        return fingerprint_of_tensors({"inputs": as_tensor(inputs, "the inputs")})
     if isinstance(inputs, ConcatDataset):
         described = [_describe_inputs(one) for one in inputs.datasets]
         return None if None in described else " ".join(map(str, described))
     if isinstance(inputs, ItemsByPosition):
         described_all = _describe_inputs(inputs.dataset)
         return described_all and f"{described_all} {list(inputs.indices)}"
+    if is_texts(inputs):
+        return repr(list(inputs))
     paths = getattr(inputs, "paths", None)
     return f"{len(inputs)} items" if paths is None else _describe_files(paths)
 

@@ -11,33 +11,24 @@ from torch import Tensor
 
 from mas_embed.data import Split, fingerprint_of_inputs, fingerprint_of_split
 from mas_embed.errors import UserError
-from mas_embed.methods import Loss, Method
 from mas_embed.runtime.text import shortened
 from mas_embed.training.checkpoint import REMEDY
-from mas_embed.training.recipe import Recipe
+from mas_embed.training.step import Learner
 
 DEEPEST = 4  # an option of an option of ...
 
 
 def make_plan(
-    splits: Sequence[Split],
-    evaluated_splits: Sequence[Split],
-    *,
-    method: Method,
-    loss: Loss,
-    miner: Any,
-    recipe: Recipe,
-    importance_data: Any,
-    seed: int,
+    learner: Learner, splits: Sequence[Split], evaluated_splits: Sequence[Split], *, importance_data: Any, seed: int
 ) -> dict[str, Any]:
     """Everything that decides what is trained, as JSON; the model and the evaluator check their own state."""
     return {
         "splits": [split.name for split in splits],
         "evaluated_splits": [split.name for split in evaluated_splits],
-        "method": describe(method),
-        "loss": describe(loss),
-        "miner": describe(miner),
-        "recipe": describe(recipe),
+        "method": describe(learner.method),
+        "loss": describe(learner.loss),
+        "miner": describe(learner.miner),
+        "recipe": describe(learner.recipe),
         "importance_data": None if importance_data is None else fingerprint_of_inputs(importance_data),
         "seed": seed,
         "data": [fingerprint_of_split(split) for split in splits],

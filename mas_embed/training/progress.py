@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,17 +77,17 @@ class Progress:
 def restore(
     checkpoint: str | Path | None,
     resume: bool,
-    make_plan: Callable[[], dict[str, Any]],
+    plan: Mapping[str, Any],
     model: nn.Module,
     method: Method,
     evaluator: Evaluator,
-) -> tuple[Progress, dict[str, Any]]:
-    """Where a sequence stands, and the plan that its checkpoints are of; no plan without checkpoints.
+) -> Progress:
+    """Where a sequence stands.
 
     Args:
         checkpoint: the file; None for a sequence without.
         resume: whether to go on from the file if it exists.
-        make_plan: returns the plan, see `make_plan`; called if there is a file to write.
+        plan: that the checkpoint must be of, see `make_plan`.
         model: that the checkpoint's state is loaded into, like method and evaluator.
         method: of the sequence.
         evaluator: of the sequence.
@@ -97,13 +97,12 @@ def restore(
             another sequence.
     """
     if checkpoint is None:
-        return Progress(), {}
+        return Progress()
     path = Path(checkpoint)
     if not path.parent.is_dir():
         raise UserError(f"the folder of the checkpoint, {path.parent}, does not exist")
-    plan = make_plan()
     if not path.exists():
-        return Progress(), plan
+        return Progress()
     if not resume:
         raise UserError(f"there is a checkpoint already at {path}; pass resume=True to go on from it, or another path")
     states, stored = read_checkpoint(path)
@@ -112,4 +111,4 @@ def restore(
     if len(progress.scores) > len(plan["splits"]):
         raise UserError(f"the checkpoint {path} is damaged; {REMEDY}")
     load_states(states, model, method, evaluator, source=path)
-    return progress, plan
+    return progress

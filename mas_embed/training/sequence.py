@@ -103,31 +103,14 @@ def train_sequence(
     evaluated_splits = splits if evaluate_on is None else evaluate_on
     check_splits(splits)
     check_splits(evaluated_splits)
-    _check_components(method, loss, miner, recipe, evaluator, callbacks)
-    if unwrap_compiled(method.model)[0] is not unwrap_compiled(model)[0]:
-        raise UserError(
-            "the method was made with another model; make it with the model that is trained, as in MAS(model)"
-        )
+    _check_components(model, method, loss, miner, recipe, evaluator, callbacks)
     evaluator = RetrievalEvaluator() if evaluator is None else evaluator
     accelerator = _accelerator(accelerator, recipe)
     learner = Learner(accelerator.prepare_model(model), method, loss, miner, recipe, accelerator)
-    progress, plan = restore(
-        checkpoint,
-        resume,
-        lambda: make_plan(
-            splits,
-            evaluated_splits,
-            method=method,
-            loss=loss,
-            miner=miner,
-            recipe=recipe,
-            importance_data=importance_data,
-            seed=seed,
-        ),
-        model,
-        method,
-        evaluator,
-    )
+    plan: dict[str, Any] = {}
+    if checkpoint is not None:
+        plan = make_plan(learner, splits, evaluated_splits, importance_data=importance_data, seed=seed)
+    progress = restore(checkpoint, resume, plan, model, method, evaluator)
     notified, stopwatch = Callbacks(tuple(callbacks)), Stopwatch(progress.seconds)
     if not progress.initial:
         with stopwatch.timed("evaluation"):
@@ -157,9 +140,9 @@ def train_sequence(
 
 
 def _check_components(
-    method: object, loss: object, miner: object, recipe: object, evaluator: object, callbacks: object
+    model: nn.Module, method: object, loss: object, miner: object, recipe: object, evaluator: object, callbacks: object
 ) -> None:
-    """Raises `UserError` for an argument of `train_sequence` that cannot be what it is for."""
+    """Raises `UserError` for an argument of `train_sequence` that cannot be what it is for, or a method of another model."""
     accepted = {
         "method must be a Method, such as MAS(model)": isinstance(method, Method),
         "loss must be a function (embeddings, labels, mined) -> tensor": callable(loss),
@@ -173,6 +156,10 @@ def _check_components(
     for sentence, is_accepted in accepted.items():
         if not is_accepted:
             raise UserError(sentence)
+    if isinstance(method, Method) and unwrap_compiled(method.model)[0] is not unwrap_compiled(model)[0]:
+        raise UserError(
+            "the method was made with another model; make it with the model that is trained, as in MAS(model)"
+        )
 
 
 def _accelerator(given: Accelerator | None, recipe: Recipe) -> Accelerator:

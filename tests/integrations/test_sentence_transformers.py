@@ -8,7 +8,7 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer import losses
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, StaticEmbedding, Transformer
-from tiny_text import WORDS, texts_of, tiny_bert, tiny_tokenizer
+from tiny_text import QUICK, WORDS, texts_of, tiny_bert, tiny_tokenizer
 from torch import nn
 
 from mas_embed import MAS, SI, Combine, Finetune, LwF, Method, Replay, ScoreMatrix, UserError
@@ -20,7 +20,6 @@ from mas_embed.integrations.sentence_transformers import (
 )
 from mas_embed.integrations.transformers import MethodCallback, load_state
 
-SEED = 3
 STRENGTH = 0.1  # with which SGD at this learning rate is stable
 
 
@@ -68,24 +67,9 @@ def features_of(model, split_index):
 
 
 def trainer_of(model, loss, dataset, folder, callbacks=(), optimizer=None, **options):
-    defaults = {
-        "output_dir": str(folder),
-        "num_train_epochs": 2,
-        "per_device_train_batch_size": 6,
-        "learning_rate": 0.05,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 0.0,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "seed": SEED,
-        "dataloader_pin_memory": False,
-    }
     trainer = RecordingTrainer(
         model=model,
-        args=SentenceTransformerTrainingArguments(**(defaults | options)),
+        args=SentenceTransformerTrainingArguments(output_dir=str(folder), **(QUICK | options)),
         train_dataset=dataset,
         loss=loss,
         callbacks=list(callbacks),

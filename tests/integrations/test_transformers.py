@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny_text import texts_of, tiny_bert, tiny_tokenizer
+from tiny_text import QUICK, texts_of, tiny_bert, tiny_tokenizer
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
@@ -70,22 +70,7 @@ def batches_of(split_index):
 
 
 def arguments(folder, **options):
-    defaults = {
-        "output_dir": str(folder),
-        "num_train_epochs": 2,
-        "per_device_train_batch_size": 6,
-        "learning_rate": 0.05,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 0.0,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "seed": 3,
-        "dataloader_pin_memory": False,
-    }
-    return TrainingArguments(**(defaults | options))
+    return TrainingArguments(output_dir=str(folder), **(QUICK | options))
 
 
 def sgd(model, momentum=0.9, lr=0.05):
