@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from mas_embed.methods import LwF as LwF
     from mas_embed.methods import Method as Method
     from mas_embed.methods import Replay as Replay
+    from mas_embed.methods import load_method as load_method
+    from mas_embed.methods import save_method as save_method
     from mas_embed.models import MODELS as MODELS
     from mas_embed.models import EmbeddingNet as EmbeddingNet
     from mas_embed.models import small_conv as small_conv
@@ -59,7 +61,14 @@ if TYPE_CHECKING:
     from mas_embed.retrieval import compare_indexes as compare_indexes
     from mas_embed.retrieval import evaluate_retrieval as evaluate_retrieval
     from mas_embed.runtime.fingerprint import fingerprint_of as fingerprint_of
+    from mas_embed.runtime.forward import embed_batch as embed_batch
+    from mas_embed.runtime.libraries import require_library as require_library
+    from mas_embed.runtime.nested_state import flatten_state as flatten_state
+    from mas_embed.runtime.nested_state import unflatten_state as unflatten_state
     from mas_embed.runtime.seeding import seeded as seeded
+    from mas_embed.runtime.text_models import cls_pooling as cls_pooling
+    from mas_embed.runtime.text_models import mean_pooling as mean_pooling
+    from mas_embed.runtime.text_models import sentence_transformers_unnormalized as sentence_transformers_unnormalized
     from mas_embed.training import CALLBACKS as CALLBACKS
     from mas_embed.training import SAMPLERS as SAMPLERS
     from mas_embed.training import Callback as Callback
@@ -94,6 +103,8 @@ _NAMES = {
         "Method",
         "Replay",
         "SI",
+        "load_method",
+        "save_method",
     ],
     "retrieval": [
         "IndexCompatibility",
@@ -130,7 +141,11 @@ _NAMES = {
     "experiment": ["run_experiment"],
     "errors": ["RunError", "UserError"],
     "runtime.fingerprint": ["fingerprint_of"],
+    "runtime.forward": ["embed_batch"],
+    "runtime.libraries": ["require_library"],
+    "runtime.nested_state": ["flatten_state", "unflatten_state"],
     "runtime.seeding": ["seeded"],
+    "runtime.text_models": ["cls_pooling", "mean_pooling", "sentence_transformers_unnormalized"],
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 

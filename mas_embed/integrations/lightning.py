@@ -23,15 +23,14 @@ from torch.utils.data import (
     Subset,
 )
 
-from mas_embed import Method, Part, Split, UserError, seeded
-from mas_embed.integrations.extras import require
+from mas_embed import Method, Part, Split, UserError, require_library, seeded
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
     Trainer = Any
 else:
-    _lightning = require("lightning.pytorch", extra="lightning")
+    _lightning = require_library("lightning.pytorch", extra="lightning")
     Callback, LightningDataModule = _lightning.Callback, _lightning.LightningDataModule
 
 LogPenalty = Literal["epoch", "step", "never"]

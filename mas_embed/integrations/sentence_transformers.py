@@ -1,7 +1,8 @@
 """Continual learning with sentence-transformers; tested with sentence-transformers 6.2.
 
-`WithPenalty` adds the penalty of a method to a loss of the library. `embed` embeds texts or tokenised features with gradients,
-for the estimate of importance. `retrieval_evaluator` and `retrieval_scores` measure what the model still knows of a split.
+`WithPenalty` adds the penalty of a method to a loss of the library. `embed` embeds texts or tokenised features with gradients;
+use it as `embed` of a method or of `estimate_importance`. `retrieval_evaluator` and `retrieval_scores` measure what the model
+still knows of a split.
 `mas_embed.integrations.transformers.MethodCallback` works with the trainer of this library too.
 """
 
@@ -14,25 +15,29 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mas_embed import SI, Combine, Method, RetrievalScores, UserError, evaluate_retrieval
-from mas_embed.integrations.extras import require
-from mas_embed.integrations.transformers import (
-    LABEL_KEYS,
-    check_batch_hooks,
-    flat_state,
-    load_flat_state,
-    mark_penalized_by_loss,
+from mas_embed import (
+    SI,
+    Combine,
+    Method,
+    RetrievalScores,
+    UserError,
+    evaluate_retrieval,
+    flatten_state,
+    require_library,
+    unflatten_state,
 )
+from mas_embed import sentence_transformers_unnormalized as embed
+from mas_embed.integrations.transformers import check_batch_hooks, mark_penalized_by_loss
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
     from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
-    from sentence_transformers.sentence_transformer.modules import Normalize
 else:
-    _library = require("sentence_transformers", extra="sentence-transformers")
+    _library = require_library("sentence_transformers", extra="sentence-transformers")
     SentenceTransformer, SentenceTransformerTrainer = _library.SentenceTransformer, _library.SentenceTransformerTrainer
     from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
-    from sentence_transformers.sentence_transformer.modules import Normalize
+
+__all__ = ["WithPenalty", "embed", "feature_columns", "retrieval_evaluator", "retrieval_scores"]
 
 _STATE, _NUMBERS = "method/", "method_numbers"
 
@@ -98,18 +103,14 @@ class WithPenalty(nn.Module):
     ) -> Iterator[tuple[str, Tensor]]:
         """The buffers of the loss and the model, and the tensors of the method's state."""
         yield from super().named_buffers(prefix, recurse, remove_duplicate)
-        for path, value in flat_state(self.method).items():
-            if isinstance(value, Tensor):
-                yield f"{prefix}.{_STATE}{path}" if prefix else f"{_STATE}{path}", value
+        tensors, _ = flatten_state(self.method.state_dict(), f"{prefix}.{_STATE}" if prefix else _STATE)
+        yield from tensors.items()
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        numbers = {}
-        for path, value in flat_state(self.method).items():
-            if isinstance(value, Tensor):
-                destination[f"{prefix}{_STATE}{path}"] = value if keep_vars else value.detach()
-            else:
-                numbers[path] = value
+        tensors, numbers = flatten_state(self.method.state_dict())
+        for path, value in tensors.items():
+            destination[f"{prefix}{_STATE}{path}"] = value if keep_vars else value.detach()
         destination[prefix + _NUMBERS] = torch.tensor(list(json.dumps(numbers).encode()), dtype=torch.uint8)
 
     def _load_from_state_dict(
@@ -136,32 +137,8 @@ class WithPenalty(nn.Module):
     def _restore_method(self, *_: Any) -> None:
         """Called when the weights of the model have been loaded, which the state of the method is checked against."""
         if self._loaded_state is not None:
-            leaves, self._loaded_state = self._loaded_state, None
-            load_flat_state(self.method, leaves)
-
-
-def embed(model: nn.Module, texts_or_features: Any) -> Tensor:
-    """The sentence embeddings [N, D] of a batch, with gradients; before normalisation, if the model ends in `Normalize`.
-
-    Use it as `embed` of a method or of `estimate_importance`. Embeddings of unit length have no norm whose sensitivity could
-    be measured; the embeddings before the normalisation have. Texts get the model's default prompt, as in `model.encode`.
-    Embeddings are not truncated to `truncate_dim`.
-
-    Args:
-        model: a `SentenceTransformer`.
-        texts_or_features: a list of N texts; features, as `model.preprocess` returns them or the trainer passes them to a
-            loss; or a pair of either and labels. It is not changed.
-
-    Raises:
-        UserError: the model is not a `SentenceTransformer`, or the batch is none of these.
-    """
-    if not isinstance(model, SentenceTransformer):
-        raise UserError(f"embed takes a SentenceTransformer, got a {type(model).__name__}")
-    features = _features(model, texts_or_features)
-    for module in _modules_before_normalization(model):
-        features = module(features)
-    embeddings: Tensor = features["sentence_embedding"]
-    return embeddings
+            flat, self._loaded_state = self._loaded_state, None
+            self.method.load_state_dict(unflatten_state(flat))
 
 
 def feature_columns(batch: Mapping[str, Any]) -> tuple[list[Any], Any]:
@@ -251,28 +228,6 @@ def retrieval_scores(
         return evaluate_retrieval(embedded(queries), coded(query_labels))
     _check_labels("gallery", gallery, gallery_labels)
     return evaluate_retrieval(embedded(queries), coded(query_labels), embedded(gallery), coded(gallery_labels))
-
-
-def _features(model: SentenceTransformer, batch: Any) -> dict[str, Any]:
-    """The features of a batch on the device of the model, in a dict of their own."""
-    if isinstance(batch, tuple | list) and batch and not isinstance(batch[0], str):
-        batch = batch[0]  # of a pair of inputs and labels
-    if isinstance(batch, Mapping):
-        features = {key: value for key, value in batch.items() if key not in LABEL_KEYS}
-    elif isinstance(batch, tuple | list) and batch and all(isinstance(text, str) for text in batch):
-        name = model.default_prompt_name
-        features = model.preprocess(list(batch), prompt=None if name is None else model.prompts.get(name))
-    else:
-        raise UserError(f"embed takes a list of texts or features of model.preprocess, got {type(batch).__name__}")
-    return {key: value.to(model.device) if isinstance(value, Tensor) else value for key, value in features.items()}
-
-
-def _modules_before_normalization(model: SentenceTransformer) -> list[nn.Module]:
-    """The modules of the model in order, without those at its end that only scale an embedding to unit length."""
-    modules = list(model.children())
-    while modules and isinstance(modules[-1], Normalize):
-        modules.pop()
-    return modules
 
 
 def _check_penalty_is_enough(method: Method) -> None:

@@ -1,31 +1,28 @@
 """Continual learning with the `Trainer` of Hugging Face Transformers and its subclasses; tested with transformers 5.24.
 
 `MethodCallback` adds a method to a trainer. `mean_pooling` and `cls_pooling` make one embedding of each text from the outputs
-of a transformer, for the estimate of importance. `save_state` and `load_state` store what a method knows without pickle.
+of a transformer; use them as `embed` of a method or of `estimate_importance`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, unquote
 from weakref import WeakSet
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from mas_embed import Method, UserError, seeded
-from mas_embed.integrations.extras import require
+from mas_embed import Method, UserError, cls_pooling, load_method, mean_pooling, require_library, save_method, seeded
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 else:
-    TrainerCallback = require("transformers", extra="transformers").TrainerCallback
+    TrainerCallback = require_library("transformers", extra="transformers").TrainerCallback
+
+__all__ = ["MethodCallback", "cls_pooling", "mean_pooling"]
 
 STATE_FILE = "mas_embed_method.safetensors"
 LABEL_KEYS = ("labels", "label", "label_ids")
@@ -74,7 +71,7 @@ class MethodCallback(TrainerCallback):
         _check_trainer(self.method, kwargs["model"], args)
         _penalized_by_loss.discard(self.method)
         if state.global_step > 0:
-            load_state(_resumed_checkpoint(args, state) / STATE_FILE, self.method)
+            load_method(_resumed_checkpoint(args, state) / STATE_FILE, self.method)
         else:
             self.method.begin_split()
 
@@ -114,7 +111,7 @@ class MethodCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Writes the state of the method into the checkpoint."""
         if args.should_save:
-            save_state(_checkpoint(args, state) / STATE_FILE, self.method)
+            save_method(_checkpoint(args, state) / STATE_FILE, self.method)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -126,80 +123,7 @@ class MethodCallback(TrainerCallback):
         with seeded(args.seed):  # a data loader draws from the global generators
             self.method.consolidate(batches)
         if args.should_save and args.save_strategy != "no":
-            save_state(Path(args.output_dir or ".") / STATE_FILE, self.method)
-
-
-def mean_pooling(model: nn.Module, batch: Any) -> Tensor:
-    """The mean [N, D] of the last hidden states over the tokens that the attention mask selects, with gradients.
-
-    Use it as `embed` of a method or of `estimate_importance`.
-
-    Args:
-        model: a transformer that returns `last_hidden_state` [N, T, D], such as `AutoModel`.
-        batch: what a tokenizer returns, or a pair of it and labels. Labels in it are ignored.
-    """
-    hidden, mask = _hidden_states(model, batch)
-    weights = mask.unsqueeze(-1).to(hidden.dtype)
-    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
-
-
-def cls_pooling(model: nn.Module, batch: Any) -> Tensor:
-    """The last hidden state [N, D] of the first token, with gradients; for tokenizers that pad on the right.
-
-    Arguments as in `mean_pooling`.
-    """
-    return _hidden_states(model, batch)[0][:, 0]
-
-
-def save_state(path: str | os.PathLike[str], method: Method) -> None:
-    """Writes the state of a method as a safetensors file, in place of an earlier file only when it is complete.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    target = Path(path)
-    leaves = flat_state(method)
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in leaves.items() if _is_tensor(value)}
-    numbers = {key: value for key, value in leaves.items() if not _is_tensor(value)}
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        save_file(tensors, temporary, metadata={"mas_embed": json.dumps(numbers)})
-        temporary.replace(target)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write the state of the method to {target}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def load_state(path: str | os.PathLike[str], method: Method) -> None:
-    """Restores the state of a method from a file of `save_state`.
-
-    Raises:
-        UserError: the file is missing or is no such file, or the state is of another method or of a model with other weights.
-    """
-    file = Path(path)
-    leaves = _read_state(file)
-    try:
-        load_flat_state(method, leaves)
-    except UserError as error:
-        raise UserError(f"{file} cannot be loaded: {error}") from None
-
-
-def flat_state(method: Method) -> dict[str, Any]:
-    """The state of a method as one dict of tensors, numbers and strings, with keys such as "importance/0.weight"."""
-    return dict(_leaves(method.state_dict()))
-
-
-def load_flat_state(method: Method, leaves: Mapping[str, Any]) -> None:
-    """Restores the result of `flat_state`."""
-    nested: dict[str, Any] = {}
-    for path, value in leaves.items():
-        *parents, key = map(unquote, path.split("/"))
-        inner = nested
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[key] = value
-    method.load_state_dict(nested)
+            save_method(Path(args.output_dir or ".") / STATE_FILE, self.method)
 
 
 def check_batch_hooks(method: Method, user: str) -> None:
@@ -251,28 +175,6 @@ def _one_column(batch: Any) -> tuple[list[Any], Any]:
     return [batch], labels
 
 
-def _hidden_states(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-    """The last hidden states [N, T, D] and the attention mask [N, T] of a batch."""
-    inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
-    if not isinstance(inputs, Mapping):
-        raise UserError(
-            f"pooling needs what a tokenizer returns, a mapping with input_ids, got {type(inputs).__name__}; "
-            "tokenize the texts first"
-        )
-    device = next(model.parameters()).device
-    on_device = {
-        key: value.to(device) if _is_tensor(value) else value for key, value in inputs.items() if key not in LABEL_KEYS
-    }
-    hidden = getattr(model(**on_device), "last_hidden_state", None)
-    if hidden is None:
-        raise UserError(
-            f"a {type(model).__name__} returns no last_hidden_state to pool; pool its inner model, "
-            "as in embed=lambda model, batch: mean_pooling(model.base_model, batch)"
-        )
-    mask = on_device.get("attention_mask")
-    return hidden, hidden.new_ones(hidden.shape[:2]) if mask is None else mask
-
-
 def _check_trainer(method: Method, model: nn.Module, args: TrainingArguments) -> None:
     """Raises `UserError` if training with the method would have no effect, or a wrong one."""
     if getattr(args, "deepspeed", None) or getattr(args, "fsdp", None):
@@ -298,42 +200,14 @@ def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
 def _resumed_checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
     """The folder of the checkpoint that training is resumed from.
 
-    A callback is not told the argument of `trainer.train(resume_from_checkpoint=...)`. `load_state` notices a wrong folder,
+    A callback is not told the argument of `trainer.train(resume_from_checkpoint=...)`. `load_method` notices a wrong folder,
     because the model then has other weights.
     """
     given = args.resume_from_checkpoint
-    if isinstance(given, str) and os.path.isdir(given):
-        return Path(given)
-    return _checkpoint(args, state)
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    """The tensors, numbers and strings in a file of `save_state`."""
-    if not path.is_file():
+    folder = Path(given) if isinstance(given, str) and os.path.isdir(given) else _checkpoint(args, state)
+    if not (folder / STATE_FILE).is_file():
         raise UserError(
-            f"there is no state of a method at {path}; set output_dir, or args.resume_from_checkpoint, to where the "
+            f"there is no state of a method in {folder}; set output_dir, or args.resume_from_checkpoint, to where the "
             "checkpoint is, which must have been saved with a MethodCallback"
         )
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
-            numbers = json.loads((file.metadata() or {})["mas_embed"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as the state of a method: {error}") from error
-    if not isinstance(numbers, dict):
-        raise UserError(f"{path} is damaged: it does not describe the state of a method")
-    return tensors | numbers
-
-
-def _leaves(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested dicts by their path; an empty dict counts as a value."""
-    for key, value in state.items():
-        path = f"{prefix}{quote(str(key), safe='')}"
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{path}/")
-        else:
-            yield path, value
-
-
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, Tensor)
+    return folder

@@ -15,6 +15,7 @@ from mas_embed.methods.lwf import LwF
 from mas_embed.methods.mas import MAS
 from mas_embed.methods.replay import Replay
 from mas_embed.methods.si import SI
+from mas_embed.methods.state_file import load_method, save_method
 
 __all__ = [
     "EWC",
@@ -34,4 +35,6 @@ __all__ = [
     "Method",
     "Replay",
     "estimate_fisher",
+    "load_method",
+    "save_method",
 ]

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from mas_embed.errors import UserError, reason_of
 from mas_embed.evaluation import Evaluator
 from mas_embed.methods import Method
 from mas_embed.runtime.atomic_files import read_tensors, write_tensors
 from mas_embed.runtime.checks import shown
+from mas_embed.runtime.nested_state import flatten_state, unflatten_state
 
 VERSION = 2
 REMEDY = "delete it to train this sequence from its start"
@@ -23,7 +24,7 @@ def save_checkpoint(
 ) -> None:
     """Writes the states of model, method and evaluator, and `progress` (JSON), as one safetensors file, atomically."""
     states = {"model": model.state_dict(), "method": method.state_dict(), "evaluator": evaluator.state_dict()}
-    tensors, numbers = _flatten(states)
+    tensors, numbers = flatten_state(states)
     write_tensors(
         path, tensors, {"kind": "checkpoint", "version": VERSION, "numbers": numbers, "progress": dict(progress)}
     )
@@ -46,7 +47,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     progress, numbers = description.get("progress"), description.get("numbers")
     if not isinstance(progress, dict) or not isinstance(numbers, dict):
         raise UserError(f"the checkpoint {path} is damaged; {REMEDY}")
-    return _unflatten(tensors | numbers), progress
+    return unflatten_state(tensors | numbers), progress
 
 
 def load_states(
@@ -62,31 +63,3 @@ def load_states(
             component.load_state_dict(states.get(name, {}))
         except Exception as error:
             raise UserError(f"the checkpoint {source} is of another {name}, or damaged: {reason_of(error)}") from error
-
-
-def _flatten(state: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Nested dicts as flat ones, keys joined by '/' (a '/' in a key is escaped, RFC 6901): tensors, and everything else."""
-    tensors: dict[str, Tensor] = {}
-    others: dict[str, Any] = {}
-    for key, value in state.items():
-        path = f"{prefix}{str(key).replace('~', '~0').replace('/', '~1')}"
-        if isinstance(value, Mapping):
-            inner_tensors, inner_others = _flatten(value, f"{path}/")
-            tensors |= inner_tensors
-            others |= inner_others or ({} if value else {path: {}})
-        elif isinstance(value, Tensor):
-            tensors[path] = value
-        else:
-            others[path] = value
-    return tensors, others
-
-
-def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, key = (part.replace("~1", "/").replace("~0", "~") for part in path.split("/"))
-        inner = nested
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[key] = value
-    return nested

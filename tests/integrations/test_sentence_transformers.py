@@ -11,14 +11,14 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 from tiny_text import QUICK, WORDS, texts_of, tiny_bert, tiny_tokenizer
 from torch import nn
 
-from mas_embed import MAS, SI, Combine, Finetune, LwF, Method, Replay, ScoreMatrix, UserError
+from mas_embed import MAS, SI, Combine, Finetune, LwF, Method, Replay, ScoreMatrix, UserError, load_method
 from mas_embed.integrations.sentence_transformers import (
     WithPenalty,
     embed,
     retrieval_evaluator,
     retrieval_scores,
 )
-from mas_embed.integrations.transformers import MethodCallback, load_state
+from mas_embed.integrations.transformers import MethodCallback
 
 STRENGTH = 0.1  # with which SGD at this learning rate is stable
 
@@ -251,7 +251,7 @@ def test_resuming_equals_training_without_a_stop(make_model, tmp_path):
     assert again.num_splits == 2
     for name, value in method.importance.items():
         assert torch.equal(again.importance[name], value), name
-    load_state(tmp_path / "mas_embed_method.safetensors", MAS(fresh))
+    load_method(tmp_path / "mas_embed_method.safetensors", MAS(fresh))
 
 
 def test_it_consolidates_on_every_column_of_the_training_data(make_model, tmp_path):
@@ -422,10 +422,14 @@ def test_texts_get_the_default_prompt(make_model):
 
 
 def test_what_cannot_be_embedded_is_refused(make_model):
-    with pytest.raises(UserError, match="embed takes a SentenceTransformer, got a Linear"):
+    with pytest.raises(UserError, match="the model, a Linear, cannot tokenize texts"):
         embed(nn.Linear(1, 1), ["sun1"])
-    for batch in ("sun1", [], torch.zeros(2, 3)):
-        with pytest.raises(UserError, match="embed takes a list of texts or features"):
+    for batch, message in (
+        ("sun1", "embeds a list of texts, or the features .* got an object of type str"),
+        ([], "a batch is an empty list"),
+        (torch.zeros(2, 3), "got an object of type Tensor"),
+    ):
+        with pytest.raises(UserError, match=message):
             embed(make_model(), batch)
 
 

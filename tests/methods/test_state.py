@@ -7,9 +7,25 @@ import pytest
 import torch
 from torch import nn
 
-from mas_embed import EWC, IMM, MAS, SI, Combine, Finetune, Frozen, LwF, Method, Replay, UserError, fingerprint_of
+from mas_embed import (
+    EWC,
+    IMM,
+    MAS,
+    SI,
+    Combine,
+    Finetune,
+    Frozen,
+    LwF,
+    Method,
+    Replay,
+    UserError,
+    fingerprint_of,
+    load_method,
+    save_method,
+)
 from mas_embed.methods import ClassStatistics
-from mas_embed.training.checkpoint import _flatten, _unflatten
+from mas_embed.runtime.atomic_files import write_tensors
+from mas_embed.runtime.nested_state import flatten_state, unflatten_state
 
 
 def network(seed=0):
@@ -71,7 +87,9 @@ def test_a_state_names_its_method_and_weights_and_loads_with_both(name):
     twin = network(1)
     twin.load_state_dict(model.state_dict())
     resumed = METHODS[name](twin)
-    resumed.load_state_dict(_unflatten({key: value for part in _flatten(state) for key, value in part.items()}))
+    resumed.load_state_dict(
+        unflatten_state({key: value for part in flatten_state(state) for key, value in part.items()})
+    )
     assert shown(resumed.state_dict()) == shown(state)
 
 
@@ -244,3 +262,42 @@ def test_what_is_no_module_is_refused(make):
 )
 def test_the_hooks_that_need_the_batch(make, hooks):
     assert make(network()).batch_hooks == hooks
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_state_survives_a_file(tmp_path, name):
+    model = network()
+    method = learned(METHODS[name], model)
+    save_method(tmp_path / "state", method)
+    again = METHODS[name](copy.deepcopy(model))
+    load_method(tmp_path / "state", again)
+    assert list(tmp_path.iterdir()) == [tmp_path / "state"]
+    assert shown(again.state_dict()) == shown(method.state_dict())
+
+
+def test_a_wrong_file_is_refused(tmp_path):
+    model = network()
+    method = learned(MAS, model)
+    before = shown(method.state_dict())
+    path = tmp_path / "state"
+    save_method(path, method)
+    write_tensors(tmp_path / "importance", {}, {"kind": "importance"})
+    write_tensors(tmp_path / "newer", {}, {"kind": "method", "version": 9, "numbers": {}})
+    (tmp_path / "text").write_text("not a tensor")
+    for file, other, message in (
+        ("nothing", method, "cannot read the file .*nothing"),
+        ("text", method, "text as a safetensors file"),
+        ("importance", method, "importance is not the state of a method but holds 'importance'"),
+        ("newer", method, "newer was written by another version of mas-embed"),
+        ("state", SI(model), "state cannot be loaded: the state lacks path, start; it is not a state of SI but of MAS"),
+        ("state", MAS(network(1)), "was saved when the model had other weights than now"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_method(tmp_path / file, other)
+    assert shown(method.state_dict()) == before
+    content = path.read_bytes()
+    path.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    with pytest.raises(UserError, match="state is damaged"):
+        load_method(path, method)
+    with pytest.raises(UserError, match="the folder .* does not exist"):
+        save_method(tmp_path / "no" / "folder", method)
