@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 from collections import Counter
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 import mas_embed as me
+from benchmarks.text_domains import steps_table
 from mas_embed import read_results
 from mas_embed.cli import KINDS, main
 from mas_embed.config import load_config
@@ -87,6 +89,7 @@ TABLES = {
     "selection": selection_table,
     "tracked": lambda results: tracked_tables(results)[0],
     "recovered": recovered_table,
+    **{f"steps_{name}": partial(steps_table, method=name) for name in ("finetune", "mas", "lwf")},
 }
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mas_embed.errors import UserError
@@ -13,9 +14,12 @@ from mas_embed.methods.base import METHODS, Method
 from mas_embed.methods.checks import check_share, inputs_and_labels
 from mas_embed.methods.rehearsal import num_rehearsed, rehearsal_generator
 from mas_embed.runtime.checks import check_at_least, check_choice
+from mas_embed.runtime.forward import is_texts
 from mas_embed.runtime.seeding import mixed_seed
 
 Policy = Literal["reservoir", "balanced"]
+_TEXTS = "bytes of texts"  # the name of their column
+_END = 255  # fills the rows of texts; no text in UTF-8 holds this byte
 
 
 @METHODS.register("replay")
@@ -65,15 +69,19 @@ class Replay(Method):
         self.num_splits = self._num_draws = 0
 
     def extend_batch(self, inputs: Any, labels: Tensor) -> tuple[Any, Tensor]:
-        """The batch with stored items appended; `inputs` is a tensor [N, ...] or a mapping of such tensors."""
+        """The batch with stored items appended; `inputs` is a tensor [N, ...], a mapping of such tensors, or a list of str."""
         num_added = num_rehearsed(len(labels), self.share)
         if num_added == 0 or len(self.labels) == 0:
             return inputs, labels
         generator = rehearsal_generator(self.seed, self.num_splits, self._num_draws)
         self._num_draws += 1
         drawn = torch.randperm(len(self.labels), generator=generator)[:num_added]
+        extended_labels = _concat(labels, self.labels[drawn])
+        if is_texts(inputs):
+            _columns(inputs, self.inputs)
+            return [*inputs, *_as_texts(self.inputs[_TEXTS][drawn])], extended_labels
         extended = {name: _concat(new, self.inputs[name][drawn]) for name, new in _columns(inputs, self.inputs).items()}
-        return extended if isinstance(inputs, Mapping) else extended["inputs"], _concat(labels, self.labels[drawn])
+        return extended if isinstance(inputs, Mapping) else extended["inputs"], extended_labels
 
     def consolidate(self, batches: Iterable[Any]) -> None:
         """Ends a split: updates the buffer with its items.
@@ -91,7 +99,7 @@ class Replay(Method):
             keys = torch.rand(len(labels), generator=generator, dtype=torch.float64)
             columns = _columns(inputs, self.inputs)
             self.inputs = {
-                name: _concat(self.inputs[name], new) if self.inputs else new.detach().cpu()
+                name: _append(self.inputs[name], new) if self.inputs else new.detach().cpu()
                 for name, new in columns.items()
             }
             self.labels = _concat(self.labels, labels)
@@ -134,16 +142,35 @@ class Replay(Method):
 def _columns(inputs: Any, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The input tensors of a batch by name; raises `UserError` if they cannot be concatenated with the stored tensors."""
     columns = dict(inputs) if isinstance(inputs, Mapping) else {"inputs": inputs}
+    if is_texts(inputs):
+        columns = {_TEXTS: _as_bytes(inputs)}
     for name, column in columns.items():
         if not isinstance(column, Tensor):
             raise UserError(
-                f"replay stores tensors, but the inputs hold a {type(column).__name__}; give tensors [N, ...]"
+                f"replay stores tensors, but the inputs hold a {type(column).__name__}; give tensors [N, ...], or lists of str"
             )
-        if stored and (name not in stored or stored[name].shape[1:] != column.shape[1:]):
-            raise UserError(
-                f"replay cannot mix inputs of shape {list(column.shape[1:])} with those stored; give all inputs the same shape"
-            )
+        if stored and (name not in stored or (name != _TEXTS and stored[name].shape[1:] != column.shape[1:])):
+            given = "texts" if name == _TEXTS else f"inputs of shape {list(column.shape[1:])}"
+            raise UserError(f"replay cannot mix {given} with those stored; give all inputs the same shape")
     return columns
+
+
+def _as_bytes(texts: Sequence[str]) -> Tensor:
+    """The texts in UTF-8, one in a row, uint8 [N, bytes of the longest text]; shorter rows are filled up."""
+    rows = [torch.tensor(list(text.encode(errors="surrogatepass")), dtype=torch.uint8) for text in texts]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=_END)
+
+
+def _as_texts(rows: Tensor) -> list[str]:
+    return [bytes(row[row != _END].tolist()).decode(errors="surrogatepass") for row in rows]
+
+
+def _append(stored: Tensor, new: Tensor) -> Tensor:
+    """A stored column with new items; columns of texts are widened to the longer text."""
+    if stored.ndim == 2 and new.ndim == 2 and stored.shape[1] != new.shape[1]:
+        width = max(stored.shape[1], new.shape[1])
+        stored, new = (F.pad(column, (0, width - column.shape[1]), value=_END) for column in (stored, new))
+    return _concat(stored, new)
 
 
 def _concat(first: Tensor, second: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from mas_embed import UserError
-from mas_embed.data import DATASETS, join_splits, ordered_batches, select_subset, text_manifest
+from mas_embed.data import DATASETS, fingerprint_of_split, join_splits, ordered_batches, select_subset, text_manifest
 
 ROWS = [
     {"text": f"{label} number {index}, please", "label": label, "split": split, "part": part}
@@ -165,3 +165,10 @@ def test_batches_hold_lists_of_str(tmp_path):
     ]
     inputs, labels = next(iter(DataLoader(splits[0].train, batch_size=3)))
     assert list(inputs) == splits[0].train.inputs[:3] and labels.dtype == torch.long
+
+
+def test_a_changed_text_changes_the_fingerprint(tmp_path):
+    first = text_manifest(path=write(tmp_path / "list.csv", ROWS))[0]
+    again = text_manifest(path=write(tmp_path / "list.jsonl", ROWS))[0]
+    changed = text_manifest(path=write(tmp_path / "list.csv", [ROWS[0] | {"text": "another"}, *ROWS[1:]]))[0]
+    assert fingerprint_of_split(first) == fingerprint_of_split(again) != fingerprint_of_split(changed)

@@ -112,7 +112,8 @@ def test_errors():
             Replay(MODEL, **options)
     for batch, message in (
         (torch.zeros(2, 1), r"replay stores samples with their labels and needs batches of \(inputs, labels\)"),
-        ((["a", "b"], torch.zeros(2)), "the inputs hold a list; give tensors"),
+        (([1, 2], torch.zeros(2)), "the inputs hold a list; give tensors"),
+        ((["a", "b"], torch.zeros(2)), "replay cannot mix texts with those stored"),
         ((torch.zeros(2, 3), torch.zeros(2)), r"cannot mix inputs of shape \[3\] with those stored"),
     ):
         with pytest.raises(UserError, match=message):

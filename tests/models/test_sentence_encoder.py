@@ -154,6 +154,7 @@ METHODS = {
     "ewc": lambda model: EWC(model, loss=MultiSimilarityLoss(), strength=10),
     "lwf": lambda model: LwF(model, strength=10),
     "joint": Joint,
+    "replay": lambda model: Replay(model, buffer_size=6),
 }
 RECIPE = Recipe(epochs=2, batch_size=8)
 
@@ -197,9 +198,19 @@ def test_training_is_that_of_a_plain_loop(vectors):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 
-def test_replay_refuses_texts(vectors):
-    with pytest.raises(UserError, match="replay stores tensors, but the inputs hold a tuple"):
-        train(model := make(vectors), Replay(model, buffer_size=6), make_splits())
+def test_replay_stores_texts_and_adds_them_to_batches(vectors):
+    replay, (first, _) = Replay(make(vectors), buffer_size=4), make_splits()
+    texts = ["café ", "", "a much longer text than the others", chr(0x1F600)]
+    replay.consolidate([(texts[:2], torch.tensor([0, 1])), (tuple(texts[2:]), torch.tensor([2, 3]))])
+    inputs, labels = replay.extend_batch(["new"] * 4, torch.full((4,), 9))
+    assert inputs[:4] == ["new"] * 4
+    assert {text: int(label) for text, label in zip(inputs[4:], labels[4:], strict=True)} == {
+        text: i for i, text in enumerate(texts)
+    }
+    other = Replay(make(vectors), buffer_size=4)
+    other.load_state_dict(replay.state_dict())
+    batch = first.train.inputs[:4], torch.zeros(4).long()
+    assert other.extend_batch(*batch)[0] == replay.extend_batch(*batch)[0]
 
 
 def test_class_statistics_of_texts_need_a_layer(vectors):
