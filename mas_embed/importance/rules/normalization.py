@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mas_embed.importance.rules.memory import absolute_power, accumulation_dtype
+from mas_embed.importance.rules.memory import accumulation_dtype, sum_of_powers
 from mas_embed.importance.rules.registry import rule
 
 
@@ -31,7 +31,7 @@ def batch_norm(
         delta, x, None, mean, variance, None, None, False, layer.eps, [False, True, True]
     )
     return {
-        name: absolute_power(gradient.view(num_samples, channels), exponent).sum(0)
+        name: sum_of_powers(gradient.view(num_samples, channels), exponent)
         for name, gradient in zip(("weight", "bias"), gradients, strict=True)
         if name in names
     }
@@ -86,9 +86,9 @@ def _by_channel(normalized: Tensor, delta: Tensor, exponent: int, names: Collect
     sums = {}
     if "weight" in names:
         gradient_NC = normalized_NCL.mul_(delta_NCL).sum(2)
-        sums["weight"] = absolute_power(gradient_NC, exponent).sum(0)
+        sums["weight"] = sum_of_powers(gradient_NC, exponent)
     if "bias" in names:
-        sums["bias"] = absolute_power(delta_NCL.sum(2), exponent).sum(0)
+        sums["bias"] = sum_of_powers(delta_NCL.sum(2), exponent)
     return sums
 
 
@@ -101,7 +101,7 @@ def _by_element(
 
     def total(products: Tensor) -> Tensor:
         gradient_NS = products.reshape(len(products), num_positions, *layer.normalized_shape).sum(1)
-        return absolute_power(gradient_NS, exponent).sum(0)
+        return sum_of_powers(gradient_NS, exponent)
 
     sums = {"weight": total(delta * normalized)} if "weight" in names else {}
     return sums | ({"bias": total(delta)} if "bias" in names else {})
