@@ -27,8 +27,10 @@ def batch_norm(
     mean, variance = (statistic.to(dtype).repeat(num_samples) for statistic in (layer.running_mean, layer.running_var))
     # The kernel that autograd uses, on a view in which every channel of every sample is a separate channel
     delta, x = (tensor.detach().to(dtype).reshape(1, num_samples * channels, -1) for tensor in (grad_output, input))
+    # In eval mode the statistics of the batch are empty tensors; the weight only sets the dtype and the device of the gradients
+    weight, unused = torch.ones_like(mean), mean.new_empty(0)
     _, *gradients = torch.ops.aten.native_batch_norm_backward(
-        delta, x, None, mean, variance, None, None, False, layer.eps, [False, True, True]
+        delta, x, weight, mean, variance, unused, unused, False, layer.eps, [False, True, True]
     )
     return {
         name: sum_of_powers(gradient.view(num_samples, channels), exponent)
