@@ -123,7 +123,8 @@ def test_every_kind_of_layer_in_float64(name, exponent):
     model, inputs = make(name)
     expected = dict(estimate_importance(model, [inputs], exponent=exponent))
     importance = estimate_importance(copy.deepcopy(model).cuda(), [inputs], exponent=exponent)
-    assert_equal_exactly({key: value.cpu() for key, value in importance.items()}, expected, rtol=1e-8)
+    rtol = 1e-6 if name == "weight norm" else 1e-8  # torch's CUDA kernel stores the norms of weights in float32
+    assert_equal_exactly({key: value.cpu() for key, value in importance.items()}, expected, rtol=rtol)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

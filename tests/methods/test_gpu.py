@@ -1,6 +1,9 @@
 """Methods on a GPU: training, penalties and states, compared with those on the CPU."""
 
 import copy
+import os
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -54,14 +57,6 @@ ELASTIC = {
     "si": SI,
     "mas normalized": partial(MAS, normalize=True),
 }
-
-
-@pytest.fixture(autouse=True)
-def accelerators():
-    """Lets a test make accelerators for both devices and for several precisions."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def on_cpu(factory, **options):
@@ -235,3 +230,26 @@ def test_a_method_leaves_no_memory_behind():
     for _ in range(5):
         train(MAS)
     assert torch.cuda.memory_allocated() - before < 2**20
+
+
+def test_deterministic_algorithms_give_the_same_result_again(tmp_path):
+    """In a process of its own, because cuBLAS reads its setting only once."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch\n"
+        "from mas_embed import MAS, Recipe, RetrievalEvaluator, digits, seeded, small_conv, train_sequence\n"
+        "from mas_embed.losses import LOSSES\n"
+        "torch.use_deterministic_algorithms(True)\n"
+        "def train():\n"
+        "    with seeded(0):\n"
+        "        model = small_conv()\n"
+        "    options = {'loss': LOSSES['MultiSimilarityLoss'](), 'recipe': Recipe(epochs=1)}\n"
+        "    train_sequence(model, digits()[:2], method=MAS(model, output='projection'), evaluator=RetrievalEvaluator(), **options)\n"
+        "    return model.state_dict().values()\n"
+        "first, second = train(), train()\n"
+        "assert all(value.is_cuda for value in first)\n"
+        "assert all(map(torch.equal, first, second))\n"
+    )
+    environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
