@@ -49,7 +49,6 @@ def _weighted_bits(data: Tensor, width: int = 64) -> Tensor:
     data = data.clone() if data.storage_offset() % 8 else data  # reading eight bytes at a time needs this alignment
     length = len(data) // (8 * width) * 8 * width
     whole, tail = data[:length].view(torch.int64).view(-1, width), data[length:].long()
-    parts = [whole.sum(1), whole.sum(0), tail]
-    parts = [part for part in parts if len(part)]
-    odd = 2 * torch.arange(max(map(len, parts), default=0), device=data.device) + 1
-    return torch.stack([odd.new_zeros(()), *((part * odd[: len(part)]).sum() for part in parts)]).sum()
+    parts = torch.cat([whole.sum(1), whole.sum(0), tail])
+    odd = 2 * torch.arange(max(len(whole), width, len(tail)), device=data.device) + 1
+    return (parts * torch.cat([odd[: len(whole)], odd[:width], odd[: len(tail)]])).sum()
