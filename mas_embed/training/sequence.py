@@ -74,7 +74,8 @@ def train_sequence(
 
     Every split starts with a fresh optimizer and a fresh copy of the loss and the miner, so that no momentum, proxy or
     memory of the last split lives on. After a split the method consolidates on the split's training items, then the
-    evaluator measures the model. The same seed on the same machine gives the same scores.
+    evaluator measures the model. The same seed on the same machine gives the same scores; on a GPU, where torch's kernels may
+    round differently from run to run, only with `torch.use_deterministic_algorithms(True)`.
 
     Args:
         model: embeds a batch of inputs as [N, D]; trained in place.
