@@ -45,7 +45,9 @@ def product_in_place(queries: Tensor, gallery: Tensor) -> None:
         torch.mm(block, gallery.T, out=scores[: len(block)])
 
 
-def ours(queries: Tensor, labels: Tensor, gallery: Tensor, gallery_labels: Tensor, *, memory_mib: int = 256) -> float:
+def ours(
+    queries: Tensor, labels: Tensor, gallery: Tensor, gallery_labels: Tensor, *, memory_mib: int | None = None
+) -> float:
     """Every query is the gallery item at its place."""
     ids = torch.arange(len(gallery))
     scores = evaluate_retrieval(
@@ -144,7 +146,7 @@ def main() -> None:
         base = seconds["matrix product alone"] / num_queries
         for way, (call, size) in ways.items():
             each, memory = seconds[way] / size, peak_mebibytes(call, device)
-            print(f"| {way} | {size} | {1000 * each:.3f} | {each / base:.2f} | {memory:.0f} |")
+            print(f"| {way} | {size} | {1000 * each:.3g} | {each / base:.2f} | {memory:.0f} |")
             line = {"task": name, "way": way, "queries": size, "seconds_per_query": each, "ratio": each / base}
             lines.append(line | {"peak_mebibytes": memory, "device": str(device)})
     print()
