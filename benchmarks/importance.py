@@ -5,7 +5,8 @@
 Per network and batch: plain forward and backward; the exact estimate of one batch (with the proof that samples do not mix),
 and per batch of a longer run (where the proof is made once); a loop with batch size 1; `torch.func.vmap(grad)`; and the batch
 gradient's absolute value, as Avalanche and others take it, with its rank correlation to the exact importance. Seconds are
-medians of rounds in which all take turns; memory is the peak above what was there before. Prints a table and JSON lines.
+medians of rounds in which all take turns; memory is the peak above what was there before. On a GPU, which small batches leave
+mostly idle, larger ones are measured, too. Prints a table and JSON lines.
 """
 
 from __future__ import annotations
@@ -33,20 +34,21 @@ VOCABULARY = 5000
 
 
 class TextEncoder(nn.Module):
-    """A BERT-like encoder of 6 layers with mean pooling, whose position embeddings are looked up once for all samples."""
+    """A BERT-like encoder with mean pooling, whose position embeddings are looked up once for all samples."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, num_layers: int = 6, num_heads: int = 4, size: int = 128) -> None:
         super().__init__()
-        sizes = {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 512}
-        self.encoder = BertModel(BertConfig(vocab_size=VOCABULARY, **sizes), add_pooling_layer=False)
+        sizes = {"hidden_size": size, "num_attention_heads": num_heads, "intermediate_size": 4 * size}
+        config = BertConfig(vocab_size=VOCABULARY, num_hidden_layers=num_layers, **sizes)
+        self.encoder = BertModel(config, add_pooling_layer=False)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """The embeddings [N, D] of token ids [N, T]."""
         return mean_pooling(self.encoder, input_ids)
 
 
-def networks() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
-    """Those of the bars: a large convolutional network, a small one, and a text encoder."""
+def networks(device: torch.device) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
+    """Those of the bars: a large convolutional network, a small one, and a text encoder; on a GPU larger batches, too."""
     torch.manual_seed(0)
     large = torchvision.models.resnet18(weights=None, num_classes=128)
     small = nn.Sequential(
@@ -55,10 +57,24 @@ def networks() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
         *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
         *(nn.Linear(2304, 128), nn.ReLU(), nn.Linear(128, 64)),
     )
+    larger: dict[str, tuple[nn.Module, tuple[int, ...]]] = {}
+    if device.type == "cuda":
+        larger = {
+            "ResNet-18, 256x3x112x112": (large, (256, 3, 112, 112)),
+            "ResNet-50, 64x3x224x224": (
+                torchvision.models.resnet50(weights=None, num_classes=128),
+                (64, 3, 224, 224),
+            ),
+            "BERT-like encoder, 12 layers, 64 texts of 128 tokens": (
+                TextEncoder(num_layers=12, num_heads=12, size=768),
+                (64, 128),
+            ),
+        }
     return {
         "ResNet-18, 16x3x112x112": (large, (16, 3, 112, 112)),
         "small convnet, 64x3x48x48": (small, (64, 3, 48, 48)),
         "BERT-like encoder, 6 layers, 64 texts of 32 tokens": (TextEncoder(), (64, 32)),
+        **larger,
     }
 
 
@@ -98,9 +114,7 @@ def contestants(model: nn.Module, inputs: Tensor) -> dict[str, tuple[Callable[[]
 
 def rank_correlation(exact: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     """Spearman's: the correlation of the ranks of all parameters."""
-    ranks = [
-        torch.cat([record[name].flatten().cpu() for name in exact]).argsort().argsort() for record in (exact, other)
-    ]
+    ranks = [torch.cat([record[name].flatten() for name in exact]).argsort().argsort() for record in (exact, other)]
     return float(torch.corrcoef(torch.stack(ranks).double())[0, 1])
 
 
@@ -113,7 +127,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     lines = []
-    for name, (model, shape) in networks().items():
+    for name, (model, shape) in networks(device).items():
         if arguments.only not in name:
             continue
         model.to(device).eval()

@@ -18,6 +18,7 @@ import mas_embed as me
 from mas_embed.integrations.metric_learning import WithPenalty, joined, next_split, score_hook
 
 EPOCHS = 10
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # on which trainer and tester put their batches
 
 
 def make_models() -> dict[str, torch.nn.Module]:
@@ -25,7 +26,7 @@ def make_models() -> dict[str, torch.nn.Module]:
     with me.seeded(0):
         trunk = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(64), torch.nn.ReLU())
         trunk(me.digits()[0].train.inputs[:1])
-        return {"trunk": trunk, "embedder": torch.nn.Linear(64, 16)}
+        return {"trunk": trunk.to(DEVICE), "embedder": torch.nn.Linear(64, 16).to(DEVICE)}
 
 
 def train(strength: float) -> me.ScoreMatrix:

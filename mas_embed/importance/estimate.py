@@ -45,6 +45,9 @@ def estimate_importance(
     nor on the order of the samples. The model is unchanged afterwards: mode, buffers, `.grad`, `requires_grad`, hooks and
     random state.
 
+    On a GPU, torch lets convolutions compute in TF32 by default, and the gradients have its rounding errors (up to 4 % in an
+    untrained ResNet-18). With `torch.backends.cudnn.allow_tf32 = False` they are those of float32.
+
     Use "squared_norm" for embeddings whose norm varies. If the network normalizes its embeddings at the end, use the squared
     norm of the embeddings before that (through `embed`), or "projection" where they are not available. "vector" takes D
     backward passes per batch and protects every unit of the output.

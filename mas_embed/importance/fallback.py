@@ -144,6 +144,7 @@ def _check_sum_of_gradients(
         batch_gradient = expected[name]
         difference = total if batch_gradient is None else total - batch_gradient.to_dense().to(total.dtype)
         is_half = batch_gradient is not None and batch_gradient.itemsize == 2
-        tolerance = 1e-1 if is_half else {torch.float64: 1e-9}.get(total.dtype, 2e-3)
+        single = 3e-2 if total.is_cuda else 2e-3  # a GPU may compute in TF32, with 11 digits
+        tolerance = 1e-1 if is_half else {torch.float64: 1e-9}.get(total.dtype, single)
         if not bool(difference.norm() <= tolerance * absolute[name].norm()):  # written so that NaN fails the check
             raise ValueError(name)

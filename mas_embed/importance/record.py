@@ -92,7 +92,10 @@ class Importance(Mapping[str, Tensor]):
                 raise UserError(
                     f"importance of different models cannot be merged; these parameters differ: {', '.join(differing)}"
                 )
-        sums = {name: torch.stack([record._sums[name] for record in (first, *others)]).sum(0) for name in first}
+        sums = {
+            name: torch.stack([record._sums[name].to(total.device) for record in (first, *others)]).sum(0)
+            for name, total in first._sums.items()
+        }
         return cls(sums, sum(record.num_samples for record in (first, *others)), first.settings, first.fingerprint)
 
     def renamed(self, prefix: str) -> Importance:

@@ -68,7 +68,7 @@ def estimate_fisher(
         exponent=2,
         embed=embed,
     )
-    if not any(bool(value.any()) for value in information.values()):
+    if not bool(torch.stack([value.any() for value in information.values()]).any()):
         warnings.warn(
             f"the loss has no gradient on any {fisher}, so its Fisher information is zero and protects nothing; use a loss "
             "that does not reach zero, such as MultiSimilarityLoss",

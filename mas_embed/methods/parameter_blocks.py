@@ -26,7 +26,8 @@ def in_blocks(rows: Iterable[tuple[Any, ...]]) -> Iterator[list[list[Tensor]]]:
     size = 0
     for row in rows:
         limit = GPU_BLOCK if row[0].is_cuda else CPU_BLOCK
-        for piece in zip(*(_split_rows(tensor, limit) for tensor in row), strict=True):
+        is_whole = row[0].numel() <= limit
+        for piece in [row] if is_whole else zip(*(_split_rows(tensor, limit) for tensor in row), strict=True):
             if pieces and size + piece[0].numel() > limit:
                 yield [list(column) for column in zip(*pieces, strict=True)]
                 pieces, size = [], 0
@@ -37,6 +38,4 @@ def in_blocks(rows: Iterable[tuple[Any, ...]]) -> Iterator[list[list[Tensor]]]:
 
 
 def _split_rows(tensor: Tensor, limit: int) -> tuple[Tensor, ...]:
-    if tensor.numel() <= limit:
-        return (tensor,)
     return tensor.split(max(1, limit // tensor[0].numel()))

@@ -3,7 +3,8 @@
 The rank of a relevant item follows from the number of irrelevant items that score at least as high. On a CPU that number is
 counted without sorting the gallery: items are compared by approximate float32 scores, and only items whose score is within
 the rounding error of a relevant item are scored exactly (see `counting`). Where counting is slower (many relevant items, many
-nearly equal scores) and on a GPU, all scores are computed exactly and sorted. Both methods give the same ranks.
+nearly equal scores), all scores are computed exactly and sorted. On a GPU, too, all scores are computed exactly; they are
+compared with each relevant item's if those are few, and else sorted. All methods give the same ranks.
 
 Q queries, G gallery items, B queries in a block, R the largest number of relevant items of a query in the block,
 X the largest number of excluded items, L the largest length of a list.
@@ -24,6 +25,7 @@ from mas_embed.retrieval.similarity import ApproximateScores, Distance, PairScor
 
 NUMBERS_AT_ONCE = 2**19  # float64 numbers of gallery rows that are scored at once, so that they stay in the cache
 SORTED_BY_ONE_THREAD = 2**18  # numbers: below, a pool of threads costs as much as it saves
+COMPARED_AT_MOST = 16  # relevant items of a query; on a GPU, sorting is faster with more (measured)
 DENSE_SHARE = 1 / 20  # of the gallery that is relevant: above it, sorting is faster than counting
 
 
@@ -124,7 +126,7 @@ class Ranking:
         yield from self._by_sorting(by_size[~is_counted])
 
     def _by_sorting(self, queries: Tensor) -> Iterator[Ranks]:
-        """The ranks from exact scores of all items: the irrelevant ones are sorted, the relevant ones looked up among them."""
+        """The ranks from exact scores of all items: see `_num_at_least`."""
         for block in self._memory_blocks(queries, bytes_per_score=48, bytes_per_item=0):
             items = self._items_of(block)
             if len(items.queries) == 0:
@@ -134,7 +136,7 @@ class Ranking:
             for positions, is_valid in ((items.relevant, items.is_relevant), (items.excluded, items.is_excluded)):
                 scores[is_valid.nonzero()[:, 0], positions[is_valid]] = -torch.inf
             highest_first, order = relevant_scores.sort(dim=1, descending=True)
-            num_ahead = len(self._gallery) - torch.searchsorted(_sorted_rows(scores), highest_first)
+            num_ahead = _num_at_least(highest_first, scores)
             yield Ranks(items.queries, highest_first, num_ahead, items.is_relevant.gather(1, order))
 
     def _by_counting(self, queries: Tensor) -> Iterator[Ranks]:
@@ -195,6 +197,16 @@ class Ranking:
         parts = [self._gallery[start : start + step] for start in range(0, len(self._gallery), step)]
         scores = [exact_scores(self._queries[block], part, self._distance) for part in parts]
         return torch.cat(scores, dim=1) if len(scores) > 1 else scores[0]
+
+
+def _num_at_least(relevant: Tensor, scores: Tensor) -> Tensor:
+    """[B, R] the number of scores [B, G] of a row that are at least as high as each relevant score [B, R] of the row.
+
+    A GPU reads the scores once for every relevant item if there are few; otherwise the scores are sorted, in place on a CPU.
+    """
+    if scores.is_cuda and relevant.shape[1] <= COMPARED_AT_MOST:
+        return torch.stack([(scores >= column).sum(1) for column in relevant.unsqueeze(2).unbind(1)], dim=1)
+    return scores.shape[1] - torch.searchsorted(_sorted_rows(scores), relevant)
 
 
 def _sorted_rows(scores: Tensor) -> Tensor:

@@ -32,8 +32,11 @@ def fingerprint_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     small = [data for data in values if len(data) <= SMALL_BYTES]
     if small:  # there may be many, and summing them as one tensor is faster
         chunks.append(torch.cat([data.to(small[0].device) for data in small]))
-    sums = [int(_weighted_bits(data)) for data in chunks]
-    digest.update(f"{sums}".encode())
+    sums = [_weighted_bits(data) for data in chunks]
+    devices = {total.device for total in sums}
+    # A GPU is waited for once
+    integers = torch.stack(sums).tolist() if len(devices) == 1 else [int(total) for total in sums]
+    digest.update(f"{integers}".encode())
     return digest.hexdigest()[:16]
 
 
@@ -46,6 +49,6 @@ def _weighted_bits(data: Tensor, width: int = 64) -> Tensor:
     data = data.clone() if data.storage_offset() % 8 else data  # reading eight bytes at a time needs this alignment
     length = len(data) // (8 * width) * 8 * width
     whole, tail = data[:length].view(torch.int64).view(-1, width), data[length:].long()
-    parts = [whole.sum(1), whole.sum(0), tail]
-    weights = [2 * torch.arange(len(part), device=data.device) + 1 for part in parts]
-    return torch.stack([(part * weight).sum() for part, weight in zip(parts, weights, strict=True)]).sum()
+    parts = torch.cat([whole.sum(1), whole.sum(0), tail])
+    odd = 2 * torch.arange(max(len(whole), width, len(tail)), device=data.device) + 1
+    return (parts * torch.cat([odd[: len(whole)], odd[:width], odd[: len(tail)]])).sum()

@@ -189,7 +189,8 @@ def batch_to(batch: Any, device: torch.device) -> Any:
     """The batch with every tensor on `device`; inference-mode tensors are cloned, so that autograd can save them."""
 
     def move(tensor: Tensor) -> Tensor:
-        moved = tensor.to(device, non_blocking=True)
+        # A copy to the CPU must be waited for: torch would return memory that the GPU has not filled yet
+        moved = tensor.to(device, non_blocking=device.type != "cpu")
         return moved.clone() if moved.is_inference() and not torch.is_inference_mode_enabled() else moved
 
     return map_tensors(move, batch)

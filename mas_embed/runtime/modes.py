@@ -46,4 +46,12 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 def eval_mode_with_grad(model: nn.Module) -> Iterator[None]:
     """`eval_mode` with autograd enabled, even inside `torch.no_grad` or inference mode."""
     with torch.inference_mode(False), torch.enable_grad(), eval_mode(model):
+        _make_differentiable(model)
         yield
+
+
+def _make_differentiable(model: nn.Module) -> None:
+    """Puts recurrent networks on a GPU in train mode without dropout: the same function, which cuDNN differentiates only so."""
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase) and any(parameter.is_cuda for parameter in module.parameters()):
+            module.training, module.dropout = True, 0.0

@@ -16,7 +16,7 @@ from mas_embed.errors import UserError
 from mas_embed.evaluation import BEFORE_FIRST, Evaluator, RetrievalEvaluator
 from mas_embed.methods import Loss, Method
 from mas_embed.runtime.distributed import check_one_process
-from mas_embed.runtime.forward import unwrap_compiled
+from mas_embed.runtime.forward import device_of, unwrap_compiled
 from mas_embed.runtime.seeding import seeded
 from mas_embed.training.callbacks import Callback, Callbacks, Event, RunEnd, SplitEnd
 from mas_embed.training.checkpoint import save_checkpoint
@@ -74,7 +74,8 @@ def train_sequence(
 
     Every split starts with a fresh optimizer and a fresh copy of the loss and the miner, so that no momentum, proxy or
     memory of the last split lives on. After a split the method consolidates on the split's training items, then the
-    evaluator measures the model. The same seed on the same machine gives the same scores.
+    evaluator measures the model. The same seed on the same machine gives the same scores; on a GPU, where torch's kernels may
+    round differently from run to run, only with `torch.use_deterministic_algorithms(True)`.
 
     Args:
         model: embeds a batch of inputs as [N, D]; trained in place.
@@ -106,7 +107,7 @@ def train_sequence(
     _check_components(model, method, loss, miner, recipe, evaluator, callbacks)
     evaluator = RetrievalEvaluator() if evaluator is None else evaluator
     accelerator = _accelerator(accelerator, recipe)
-    learner = Learner(accelerator.prepare_model(model), method, loss, miner, recipe, accelerator)
+    learner = Learner(_prepared(model, method, accelerator), method, loss, miner, recipe, accelerator)
     plan: dict[str, Any] = {}
     if checkpoint is not None:
         plan = make_plan(learner, splits, evaluated_splits, importance_data=importance_data, seed=seed)
@@ -171,6 +172,15 @@ def _accelerator(given: Accelerator | None, recipe: Recipe) -> Accelerator:
     accelerator = given or Accelerator(gradient_accumulation_steps=recipe.accumulate)
     check_one_process(accelerator.num_processes)
     return accelerator
+
+
+def _prepared(model: nn.Module, method: Method, accelerator: Accelerator) -> nn.Module:
+    """The model on the accelerator's device; what the method stores follows it there."""
+    device = device_of(model)
+    prepared: nn.Module = accelerator.prepare_model(model)
+    if device_of(model) != device:
+        method.load_state_dict(method.state_dict())
+    return prepared
 
 
 def _consolidation_batches(split: Split, unlabeled: Any, recipe: Recipe) -> Iterable[Any]:

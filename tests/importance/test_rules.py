@@ -50,7 +50,7 @@ def test_positions_first_are_detected_if_shapes_change_between_batches():
 def test_does_not_depend_on_the_size_of_blocks_and_chunks(monkeypatch):
     model, inputs = make("linear over positions")
     expected = dict(estimate_importance(model, [inputs]))
-    monkeypatch.setattr("mas_embed.importance.rules.memory.BLOCK_BYTES", 1)
+    monkeypatch.setattr("mas_embed.importance.rules.memory.CPU_BLOCK_BYTES", 1)
     monkeypatch.setattr("mas_embed.importance.fallback.CHUNK_BYTES", 1)
     assert_equal(estimate_importance(model, [inputs]), expected)
     model, inputs = make("class token")

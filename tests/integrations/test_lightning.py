@@ -149,6 +149,20 @@ def test_every_method_trains_as_in_a_plain_loop(name, inner):
     torch.testing.assert_close(torch.tensor(scores(module)), torch.tensor(scores(expected)), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", [*ALL, "combine"])
+def test_every_method_trains_on_a_gpu_as_on_the_cpu(name):
+    module, expected = ServingNet(), ServingNet()
+    method, oracle = make(name, module), make(name, expected)
+    callback = MethodCallback(method)
+    for split_index in range(2):
+        fit(module, callback, split_index, accelerator="gpu", devices=1)
+        plain_loop(expected, oracle, split_index)
+    for parameter, other in zip(module.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(parameter.cpu(), other, rtol=1e-2, atol=2e-3)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_a_method_that_needs_the_batches_is_refused_without_them(name):
     module = Net()

@@ -130,6 +130,16 @@ def check_same_weights(model, other, **tolerance):
         )
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("make_method", [mas_of, SI], ids=["mas", "si"])
+def test_training_on_a_gpu_is_that_on_the_cpu(tmp_path, make_method):
+    model, method, batches, _ = trained_on_two(tmp_path, make_method, use_cpu=False)
+    expected, _ = plain_loop(batches, make_method)
+    assert method.penalty().is_cuda
+    check_same_weights(model.cpu(), expected, rtol=1e-2, atol=2e-3)
+
+
 @torch.no_grad()
 def loss_on(model, split_index):
     return float(model(**batches_of(split_index)[0])["loss"])

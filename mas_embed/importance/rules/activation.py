@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from torch import Tensor, nn
 
-from mas_embed.importance.rules.memory import absolute_power, accumulation_dtype
+from mas_embed.importance.rules.memory import accumulation_dtype, sum_of_powers
 from mas_embed.importance.rules.registry import rule
 
 
@@ -21,4 +21,4 @@ def prelu(
     dtype = accumulation_dtype(grad_output)
     product = grad_output.to(dtype) * input.detach().to(dtype).clamp_max(0)
     shape = (len(input), layer.num_parameters, -1) if layer.num_parameters > 1 else (len(input), 1, -1)
-    return {"weight": absolute_power(product.reshape(shape).sum(2), exponent).sum(0)}
+    return {"weight": sum_of_powers(product.reshape(shape).sum(2), exponent)}

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mas_embed.importance.rules.absolute_products import can_compute, sum_absolute_products
-from mas_embed.importance.rules.memory import absolute_power, accumulation_dtype, sample_blocks, scratch
+from mas_embed.importance.rules.memory import accumulation_dtype, block_bytes, sample_blocks, scratch, sum_of_powers
 from mas_embed.importance.rules.registry import rule
 
 # These limits were measured. For the compiled code:
 MAX_POSITIONS = 2500  # of the output; with more of them PyTorch's backward pass of the layer is as fast
-# For PyTorch's matrix products:
+# For PyTorch's matrix products on the CPU:
 MAX_PATCH_BYTES = 2**20  # of one sample; larger patches would leave a core's cache before they are used
 MAX_CHANNELS = 64  # of the output per matrix product; more would not fit a processor's cache, fewer would be slower
 
@@ -75,7 +75,7 @@ def _bias(grad_output: Tensor, exponent: int, names: Collection[str]) -> dict[st
     if "bias" not in names:
         return {}
     gradient_NO = grad_output.flatten(2).sum(2, dtype=accumulation_dtype(grad_output))
-    return {"bias": absolute_power(gradient_NO, exponent).sum(0)}
+    return {"bias": sum_of_powers(gradient_NO, exponent)}
 
 
 def _padded(layer: Convolution, input: Tensor) -> tuple[Tensor, list[int]]:
@@ -109,27 +109,32 @@ def _weight(
     if isinstance(layer, Convolution) and layer.groups == 1:
         num_positions, patch = grad_output.shape[2:].numel(), layer.weight[0].numel()
         compiled = num_positions <= MAX_POSITIONS and can_compute(input)
-        if compiled or num_positions * patch * input.element_size() <= MAX_PATCH_BYTES:
+        largest = block_bytes(input.device) if input.is_cuda else MAX_PATCH_BYTES
+        if compiled or num_positions * patch * input.element_size() <= largest:
             patches = _patches(layer, _channels_last(input, padding), grad_output.shape[2:])
             summed = (sum_absolute_products if compiled else _sum_by_bmm)(grad_output, patches, exponent)
             return summed.view(layer.out_channels, *layer.kernel_size, -1).movedim(-1, 1)
     weight = layer.weight.detach().to(dtype)
     total = torch.zeros_like(weight)
-    for index in range(len(input)):
+    # A CPU is slow with many groups, a GPU with many calls
+    size = weight.numel() * weight.element_size() if input.is_cuda else block_bytes(input.device)
+    for block in sample_blocks(len(input), size, input.device):
+        # Every sample of the block has groups of its own, so that the gradient of the repeated weight is that of each sample
+        num_samples = len(input[block])
         _, gradient, _ = torch.ops.aten.convolution_backward(
-            grad_output[index : index + 1],
-            input[index : index + 1],
-            weight,
+            grad_output[block].flatten(0, 1).unsqueeze(0),
+            input[block].flatten(0, 1).unsqueeze(0),
+            weight.repeat(num_samples, *[1] * (weight.ndim - 1)) if num_samples > 1 else weight,
             None,
             list(layer.stride),
             padding,
             list(layer.dilation),
             layer.transposed,
             output_padding,
-            layer.groups,
+            num_samples * layer.groups,
             [False, True, False],
         )
-        total += absolute_power(gradient, exponent)
+        total += sum_of_powers(gradient.unflatten(0, (num_samples, len(weight))), exponent)
     return total
 
 
@@ -166,13 +171,14 @@ def _sum_by_bmm(grad_output: Tensor, patches: Tensor, exponent: int) -> Tensor:
     num_samples, out_channels, num_positions = delta_NOL.shape
     patch = patches[0].numel() // num_positions
     total = scratch("total", (out_channels, patch), patches).zero_()
-    largest = max(num_positions, min(out_channels, MAX_CHANNELS)) * patch * patches.element_size()
-    for block in sample_blocks(num_samples, largest):
+    num_channels = out_channels if patches.is_cuda else min(out_channels, MAX_CHANNELS)  # of a matrix product
+    largest = max(num_positions, num_channels) * patch * patches.element_size()
+    for block in sample_blocks(num_samples, largest, patches.device):
         view = patches[block]
         patches_NLP = scratch("patches", view.shape, view).copy_(view).view(len(view), num_positions, patch)
-        for start in range(0, out_channels, MAX_CHANNELS):
-            delta = delta_NOL[block, start : start + MAX_CHANNELS]
+        for start in range(0, out_channels, num_channels):
+            delta = delta_NOL[block, start : start + num_channels]
             gradient = scratch("gradient", (len(delta), delta.shape[1], patch), patches)
             torch.bmm(delta, patches_NLP, out=gradient)
-            total[start : start + MAX_CHANNELS] += absolute_power(gradient, exponent).sum(0)
+            total[start : start + num_channels] += sum_of_powers(gradient, exponent)
     return total

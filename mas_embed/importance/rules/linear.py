@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear  # output layer of attention
 
 from mas_embed.importance.rules.absolute_products import can_compute, sum_absolute_products
-from mas_embed.importance.rules.memory import absolute_power, accumulation_dtype, sample_blocks
+from mas_embed.importance.rules.memory import accumulation_dtype, sample_blocks, sum_of_powers
 from mas_embed.importance.rules.registry import rule
 
 MAX_POSITIONS = 64  # for the compiled code; with more of them PyTorch's matrix products are as fast (measured)
@@ -30,7 +30,7 @@ def linear(
     if "weight" in names:
         sums["weight"] = _weight(input_NTI, delta_NTO, exponent)
     if "bias" in names:
-        sums["bias"] = absolute_power(delta_NTO.sum(1), exponent).sum(0)
+        sums["bias"] = sum_of_powers(delta_NTO.sum(1), exponent)
     return sums
 
 
@@ -42,6 +42,6 @@ def _weight(input_NTI: Tensor, delta_NTO: Tensor, exponent: int) -> Tensor:
         return sum_absolute_products(delta_NTO.mT, input_NTI.contiguous(), exponent)
     size = input_NTI.shape[2] * delta_NTO.shape[2]
     total = torch.zeros(delta_NTO.shape[2], input_NTI.shape[2], dtype=delta_NTO.dtype, device=delta_NTO.device)
-    for block in sample_blocks(len(input_NTI), size * delta_NTO.element_size()):
-        total += absolute_power(torch.bmm(delta_NTO[block].mT, input_NTI[block]), exponent).sum(0)
+    for block in sample_blocks(len(input_NTI), size * delta_NTO.element_size(), delta_NTO.device):
+        total += sum_of_powers(torch.bmm(delta_NTO[block].mT, input_NTI[block]), exponent)
     return total

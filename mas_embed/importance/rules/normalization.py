@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mas_embed.importance.rules.memory import absolute_power, accumulation_dtype
+from mas_embed.importance.rules.memory import accumulation_dtype, sum_of_powers
 from mas_embed.importance.rules.registry import rule
 
 
@@ -27,11 +27,13 @@ def batch_norm(
     mean, variance = (statistic.to(dtype).repeat(num_samples) for statistic in (layer.running_mean, layer.running_var))
     # The kernel that autograd uses, on a view in which every channel of every sample is a separate channel
     delta, x = (tensor.detach().to(dtype).reshape(1, num_samples * channels, -1) for tensor in (grad_output, input))
+    # In eval mode the statistics of the batch are empty tensors; the weight only sets the dtype and the device of the gradients
+    weight, unused = torch.ones_like(mean), mean.new_empty(0)
     _, *gradients = torch.ops.aten.native_batch_norm_backward(
-        delta, x, None, mean, variance, None, None, False, layer.eps, [False, True, True]
+        delta, x, weight, mean, variance, unused, unused, False, layer.eps, [False, True, True]
     )
     return {
-        name: absolute_power(gradient.view(num_samples, channels), exponent).sum(0)
+        name: sum_of_powers(gradient.view(num_samples, channels), exponent)
         for name, gradient in zip(("weight", "bias"), gradients, strict=True)
         if name in names
     }
@@ -86,9 +88,9 @@ def _by_channel(normalized: Tensor, delta: Tensor, exponent: int, names: Collect
     sums = {}
     if "weight" in names:
         gradient_NC = normalized_NCL.mul_(delta_NCL).sum(2)
-        sums["weight"] = absolute_power(gradient_NC, exponent).sum(0)
+        sums["weight"] = sum_of_powers(gradient_NC, exponent)
     if "bias" in names:
-        sums["bias"] = absolute_power(delta_NCL.sum(2), exponent).sum(0)
+        sums["bias"] = sum_of_powers(delta_NCL.sum(2), exponent)
     return sums
 
 
@@ -101,7 +103,7 @@ def _by_element(
 
     def total(products: Tensor) -> Tensor:
         gradient_NS = products.reshape(len(products), num_positions, *layer.normalized_shape).sum(1)
-        return absolute_power(gradient_NS, exponent).sum(0)
+        return sum_of_powers(gradient_NS, exponent)
 
     sums = {"weight": total(delta * normalized)} if "weight" in names else {}
     return sums | ({"bias": total(delta)} if "bias" in names else {})
