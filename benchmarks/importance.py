@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from transformers import BertConfig, BertModel
 
-from mas_embed import estimate_importance
+from mas_embed import estimate_importance, explain_coverage
 from mas_embed.importance.rules.absolute_products import has_compiled_products
 from mas_embed.runtime.environment import describe_environment
 from mas_embed.runtime.text_models import mean_pooling
@@ -35,9 +35,14 @@ VOCABULARY = 5000
 class TextEncoder(nn.Module):
     """A BERT-like encoder of 6 layers with mean pooling, whose position embeddings are looked up once for all samples."""
 
-    def __init__(self) -> None:
+    def __init__(self, hidden: int) -> None:
         super().__init__()
-        sizes = {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 512}
+        sizes = {
+            "hidden_size": hidden,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 4,
+            "intermediate_size": 4 * hidden,
+        }
         self.encoder = BertModel(BertConfig(vocab_size=VOCABULARY, **sizes), add_pooling_layer=False)
 
     def forward(self, input_ids: Tensor) -> Tensor:
@@ -45,8 +50,22 @@ class TextEncoder(nn.Module):
         return mean_pooling(self.encoder, input_ids)
 
 
-def networks() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
-    """Those of the bars: a large convolutional network, a small one, and a text encoder."""
+class TorchEncoder(nn.Module):
+    """PyTorch's own transformer encoder of 6 layers (`nn.MultiheadAttention`) with mean pooling."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.words, self.positions = nn.Embedding(VOCABULARY, hidden), nn.Parameter(torch.randn(32, hidden))
+        layer = nn.TransformerEncoderLayer(hidden, 4, 4 * hidden, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 6, enable_nested_tensor=False)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """The embeddings [N, D] of token ids [N, T]."""
+        return self.encoder(self.words(input_ids) + self.positions).mean(1)
+
+
+def networks() -> dict[str, tuple[nn.Module, Tensor]]:
+    """A large convolutional network, a small one, text encoders and a vision transformer, each with a batch."""
     torch.manual_seed(0)
     large = torchvision.models.resnet18(weights=None, num_classes=128)
     small = nn.Sequential(
@@ -55,10 +74,18 @@ def networks() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
         *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
         *(nn.Linear(2304, 128), nn.ReLU(), nn.Linear(128, 64)),
     )
+    vision = torchvision.models.VisionTransformer(
+        image_size=64, patch_size=8, num_layers=6, num_heads=4, hidden_dim=128, mlp_dim=512, num_classes=64
+    )
+    nn.init.normal_(vision.heads.head.weight, std=0.1)  # torchvision sets it to zero, and the embeddings with it
+    texts = torch.randint(VOCABULARY, (64, 32))
     return {
-        "ResNet-18, 16x3x112x112": (large, (16, 3, 112, 112)),
-        "small convnet, 64x3x48x48": (small, (64, 3, 48, 48)),
-        "BERT-like encoder, 6 layers, 64 texts of 32 tokens": (TextEncoder(), (64, 32)),
+        "ResNet-18, 16x3x112x112": (large, torch.randn(16, 3, 112, 112)),
+        "small convnet, 64x3x48x48": (small, torch.randn(64, 3, 48, 48)),
+        "BERT-like encoder, 6 layers, hidden 128, 64 texts of 32 tokens": (TextEncoder(128), texts),
+        "BERT-like encoder, 6 layers, hidden 64, 64 texts of 32 tokens": (TextEncoder(64), texts),
+        "nn.TransformerEncoder, 6 layers, hidden 128, 64 texts of 32 tokens": (TorchEncoder(128), texts),
+        "ViT, 6 layers, hidden 128, 16x3x64x64 in patches of 8": (vision, torch.randn(16, 3, 64, 64)),
     }
 
 
@@ -113,12 +140,12 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     lines = []
-    for name, (model, shape) in networks().items():
+    for name, (model, inputs) in networks().items():
         if arguments.only not in name:
             continue
         model.to(device).eval()
-        is_text = isinstance(model, TextEncoder)
-        inputs = torch.randint(VOCABULARY, shape, device=device) if is_text else torch.randn(shape, device=device)
+        inputs = inputs.to(device)
+        num_by_fallback = list(explain_coverage(model, inputs).values()).count("fallback")
         ways = contestants(model, inputs)
         medians = median_seconds({name: call for name, (call, _) in ways.items()}, arguments.rounds, device)
         medians = {name: value / ways[name][1] for name, value in medians.items()}
@@ -141,9 +168,10 @@ def main() -> None:
             ]
             print(f"| {way} | {' | '.join(cells)} | {shown} |")
             line = {"network": name, "way": way, "seconds": medians[way], "ratio": medians[way] / plain}
+            line |= {"num_parameters_by_fallback": num_by_fallback}
             lines.append(line | {"peak_mebibytes": memory, "rank_correlation": correlation, "device": str(device)})
         size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 2**20
-        print(f"\nOne copy of the parameters is {size:.0f} MiB.")
+        print(f"\nOne copy of the parameters is {size:.0f} MiB; {num_by_fallback} parameters use the fallback.")
     print()
     for line in lines:
         print(json.dumps(line))

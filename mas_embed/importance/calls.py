@@ -134,4 +134,6 @@ def _trainable_layers(model: nn.Module) -> list[nn.Module]:
     """The layers that hold a trainable parameter; none if global forward hooks exist, as these run before a layer's hooks."""
     if torch.nn.modules.module._global_forward_hooks:
         return []
-    return [layer for layer in model.modules() if any(p.requires_grad for p in layer.parameters(recurse=False))]
+    return [
+        layer for layer in model.modules() if any(p is not None and p.requires_grad for p in layer._parameters.values())
+    ]

@@ -33,7 +33,7 @@ from mas_embed.importance.outputs import Output
 from mas_embed.importance.parameters import trainable_parameters, zero_sums
 from mas_embed.importance.rules.memory import scratch_space
 from mas_embed.importance.samples import split_samples, take_samples
-from mas_embed.importance.shared import SharedValue, Step, shared_value, with_separate_rows
+from mas_embed.importance.shared import SharedValue, Step, shared_value, with_ordered_samples
 from mas_embed.runtime.forward import Embed, embed_batch, prepared_batch
 
 CoverageKind = Literal["rule", "fallback", "frozen", "unused"]
@@ -95,8 +95,9 @@ class BatchImportance:
         values, tap_leaf, shared_values = self._forward(batch)
         num_samples, num_outputs = values.shape
         self._scale = 1 / num_outputs if self._output.reduction == "mean" else 1.0
-        parameters = dict(self._model.named_parameters())
-        by_fallback = {name: parameters[name] for name, kind in self.coverage.items() if kind == "fallback"}
+        by_fallback = {
+            name: self._model.get_parameter(name) for name, kind in self.coverage.items() if kind == "fallback"
+        }
         nodes = list(dict.fromkeys(use.node for shared in shared_values for use in shared.uses))
         # The per-sample gradients pass once more through what lies between a shared value and the operations that use it
         passes_again = any(use.source.node is not shared.node for shared in shared_values for use in shared.uses)
@@ -242,7 +243,7 @@ class BatchImportance:
             has_rule = bool(sample_dims.get(layer)) and calls_of[layer][0].node in graph
             if num_uses > 1 or (num_uses == 1 and not has_rule):
                 found.append(shared_value(name, parameter, graph, calls_of[layer], len(embeddings)))
-        values = with_separate_rows([value for value in found if value is not None], embeddings)
+        values = with_ordered_samples([value for value in found if value is not None], embeddings)
         return {value.name: value.signature for value in values}
 
 

@@ -23,12 +23,23 @@ from mas_embed.importance.fallback import CHUNK_BYTES
 from mas_embed.importance.graph import AutogradGraph, output_shapes
 from mas_embed.importance.rules.lookup import embedding, shared_lookup
 from mas_embed.importance.rules.memory import absolute_power
-from mas_embed.importance.uses import Product, Use, find_use
+from mas_embed.importance.uses import Use, find_use
 
 # These operations rearrange a value, so that their output is shared if their input is
 _REARRANGING_NODES = frozenset(
     f"{name}Backward0"
-    for name in ("T", "Transpose", "Permute", "View", "UnsafeView", "Unsqueeze", "Squeeze", "Split", "SplitWithSizes", "ToCopy")
+    for name in (
+        "T",
+        "Transpose",
+        "Permute",
+        "View",
+        "UnsafeView",
+        "Unsqueeze",
+        "Squeeze",
+        "Split",
+        "SplitWithSizes",
+        "ToCopy",
+    )
 )
 
 
@@ -119,14 +130,12 @@ def shared_value(
     return SharedValue(name, node, shape, lookup, uses, signature)
 
 
-def with_separate_rows(values: Collection[SharedValue], embeddings: Tensor) -> list[SharedValue]:
-    """The values of which it is proved that row n of every use belongs to sample n, for the first sample of a batch.
+def with_ordered_samples(values: Collection[SharedValue], embeddings: Tensor) -> list[SharedValue]:
+    """The values whose uses have their samples in the same order: row 0 of each use belongs to the first sample.
 
-    The sum over samples does not depend on their order, so that a value with one use needs no proof, unless that is a matrix
-    product, whose rows are the samples' positions.
+    The sum over samples does not depend on their order, so that a value with one use is not checked.
     """
-    doubtful = {id(v) for v in values if len(v.uses) > 1 or isinstance(v.uses[0], Product)}
-    nodes = list(dict.fromkeys(use.node for value in values if id(value) in doubtful for use in value.uses))
+    nodes = list(dict.fromkeys(use.node for value in values if len(value.uses) > 1 for use in value.uses))
     if not nodes:
         return list(values)
     gradients = torch.autograd.grad(
@@ -134,11 +143,11 @@ def with_separate_rows(values: Collection[SharedValue], embeddings: Tensor) -> l
     )
     gradient_of_node = dict(zip(nodes, gradients, strict=True))
 
-    def is_separate(use: Use) -> bool:
+    def is_first_sample(use: Use) -> bool:
         gradient = gradient_of_node[use.node]
         return gradient is None or not bool(use.rows(gradient)[1:].any())
 
-    return [value for value in values if id(value) not in doubtful or all(map(is_separate, value.uses))]
+    return [value for value in values if len(value.uses) == 1 or all(map(is_first_sample, value.uses))]
 
 
 def _find_uses(
@@ -164,7 +173,8 @@ def _find_uses(
             edge = GradientEdge(source, consumer.output)
             use = None if is_shared else find_use(graph, edge, shape, consumer, num_samples, hint)
             if use is not None:
-                dim, sizes = use.sample_dim, (*use.sizes[: use.sample_dim], *use.sizes[use.sample_dim + 1 :])
+                dim = use.sample_dim
+                sizes: tuple[Any, ...] = (*use.sizes[:dim], *use.sizes[dim + 1 :])
                 uses.append(use)
             elif not is_shared and any(output[:1] == (num_samples,) for output in outputs):
                 return None
@@ -178,9 +188,7 @@ def _find_uses(
     return (uses, steps) if uses and (is_alone or all(use.has_gradients for use in uses)) else None
 
 
-def _per_sample_gradients(
-    node: Any, shape: Sequence[int], used: Sequence[tuple[Use, Tensor]]
-) -> Iterator[Tensor]:
+def _per_sample_gradients(node: Any, shape: Sequence[int], used: Sequence[tuple[Use, Tensor]]) -> Iterator[Tensor]:
     """The gradients [n, *shape] with respect to the output of a node, for consecutive chunks of the samples.
 
     Args:

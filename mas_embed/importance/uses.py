@@ -80,9 +80,7 @@ class Broadcast(Use):
         gradient = grad_output.to(accumulation_dtype(grad_output)) * self.factor
         aligned = _aligned(self.shape, self.sizes)
         repeated = [
-            dim
-            for dim, size in enumerate(self.sizes)
-            if dim != self.sample_dim and aligned[dim] == 1 and size > 1
+            dim for dim, size in enumerate(self.sizes) if dim != self.sample_dim and aligned[dim] == 1 and size > 1
         ]
         if repeated:
             gradient = gradient.sum(repeated, keepdim=True)
@@ -242,13 +240,12 @@ def _product(
     # `F.linear` multiplies with the transpose of its weight; the weight itself is then the shared value
     is_transposed = type(source.node).__name__ == "TBackward0"
     if is_transposed:
-        source, shape = GradientEdge(*source.node.next_functions[0]), shape[::-1]
+        weight: Any = source.node.next_functions[0]
+        source, shape = GradientEdge(*weight), shape[::-1]
     return Product(node, source, shape, sizes, dim, rows.detach(), is_transposed)
 
 
-def _positions_of_rows(
-    graph: AutogradGraph, node: Any, output: tuple[int, ...], num_samples: int
-) -> tuple[int, ...]:
+def _positions_of_rows(graph: AutogradGraph, node: Any, output: tuple[int, ...], num_samples: int) -> tuple[int, ...]:
     """The shape of the output of a matrix product before its rows were flattened, which the view after it restores."""
     if output[0] == num_samples:
         return output
@@ -262,9 +259,7 @@ def _positions_of_rows(
     return output
 
 
-def _bag_lookup(
-    source: GradientEdge, shape: tuple[int, ...], node: Any, output: tuple[int, ...]
-) -> BagLookup | None:
+def _bag_lookup(source: GradientEdge, shape: tuple[int, ...], node: Any, output: tuple[int, ...]) -> BagLookup | None:
     if node._saved_mode not in (_SUM, _MEAN) or node._saved_scale_grad_by_freq:
         return None
     row_index, offsets, weight = node._saved_indices, node._saved_offsets, node._saved_per_sample_weights
