@@ -191,6 +191,29 @@ class SharedInAnotherOrder(nn.Module):
         return torch.tanh(x.flip(0) * self.bias).flip(0)
 
 
+class SharedOtherwiseInLargeBatches(nn.Module):
+    """Large batches are reversed before one of the two uses of the parameter; the embeddings are the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias, self.layer = nn.Parameter(torch.randn(6)), nn.Linear(6, 6)
+
+    def forward(self, x):
+        x = torch.tanh(self.layer(x) + self.bias)
+        if len(x) > 3:
+            return torch.tanh(x.flip(0) * self.bias.unsqueeze(0)).flip(0)
+        return torch.tanh(x * self.bias)
+
+
+class ScaledProduct(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(6, 3)), nn.Parameter(torch.randn(3))
+
+    def forward(self, x):
+        return torch.tanh(torch.addmm(self.bias, x, self.weight, alpha=0.5, beta=0.1))
+
+
 class SharedAndNot(nn.Module):
     """A broadcast addition and a product that no rule covers use the same parameter."""
 
@@ -409,6 +432,8 @@ CASES = {  # a function that builds the network, and the shape of a sample
     "shared positions": (SharedPositions, (5, 4)),
     "shared in every layer": (SharedInEveryLayer, (4, 6)),
     "shared in another order": (SharedInAnotherOrder, (6,)),
+    "shared otherwise in large batches": (SharedOtherwiseInLargeBatches, (6,)),
+    "scaled product": (ScaledProduct, (6,)),
     "shared and not": (SharedAndNot, (6,)),
     "positions added first": (PositionsAddedFirst, (7, 3)),
     "positions first": (PositionsFirst, (7, 3)),

@@ -29,6 +29,8 @@ BY_FALLBACK = {
     "instance norm with running statistics": {"1.weight", "1.bias"},
     "layers without a rule": {"1.scale", "3.scale"},
     "shared in another order": {"bias"},
+    "shared otherwise in large batches": {"bias"},
+    "scaled product": {"weight", "bias"},
     "folded positions": {"layer.weight", "layer.bias"},
     "one module two names": {"net.1.weight", "net.1.bias"},
     "called with other weights": {"layer.weight", "layer.bias"},
