@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from transformers import BertConfig, BertModel
 
-from mas_embed import estimate_importance
+from mas_embed import estimate_importance, explain_coverage
 from mas_embed.importance.rules.absolute_products import has_compiled_products
 from mas_embed.runtime.environment import describe_environment
 from mas_embed.runtime.text_models import mean_pooling
@@ -36,9 +36,9 @@ VOCABULARY = 5000
 class TextEncoder(nn.Module):
     """A BERT-like encoder with mean pooling, whose position embeddings are looked up once for all samples."""
 
-    def __init__(self, *, num_layers: int = 6, num_heads: int = 4, size: int = 128) -> None:
+    def __init__(self, *, num_layers: int = 6, num_heads: int = 4, hidden: int = 128) -> None:
         super().__init__()
-        sizes = {"hidden_size": size, "num_attention_heads": num_heads, "intermediate_size": 4 * size}
+        sizes = {"hidden_size": hidden, "num_attention_heads": num_heads, "intermediate_size": 4 * hidden}
         config = BertConfig(vocab_size=VOCABULARY, num_hidden_layers=num_layers, **sizes)
         self.encoder = BertModel(config, add_pooling_layer=False)
 
@@ -47,8 +47,22 @@ class TextEncoder(nn.Module):
         return mean_pooling(self.encoder, input_ids)
 
 
-def networks(device: torch.device) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
-    """Those of the bars: a large convolutional network, a small one, and a text encoder; on a GPU larger batches, too."""
+class TorchEncoder(nn.Module):
+    """PyTorch's own transformer encoder of 6 layers (`nn.MultiheadAttention`) with mean pooling."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.words, self.positions = nn.Embedding(VOCABULARY, hidden), nn.Parameter(torch.randn(32, hidden))
+        layer = nn.TransformerEncoderLayer(hidden, 4, 4 * hidden, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 6, enable_nested_tensor=False)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """The embeddings [N, D] of token ids [N, T]."""
+        return self.encoder(self.words(input_ids) + self.positions).mean(1)
+
+
+def networks(device: torch.device) -> dict[str, tuple[nn.Module, Tensor]]:
+    """Networks of several kinds, each with a batch; on a GPU larger ones, too."""
     torch.manual_seed(0)
     large = torchvision.models.resnet18(weights=None, num_classes=128)
     small = nn.Sequential(
@@ -57,23 +71,31 @@ def networks(device: torch.device) -> dict[str, tuple[nn.Module, tuple[int, ...]
         *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
         *(nn.Linear(2304, 128), nn.ReLU(), nn.Linear(128, 64)),
     )
-    larger: dict[str, tuple[nn.Module, tuple[int, ...]]] = {}
+    vision = torchvision.models.VisionTransformer(
+        image_size=64, patch_size=8, num_layers=6, num_heads=4, hidden_dim=128, mlp_dim=512, num_classes=64
+    )
+    nn.init.normal_(vision.heads.head.weight, std=0.1)  # torchvision sets it to zero, and the embeddings with it
+    larger: dict[str, tuple[nn.Module, Tensor]] = {}
     if device.type == "cuda":
         larger = {
-            "ResNet-18, 256x3x112x112": (large, (256, 3, 112, 112)),
+            "ResNet-18, 256x3x112x112": (large, torch.randn(256, 3, 112, 112)),
             "ResNet-50, 64x3x224x224": (
                 torchvision.models.resnet50(weights=None, num_classes=128),
-                (64, 3, 224, 224),
+                torch.randn(64, 3, 224, 224),
             ),
-            "BERT-like encoder, 12 layers, 64 texts of 128 tokens": (
-                TextEncoder(num_layers=12, num_heads=12, size=768),
-                (64, 128),
+            "BERT-like encoder, 12 layers, hidden 768, 64 texts of 128 tokens": (
+                TextEncoder(num_layers=12, num_heads=12, hidden=768),
+                torch.randint(VOCABULARY, (64, 128)),
             ),
         }
+    texts = torch.randint(VOCABULARY, (64, 32))
     return {
-        "ResNet-18, 16x3x112x112": (large, (16, 3, 112, 112)),
-        "small convnet, 64x3x48x48": (small, (64, 3, 48, 48)),
-        "BERT-like encoder, 6 layers, 64 texts of 32 tokens": (TextEncoder(), (64, 32)),
+        "ResNet-18, 16x3x112x112": (large, torch.randn(16, 3, 112, 112)),
+        "small convnet, 64x3x48x48": (small, torch.randn(64, 3, 48, 48)),
+        "BERT-like encoder, 6 layers, hidden 128, 64 texts of 32 tokens": (TextEncoder(), texts),
+        "BERT-like encoder, 6 layers, hidden 64, 64 texts of 32 tokens": (TextEncoder(hidden=64), texts),
+        "nn.TransformerEncoder, 6 layers, hidden 128, 64 texts of 32 tokens": (TorchEncoder(128), texts),
+        "ViT, 6 layers, hidden 128, 16x3x64x64 in patches of 8": (vision, torch.randn(16, 3, 64, 64)),
         **larger,
     }
 
@@ -127,12 +149,12 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     lines = []
-    for name, (model, shape) in networks(device).items():
+    for name, (model, inputs) in networks(device).items():
         if arguments.only not in name:
             continue
         model.to(device).eval()
-        is_text = isinstance(model, TextEncoder)
-        inputs = torch.randint(VOCABULARY, shape, device=device) if is_text else torch.randn(shape, device=device)
+        inputs = inputs.to(device)
+        num_by_fallback = list(explain_coverage(model, inputs).values()).count("fallback")
         ways = contestants(model, inputs)
         medians = median_seconds({name: call for name, (call, _) in ways.items()}, arguments.rounds, device)
         medians = {name: value / ways[name][1] for name, value in medians.items()}
@@ -155,9 +177,10 @@ def main() -> None:
             ]
             print(f"| {way} | {' | '.join(cells)} | {shown} |")
             line = {"network": name, "way": way, "seconds": medians[way], "ratio": medians[way] / plain}
+            line |= {"num_parameters_by_fallback": num_by_fallback}
             lines.append(line | {"peak_mebibytes": memory, "rank_correlation": correlation, "device": str(device)})
         size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 2**20
-        print(f"\nOne copy of the parameters is {size:.0f} MiB.")
+        print(f"\nOne copy of the parameters is {size:.0f} MiB; {num_by_fallback} parameters use the fallback.")
     print()
     for line in lines:
         print(json.dumps(line))

@@ -50,9 +50,10 @@ class LayerOutputUnused(nn.Module):
 
 
 class Recurrent(nn.Module):
-    def __init__(self):
+    def __init__(self, kind=nn.LSTM, **options):
         super().__init__()
-        self.lstm, self.head = nn.LSTM(3, 5, batch_first=True), nn.Linear(5, 4)
+        self.lstm = kind(3, 5, batch_first=True, **options)
+        self.head = nn.Linear(10 if self.lstm.bidirectional else 5, 4)
 
     def forward(self, x):
         return self.head(self.lstm(x)[0][:, -1])
@@ -67,6 +68,84 @@ class ClassToken(nn.Module):
     def forward(self, x):
         x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
         return self.norm(x + self.attention(x, x, x, need_weights=False)[0])[:, 0] * self.scale
+
+
+class Attention(nn.Module):
+    """Self-attention [N, T, E], whose input is also the keys, and the values, of a second attention."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.first = nn.MultiheadAttention(6, 2, **options)
+        self.cross = nn.MultiheadAttention(6, 3, **options | {"kdim": 5, "vdim": 4})
+        self.packed = nn.MultiheadAttention(6, 1, **options)
+        self.same = nn.MultiheadAttention(6, 2, **options)
+        self.batch_first = options.get("batch_first", False)
+        self.register_buffer("mask", torch.triu(torch.ones(4, 4, dtype=torch.bool), 1))
+
+    def forward(self, x):
+        padding = torch.arange(4) >= 2 + (x[:, :1, 0] > 0) * 2
+        x = x if self.batch_first else x.transpose(0, 1)
+        x = x + self.first(x, x, x, attn_mask=self.mask, key_padding_mask=padding)[0]
+        x = torch.tanh(x + self.cross(x, x[..., :5], x[..., 2:], need_weights=False)[0])
+        x = x + self.packed(x, x.sin(), x.sin(), need_weights=False, attn_mask=self.mask)[0]
+        y, weights = self.same(x, x.sin(), x.cos(), average_attn_weights=False)
+        y = y if self.batch_first else y.transpose(0, 1)
+        return torch.cat([y.tanh().flatten(1), weights.flatten(1)], 1)
+
+
+class TransformerEncoder(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.words, self.positions = nn.Embedding(9, 8), nn.Parameter(torch.randn(6, 1, 8))
+        layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=False, **options)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, words):
+        return self.head(self.encoder(self.words(words.T) + self.positions)).tanh().mean(0)
+
+
+class Bags(nn.Module):
+    """Bags of words with repeated, padded and weighted words, empty bags, and offsets as in sentence-transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean, self.padded = nn.EmbeddingBag(9, 4), nn.EmbeddingBag(9, 4, mode="sum", padding_idx=2)
+        self.weighted = nn.EmbeddingBag(9, 4, mode="sum", include_last_offset=True)
+        self.padded_mean = nn.EmbeddingBag(9, 4, mode="mean", padding_idx=0)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, words):
+        lengths = words[:, 0] % 4
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        concatenated = torch.cat([row[:length] for row, length in zip(words, lengths.tolist(), strict=True)])
+        weights = torch.cos(concatenated.double())
+        x = self.padded(words) + self.mean(concatenated, offsets[:-1]) + self.padded_mean(words % 3)
+        return self.head(torch.tanh(x + self.weighted(concatenated, offsets, weights)))
+
+
+class LowRank(nn.Module):
+    """A matrix of low rank is added to a weight, and its factors are used once more."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.up, self.down = nn.Parameter(torch.randn(6, 2)), nn.Parameter(torch.randn(2, 6))
+
+    def forward(self, x):
+        x = F.linear(x, self.layer.weight + self.up @ self.down, self.layer.bias)
+        return self.head(torch.tanh(x)) + (x @ self.down.T)[:, :1]
+
+
+class RowsOfAWeight(nn.Module):
+    """The weight multiplies rows in which the samples are neither the first nor the last of the flattened dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.head = nn.Parameter(torch.randn(3, 5)), nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.head(torch.tanh(x.transpose(0, 1) @ self.weight)).square().mean((0, 2))
 
 
 class SharedPositions(nn.Module):
@@ -110,6 +189,29 @@ class SharedInAnotherOrder(nn.Module):
     def forward(self, x):
         x = torch.tanh(self.layer(x) + self.bias)
         return torch.tanh(x.flip(0) * self.bias).flip(0)
+
+
+class SharedOtherwiseInLargeBatches(nn.Module):
+    """Large batches are reversed before one of the two uses of the parameter; the embeddings are the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias, self.layer = nn.Parameter(torch.randn(6)), nn.Linear(6, 6)
+
+    def forward(self, x):
+        x = torch.tanh(self.layer(x) + self.bias)
+        if len(x) > 3:
+            return torch.tanh(x.flip(0) * self.bias.unsqueeze(0)).flip(0)
+        return torch.tanh(x * self.bias)
+
+
+class ScaledProduct(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(6, 3)), nn.Parameter(torch.randn(3))
+
+    def forward(self, x):
+        return torch.tanh(torch.addmm(self.bias, x, self.weight, alpha=0.5, beta=0.1))
 
 
 class SharedAndNot(nn.Module):
@@ -316,9 +418,22 @@ CASES = {  # a function that builds the network, and the shape of a sample
     "layer output unused": (LayerOutputUnused, (6,)),
     "recurrent": (Recurrent, (4, 3)),
     "class token": (ClassToken, (4, 6)),
+    "attention": (Attention, (4, 6)),
+    "attention, batch first": (lambda: Attention(batch_first=True), (4, 6)),
+    "attention, added keys": (lambda: Attention(add_bias_kv=True, add_zero_attn=True, batch_first=True), (4, 6)),
+    "attention without bias": (lambda: Attention(bias=False), (4, 6)),
+    "transformer encoder": (TransformerEncoder, "words"),
+    "transformer encoder, norm first": (lambda: TransformerEncoder(norm_first=True, activation="gelu"), "words"),
+    "bags": (Bags, "words"),
+    "low rank": (LowRank, (6,)),
+    "rows of a weight": (RowsOfAWeight, (5, 4, 3)),
+    "gated recurrent": (lambda: Recurrent(nn.GRU), (4, 3)),
+    "recurrent, all positions": (lambda: Recurrent(nn.RNN, num_layers=2, bidirectional=True), (4, 3)),
     "shared positions": (SharedPositions, (5, 4)),
     "shared in every layer": (SharedInEveryLayer, (4, 6)),
     "shared in another order": (SharedInAnotherOrder, (6,)),
+    "shared otherwise in large batches": (SharedOtherwiseInLargeBatches, (6,)),
+    "scaled product": (ScaledProduct, (6,)),
     "shared and not": (SharedAndNot, (6,)),
     "positions added first": (PositionsAddedFirst, (7, 3)),
     "positions first": (PositionsFirst, (7, 3)),

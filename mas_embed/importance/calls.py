@@ -27,6 +27,7 @@ class LayerCall:
         input_version: the version counter of `input` at the call, which reveals in-place changes after it.
         parameters: the parameters of the layer at the call, by their names within the layer.
         node: the autograd node of the tap after the layer's output.
+        sample_dim: the dimension of the samples in the input and the output.
         sums: for each parameter whose importance this call computes, by its name within the layer, the tensor to add to.
     """
 
@@ -36,6 +37,7 @@ class LayerCall:
     input_version: int
     parameters: dict[str, nn.Parameter | None]
     node: Any = None
+    sample_dim: int = 0
     sums: Mapping[str, Tensor] = field(default_factory=dict)
 
     def add_importance(self, grad_output: Tensor, exponent: int, scale: float) -> None:
@@ -51,9 +53,14 @@ class LayerCall:
                 f"the input of a {type(self.layer).__name__} layer was modified in place after the layer used it; "
                 "the gradients of its parameters cannot be computed; use an out-of-place operation instead"
             )
-        batch_sums = self.rule.function(self.layer, self.input, grad_output, exponent, self.sums.keys())
+        layer_input, delta = (tensor.movedim(self.sample_dim, 0) for tensor in (self.input, grad_output))
+        batch_sums = self.rule.function(self.layer, layer_input, delta, exponent, self.sums.keys())
         for name, total in self.sums.items():
             total.add_(batch_sums[name], alpha=scale)
+
+    def sample_dims(self, num_samples: int) -> set[int]:
+        """The dimensions of the input that may be the samples, see `Rule.sample_dims`."""
+        return self.rule.sample_dims(self.layer, self.input, num_samples)
 
     @property
     def is_input_modified(self) -> bool:
@@ -127,4 +134,6 @@ def _trainable_layers(model: nn.Module) -> list[nn.Module]:
     """The layers that hold a trainable parameter; none if global forward hooks exist, as these run before a layer's hooks."""
     if torch.nn.modules.module._global_forward_hooks:
         return []
-    return [layer for layer in model.modules() if any(p.requires_grad for p in layer.parameters(recurse=False))]
+    return [
+        layer for layer in model.modules() if any(p is not None and p.requires_grad for p in layer._parameters.values())
+    ]

@@ -69,20 +69,19 @@ class Coverage(Mapping[str, CoverageKind]):
 def explain_coverage(model: nn.Module, batch: Any = None, *, embed: Embed | str | None = None) -> Coverage:
     """Lists how `estimate_importance` computes the importance of each parameter of a model.
 
-    - "rule": the exact rule of its layer, or that of values which all samples share (position embeddings, class tokens, scales
-      and other parameters that are added, multiplied or expanded); both run within the ordinary backward pass;
+    - "rule": the exact rule of its layer, or that of parameters which the samples use in matrix products, additions,
+      multiplications and look-ups (attention, reused weights, position embeddings); both run within the ordinary backward pass;
     - "fallback": per-sample gradients by `torch.func` (or by a loop, if `torch.func` fails on the model), which are exact too,
-      but slower. They are used if no rule exists for the layer, if the parameter is used more than once, or if several
-      layers share it;
+      but slower, because they differentiate the whole model for every sample;
     - "frozen": the parameter has `requires_grad=False` and is left out;
     - "unused": the embeddings do not depend on the parameter, so its importance is zero.
 
     Args:
         model: the embedding model.
         batch: a batch of inputs, on which the model is run as `estimate_importance` would run it; it shows all kinds only with
-            at least two samples. Without a batch, the kinds are derived from the layers alone, so that unused parameters,
-            layers that run several times, values that all samples share and uses of a parameter outside its layer are not
-            noticed.
+            at least two samples. Without a batch, the kinds are derived from the layers alone: unused parameters, layers that
+            run several times and uses of a parameter outside its layer are not noticed, and parameters whose rule depends on
+            how the samples use them, such as those of `nn.MultiheadAttention`, are shown as "fallback".
         embed: how to embed a batch, see `estimate_importance`.
 
     Returns:

@@ -6,8 +6,8 @@ A batch is processed in four steps:
    gradient tap after its output.
 2. From the autograd graph it is decided how the importance of each parameter is computed. The layer's rule computes it if the
    layer ran exactly once, with this parameter and with samples in the first dimension, and if that run is the only use of
-   the parameter. If all samples share what is computed from the parameter, as position embeddings, the rule of `broadcast`
-   computes it. A parameter without any use has zero importance. The exact fallback computes all others.
+   the parameter. If all samples share what is computed from the parameter and use it in matrix products or broadcasts, the
+   rule of `shared` computes it. A parameter without any use has zero importance. The exact fallback computes all others.
 3. The backward pass runs from the summed output to the taps, each of which calls the rule of its layer. The gradients of
    parameters with a rule are not requested, so autograd never forms their gradients over the batch.
 4. The per-sample gradients of the fallback are checked: they must add up to the gradient that the same backward pass gave
@@ -17,60 +17,26 @@ A batch is processed in four steps:
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from mas_embed.errors import UserError
-from mas_embed.importance.broadcast import Broadcasts, find_broadcasts, per_sample_gradients, rows_are_samples
 from mas_embed.importance.calls import LayerCall, calls_by_layer, recorded_calls
 from mas_embed.importance.checks import check_embeddings, check_samples_are_independent
-from mas_embed.importance.fallback import CHUNK_BYTES, PerSampleGradients
-from mas_embed.importance.graph import AutogradGraph, output_shapes
+from mas_embed.importance.fallback import PerSampleGradients
+from mas_embed.importance.graph import AutogradGraph
 from mas_embed.importance.outputs import Output
 from mas_embed.importance.parameters import trainable_parameters, zero_sums
-from mas_embed.importance.rules.lookup import embedding, shared_lookup
-from mas_embed.importance.rules.memory import absolute_power, scratch_space
+from mas_embed.importance.rules.memory import scratch_space
 from mas_embed.importance.samples import split_samples, take_samples
+from mas_embed.importance.shared import SharedValue, Step, shared_value, with_ordered_samples
 from mas_embed.runtime.forward import Embed, embed_batch, prepared_batch
 
 CoverageKind = Literal["rule", "fallback", "frozen", "unused"]
-
-
-@dataclass
-class SharedValue:
-    """A value that all samples of a batch share: a parameter, or the result of a look-up in an embedding table.
-
-    Attributes:
-        name: of the parameter.
-        node: the autograd node of the value.
-        shape: of the value.
-        lookup: the embedding table and the rows that were looked up; None if the value is the parameter itself.
-        broadcasts: the operations that repeat the value for every sample, see `broadcast`.
-    """
-
-    name: str
-    node: Any
-    shape: tuple[int, ...]
-    lookup: tuple[nn.Embedding, Tensor] | None
-    broadcasts: Broadcasts
-
-    def add_importance(
-        self, total: Tensor, gradients: Mapping[Any, Tensor | None], exponent: int, scale: float
-    ) -> None:
-        """Adds `scale * sum_n |g_n|^exponent`, given the gradients with respect to the outputs of the operations by node."""
-        pairs = [(broadcast, gradients[broadcast.node]) for broadcast in self.broadcasts.found]
-        used = [(broadcast, gradient) for broadcast, gradient in pairs if gradient is not None]
-        for chunk in per_sample_gradients(self.node, self.shape, used, CHUNK_BYTES):
-            if self.lookup is None:
-                summed = absolute_power(chunk, exponent).sum(0)
-            else:
-                summed = shared_lookup(*self.lookup, chunk, exponent)
-            total.add_(summed, alpha=scale)
 
 
 @dataclass(frozen=True)
@@ -78,12 +44,12 @@ class SampleCheck:
     """What embedding few samples without the others of their batch shows.
 
     Attributes:
-        samplewise_layers: the layers whose first dimension is the samples.
-        signatures: the signature of the shared value of each parameter that has one, see `Broadcasts`.
+        sample_dims: the dimensions of a layer's input that may be the samples, by layer.
+        signatures: the signature of the shared value of each parameter that has one, by parameter name.
     """
 
-    samplewise_layers: set[nn.Module]
-    signatures: dict[str, list[Any]]
+    sample_dims: dict[nn.Module, set[int]]
+    signatures: dict[str, list[Step]]
 
 
 class BatchImportance:
@@ -129,13 +95,12 @@ class BatchImportance:
         values, tap_leaf, shared_values = self._forward(batch)
         num_samples, num_outputs = values.shape
         self._scale = 1 / num_outputs if self._output.reduction == "mean" else 1.0
-        parameters = dict(self._model.named_parameters())
-        by_fallback = {name: parameters[name] for name, kind in self.coverage.items() if kind == "fallback"}
-        nodes = list(dict.fromkeys(b.node for shared in shared_values for b in shared.broadcasts.found))
-        # The per-sample gradients pass once more through what lies between a shared value and the operations that repeat it
-        passes_again = any(
-            b.source.node is not shared.node for shared in shared_values for b in shared.broadcasts.found
-        )
+        by_fallback = {
+            name: self._model.get_parameter(name) for name, kind in self.coverage.items() if kind == "fallback"
+        }
+        nodes = list(dict.fromkeys(use.node for shared in shared_values for use in shared.uses))
+        # The per-sample gradients pass once more through what lies between a shared value and the operations that use it
+        passes_again = any(use.source.node is not shared.node for shared in shared_values for use in shared.uses)
         targets: list[Any] = [tap_leaf, *by_fallback.values(), *(GradientEdge(node, 0) for node in nodes)]
         for index in range(num_outputs):
             total, self._is_last_output = values[:, index].sum(), index == num_outputs - 1
@@ -190,13 +155,18 @@ class BatchImportance:
         """Sets `coverage` for every parameter, and for every call the `sums` that its rule adds to; returns the shared values."""
         calls_of = calls_by_layer(calls)
 
+        def sample_dims(call: LayerCall) -> set[int]:
+            """The dimensions of the input that have as many entries as there are samples, whatever their number."""
+            return call.sample_dims(num_samples) & check.sample_dims.get(call.layer, set())
+
         def has_rule(name: str, layer: nn.Module, parameter: nn.Parameter) -> bool:
             """Whether the layer ran once, sample by sample, with this parameter, and the output depends on that run."""
-            if len(calls_of[layer]) != 1 or layer not in check.samplewise_layers:
+            if len(calls_of[layer]) != 1:
                 return False
             call = calls_of[layer][0]
             is_used = name in call.rule.parameters and call.parameters.get(name) is parameter
-            return is_used and call.node in graph and len(call.input) == num_samples
+            num_dims = len(sample_dims(call))
+            return is_used and call.node in graph and (num_dims == 1 or (num_samples == 1 and num_dims > 0))
 
         self.coverage = {}
         shared_values: list[SharedValue] = []
@@ -212,12 +182,13 @@ class BatchImportance:
                 self.coverage[name] = "rule"
                 sums_of[layer][local_name] = self.sums[name]
             else:
-                shared = _shared_value(name, parameter, graph, calls_of[layer], num_samples)
-                is_checked = shared is not None and check.signatures.get(name) == shared.broadcasts.signature
-                self.coverage[name] = "rule" if is_checked else "fallback"
-                shared_values += [shared] if shared is not None and is_checked else []
+                expected = check.signatures.get(name)
+                shared = expected and shared_value(name, parameter, graph, calls_of[layer], num_samples, expected)
+                self.coverage[name] = "rule" if shared else "fallback"
+                shared_values += [shared] if shared else []
         for layer, sums in sums_of.items():
-            calls_of[layer][0].sums = sums
+            call = calls_of[layer][0]
+            call.sums, call.sample_dim = sums, min(sample_dims(call))
         return shared_values
 
     def _sample_check(self, batch: Any, embeddings: Tensor, calls: list[LayerCall]) -> SampleCheck:
@@ -232,7 +203,7 @@ class BatchImportance:
         """
         num_samples = len(embeddings)
         if num_samples == 1:
-            return SampleCheck({call.layer for call in calls if len(call.input) == 1}, {})
+            return SampleCheck({call.layer: call.sample_dims(1) for call in calls}, {})
         indices = [num_samples - 1, 1] if num_samples > 2 else [1, 1, 1]
         key = (len(indices), *(tensor.shape[1:] for tensor in split_samples(batch, num_samples)[0]))
         if key not in self._sample_checks:
@@ -250,46 +221,30 @@ class BatchImportance:
                     f"the model cannot embed samples without the others of their batch: {error}"
                 ) from error.__cause__
         check_samples_are_independent(alone.detach(), embeddings, indices)
-        layers = {call.layer for call in calls} - {call.layer for call in calls if len(call.input) != len(indices)}
-        signatures = self._signatures(alone, calls, layers)
+        sample_dims: dict[nn.Module, set[int]] = {}
+        for call in calls:
+            dims = call.sample_dims(len(indices))
+            sample_dims[call.layer] = sample_dims.get(call.layer, dims) & dims
+        signatures = self._signatures(alone, calls, sample_dims)
         for call in calls:
             call.node = None
-        return SampleCheck(layers, signatures)
+        return SampleCheck(sample_dims, signatures)
 
     def _signatures(
-        self, embeddings: Tensor, calls: list[LayerCall], samplewise_layers: set[nn.Module]
-    ) -> dict[str, list[Any]]:
+        self, embeddings: Tensor, calls: list[LayerCall], sample_dims: dict[nn.Module, set[int]]
+    ) -> dict[str, list[Step]]:
         """The signatures of the shared values in the graph of the embeddings, by parameter name."""
-        signatures: dict[str, list[Any]] = {}
         if embeddings.grad_fn is None:
-            return signatures
+            return {}
         graph, calls_of, owners = AutogradGraph(embeddings), calls_by_layer(calls), parameter_owners(self._model)
+        found = []
         for name, parameter in trainable_parameters(self._model).items():
-            layer = owners[parameter][0][0]
-            if layer in samplewise_layers or graph.num_uses(parameter) == 0:
-                continue
-            shared = _shared_value(name, parameter, graph, calls_of[layer], len(embeddings))
-            # The sum over samples does not depend on their order, so that one operation needs no check of its rows
-            if shared and (len(shared.broadcasts.found) == 1 or rows_are_samples(embeddings, shared.broadcasts)):
-                signatures[name] = shared.broadcasts.signature
-        return signatures
-
-
-def _shared_value(
-    name: str, parameter: nn.Parameter, graph: AutogradGraph, calls: list[LayerCall], num_samples: int
-) -> SharedValue | None:
-    """The value of a parameter that all samples share, given all calls of its layer; None if there is none."""
-    node, lookup = graph.leaf_of(parameter), None
-    if len(calls) == 1 and calls[0].rule.function is embedding and graph.num_uses(parameter) == 1:
-        call = calls[0]
-        if call.parameters.get("weight") is parameter and call.node in graph and not call.is_input_modified:
-            node, lookup = call.node, (cast(nn.Embedding, call.layer), call.input)
-    broadcasts = find_broadcasts(graph, node, num_samples)
-    if broadcasts is None:
-        return None
-    shape = output_shapes(node)[0]
-    broadcasts.signature.append((shape, lookup is None))
-    return SharedValue(name, node, shape, lookup, broadcasts)
+            layer, num_uses = owners[parameter][0][0], graph.num_uses(parameter)
+            has_rule = bool(sample_dims.get(layer)) and calls_of[layer][0].node in graph
+            if num_uses > 1 or (num_uses == 1 and not has_rule):
+                found.append(shared_value(name, parameter, graph, calls_of[layer], len(embeddings)))
+        values = with_ordered_samples([value for value in found if value is not None], embeddings)
+        return {value.name: value.signature for value in values}
 
 
 def parameter_owners(model: nn.Module) -> dict[nn.Parameter, list[tuple[nn.Module, str]]]:

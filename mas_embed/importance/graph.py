@@ -58,9 +58,10 @@ class AutogradGraph:
                     "reentrant gradient checkpointing hides the operations that it runs from autograd; "
                     "pass use_reentrant=False to checkpoint"
                 )
-            if hasattr(node, "variable"):
+            edges = getattr(node, "next_functions", ())
+            if not edges and hasattr(node, "variable"):
                 self._leaves[id(node.variable)] = node
-            for slot, (source, output) in enumerate(getattr(node, "next_functions", ())):
+            for slot, (source, output) in enumerate(edges):
                 if source is None:
                     continue
                 self._consumers[source].append(Consumer(node, slot, output))

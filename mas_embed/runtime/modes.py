@@ -18,10 +18,11 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
     Afterwards, also after an exception, modes, buffers, attributes of modules and random states are restored.
     """
-    attributes = [(module, dict(vars(module))) for module in model.modules()]
+    modules = list(model.modules())
+    attributes = [(module, dict(vars(module))) for module in modules]
     buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers() if not buffer.is_inference()]
     # Embedding tables with `max_norm` rescale their weights in every forward pass
-    tables: list[Any] = [module.weight for module in model.modules() if getattr(module, "max_norm", None) is not None]
+    tables: list[Any] = [module.weight for module in modules if getattr(module, "max_norm", None) is not None]
     rows = [(table, table.detach().clone()) for table in tables]
     device, was_training = device_of(model), model.training
     model.eval()

@@ -145,7 +145,7 @@ def test_concatenated_tokens_of_a_static_embedding():
     expected = expected_of_texts(model)
     for batch in (TEXTS, model.preprocess(TEXTS)):
         assert_equal(estimate_importance(model, [batch], embed="sentence_transformers"), expected)
-    assert explain_coverage(model, TEXTS, embed="sentence_transformers")["0.embedding.weight"] == "fallback"
+    assert explain_coverage(model, TEXTS, embed="sentence_transformers")["0.embedding.weight"] == "rule"
 
 
 def test_texts_observed_online_are_counted():

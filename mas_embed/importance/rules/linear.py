@@ -18,7 +18,7 @@ from mas_embed.importance.rules.registry import rule
 MAX_POSITIONS = 64  # for the compiled code; with more of them PyTorch's matrix products are as fast (measured)
 
 
-@rule(nn.Linear, NonDynamicallyQuantizableLinear, min_ndim=2)
+@rule(nn.Linear, NonDynamicallyQuantizableLinear, min_ndim=2, num_feature_dims=lambda layer: 1)
 def linear(
     layer: nn.Linear, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]
 ) -> dict[str, Tensor]:
@@ -28,13 +28,14 @@ def linear(
     delta_NTO = grad_output.reshape(len(input), -1, layer.out_features).to(dtype)
     sums = {}
     if "weight" in names:
-        sums["weight"] = _weight(input_NTI, delta_NTO, exponent)
+        sums["weight"] = sum_over_samples(input_NTI, delta_NTO, exponent)
     if "bias" in names:
         sums["bias"] = sum_of_powers(delta_NTO.sum(1), exponent)
     return sums
 
 
-def _weight(input_NTI: Tensor, delta_NTO: Tensor, exponent: int) -> Tensor:
+def sum_over_samples(input_NTI: Tensor, delta_NTO: Tensor, exponent: int) -> Tensor:
+    """`sum_n |delta_n^T x_n|^exponent` [O, I]."""
     if input_NTI.shape[1] == 1:
         # With one position, |delta_o x_i|^p = |delta_o|^p |x_i|^p, so the sum over samples is one matrix product.
         return delta_NTO[:, 0].abs().pow(exponent).T @ input_NTI[:, 0].abs().pow(exponent)

@@ -60,7 +60,7 @@ def instance_norm(
     return _by_channel(F.instance_norm(input.detach().to(dtype), eps=layer.eps), grad_output.to(dtype), exponent, names)
 
 
-@rule(nn.LayerNorm, min_ndim=2)
+@rule(nn.LayerNorm, min_ndim=2, num_feature_dims=lambda layer: len(layer.normalized_shape))
 def layer_norm(
     layer: nn.LayerNorm, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]
 ) -> dict[str, Tensor]:
@@ -70,7 +70,7 @@ def layer_norm(
     return _by_element(layer, normalized, grad_output.to(dtype), exponent, names)
 
 
-@rule(nn.RMSNorm, min_ndim=2)
+@rule(nn.RMSNorm, min_ndim=2, num_feature_dims=lambda layer: len(layer.normalized_shape))
 def rms_norm(
     layer: nn.RMSNorm, input: Tensor, grad_output: Tensor, exponent: int, names: Collection[str]
 ) -> dict[str, Tensor]:

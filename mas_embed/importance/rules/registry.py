@@ -35,6 +35,8 @@ class Rule:
         min_ndim: the smallest number of dimensions of a batched input; with fewer, the first dimension is not the samples.
         applies: returns whether the rule is exact for a layer with the options of this one.
         forward: the `forward` of the class at registration; the rule is not used if it has been patched since.
+        num_feature_dims: of a layer that treats all positions alike, the number of trailing dimensions that are not positions;
+            the samples may then be in any of the others. None if they must be in the first.
         parameters: the names of the parameters that the rule can compute.
     """
 
@@ -42,20 +44,29 @@ class Rule:
     min_ndim: int
     applies: Callable[[Any], bool]
     forward: Callable[..., Any]
+    num_feature_dims: Callable[[Any], int] | None = None
     parameters: tuple[str, ...] = ("weight", "bias")
+
+    def sample_dims(self, layer: nn.Module, input: Tensor, num_samples: int) -> set[int]:
+        """The dimensions of an input that may be the samples: those of size N, of which the rule accepts any."""
+        num_dims = input.ndim - self.num_feature_dims(layer) if self.num_feature_dims else 1
+        return {dim for dim in range(num_dims) if input.shape[dim] == num_samples}
 
 
 RULES: dict[type[nn.Module], Rule] = {}
 
 
 def rule(
-    *layers: type[nn.Module], min_ndim: int, applies: Callable[[Any], bool] = lambda layer: True
+    *layers: type[nn.Module],
+    min_ndim: int,
+    applies: Callable[[Any], bool] = lambda layer: True,
+    num_feature_dims: Callable[[Any], int] | None = None,
 ) -> Callable[[RuleFunction], RuleFunction]:
     """A decorator that registers a function as the rule of the given layer classes; see `Rule` for the arguments."""
 
     def register(function: RuleFunction) -> RuleFunction:
         for layer in layers:
-            RULES[layer] = Rule(function, min_ndim, applies, layer.forward)
+            RULES[layer] = Rule(function, min_ndim, applies, layer.forward, num_feature_dims)
         return function
 
     return register
