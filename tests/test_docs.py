@@ -158,7 +158,7 @@ def test_every_language_is_handled():
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=name_of)
 def test_the_blocks_of_a_page_run_in_order(page, workplace, loop, monkeypatch, capsys):
-    namespace, printed = {"__name__": "page"}, ""
+    namespace, printed = {"__name__": "__main__"}, ""  # as if the page were a script
     for language, text in blocks(page):
         file_name = FILE_NAME.match(text)
         if file_name is not None:

@@ -38,6 +38,8 @@ LogPenalty = Literal["epoch", "step", "never"]
 # Samplers that go over every item of the data set; a subclass may not
 _WHOLE_DATASET = (RandomSampler, SequentialSampler, DistributedSampler)
 _SHARDED = {"DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy", "XLAFSDPStrategy"}
+# Callbacks that replace the weights when training ends
+_AVERAGING = {"StochasticWeightAveraging", "WeightAveraging"}
 
 
 class MethodCallback(Callback):
@@ -76,6 +78,7 @@ class MethodCallback(Callback):
             raise UserError(f"log_penalty must be one of {', '.join(get_args(LogPenalty))}, got {log_penalty!r}")
         self.method, self.batches, self.log_penalty = method, batches, log_penalty
         self._is_in_split = False  # from begin_split to consolidate; part of the state
+        self._has_started = False  # whether `fit` has started to train
         self._is_resumed = False  # whether a state from the middle of a split was loaded and not yet continued
         self._has_gradient = False  # whether a backward pass has run since the last optimizer step
         self._added_penalty = False  # whether the current optimizer step includes the penalty
@@ -95,6 +98,8 @@ class MethodCallback(Callback):
         _check_trainer(trainer, pl_module)
         _check_optimizers(trainer)
         _check_method(self.method, trainer, pl_module)
+        _check_order(self, trainer)
+        self._has_started = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the split, or continues it after a checkpoint was restored."""
@@ -105,7 +110,7 @@ class MethodCallback(Callback):
                     f"{self.method.name} does not train on further splits; call fit only while method.is_learning is true"
                 )
             self.method.begin_split()
-        self._is_in_split, self._is_resumed = True, False
+        self._is_in_split, self._is_resumed, self._has_started = True, False, True
         self._has_gradient = self._added_penalty = self._has_seen_batch = False
         self._hook_handles = [optimizer.register_step_post_hook(self._after_step) for optimizer in trainer.optimizers]
 
@@ -142,7 +147,16 @@ class MethodCallback(Callback):
         self._is_resumed = False
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Consolidates a split whose last epoch was restored, for which Lightning skips training and `on_train_end`."""
+        """Consolidates a split whose last epoch was restored, for which Lightning skips training and `on_train_end`.
+
+        Raises:
+            UserError: Lightning has skipped the training of a new split.
+        """
+        if not self._has_started and trainer.ckpt_path is None and trainer.fit_loop.done:
+            raise UserError(
+                "fit has not trained, because this trainer had reached its max_epochs or max_steps before; make a new Trainer "
+                "for every split"
+            )
         if self._is_resumed:
             device = pl_module.device
             pl_module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
@@ -362,6 +376,16 @@ def _check_trainer(trainer: Trainer, pl_module: LightningModule) -> None:
         raise UserError(
             "the trainer starts its processes by spawn or fork and drops the state of callbacks when they end; train with "
             "strategy='ddp'"
+        )
+
+
+def _check_order(callback: MethodCallback, trainer: Trainer) -> None:
+    """Raises `UserError` if a callback would change the weights after the method has stored them as the anchor."""
+    later = trainer.callbacks[trainer.callbacks.index(callback) + 1 :]
+    if found := [item for item in later if _AVERAGING & {cls.__name__ for cls in type(item).__mro__}]:
+        raise UserError(
+            f"{type(found[0]).__name__} changes the weights when training ends; put it before MethodCallback in the list of "
+            "callbacks, so that the method sees the final weights"
         )
 
 

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from mas_embed import SI, Combine, Method, UserError
-from mas_embed.integrations.metric_learning_splits import Hook, copy_classes, next_split, score_hook
+from mas_embed.integrations.metric_learning_splits import (
+    ONE_FORM,
+    Hook,
+    check_method_of_trainer,
+    copy_classes,
+    next_split,
+    score_hook,
+)
 
 __all__ = [
     "ExtendedBatches",
@@ -296,17 +303,12 @@ def _wrappers(trainer: Any, method: Method) -> list[WithPenalty]:
 
 def _check_trainer(trainer: Any, method: Method) -> None:
     """Raises `UserError` unless the trainer trains the method's model and adds its penalty exactly once."""
-    clippers = (trainer.gradient_clippers or {}).values()
-    in_gradient = [clipper for clipper in clippers if isinstance(clipper, _AddPenaltyGrad) and clipper.method is method]
-    num_added = len(_wrappers(trainer, method)) + len(in_gradient)
-    if num_added > 1 or (num_added == 0 and any(map(_changes_gradient, _parts(method)))):
-        raise UserError(
-            f"the trainer adds the penalty of {method.name} {num_added} times in a step; "
-            "wrap one loss with WithPenalty(loss, method), or pass gradient_clippers(method), and not both"
-        )
-    trained = {id(parameter) for model in trainer.models.values() for parameter in model.parameters()}
-    if not all(id(parameter) in trained for parameter in method.model.parameters()):
-        raise UserError(f"{method.name} protects another model than the trainer trains; make it with joined(models)")
+    parts = [*trainer.loss_funcs.values(), *(trainer.gradient_clippers or {}).values()]
+    if any(map(_changes_gradient, _parts(method))) and not any(
+        getattr(part, "method", None) is method for part in parts
+    ):
+        raise UserError(f"the trainer never adds the penalty of {method.name}; {ONE_FORM}")
+    check_method_of_trainer(method, trainer.models.values(), parts)
 
 
 class _Optimizers(torch.optim.Optimizer):

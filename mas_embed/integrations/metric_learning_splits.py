@@ -11,10 +11,11 @@ from pytorch_metric_learning.losses import CrossBatchMemory
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler
 
-from mas_embed import ScoreMatrix, UserError, evaluate_retrieval
+from mas_embed import Method, ScoreMatrix, UserError, evaluate_retrieval
 
 Hook = Callable[[Any], Any]  # (trainer) -> anything; an `end_of_epoch_hook` that returns False stops the training
 ReferenceSplits = Sequence[tuple[str, Sequence[str]]]
+ONE_FORM = "wrap one loss with WithPenalty(loss, method), or pass gradient_clippers(method), and not both"
 
 
 def score_hook(
@@ -114,7 +115,8 @@ def next_split(
 
     Raises:
         UserError: the sampler or the labels of the next split are missing; the data set is smaller than a batch, of which the
-            trainer would train on nothing; or an optimizer or scheduler belongs to something that has been replaced.
+            trainer would train on nothing; an optimizer or scheduler belongs to something that has been replaced; or the
+            trainer adds the penalty of a method twice, or that of a method of another model than it trains.
     """
     _check_next_data(trainer, dataset, dataset_labels, sampler)
     for kind, new in (("models", models), ("loss_funcs", loss_funcs)):
@@ -125,6 +127,10 @@ def next_split(
     new_optimizers = {**trainer.optimizers, **(optimizers or {})}
     new_schedulers = {**trainer.lr_schedulers, **(lr_schedulers or {})}
     _check_optimizers([*parts[0].values(), *parts[1].values()], new_optimizers, new_schedulers)
+    adding = [*parts[1].values(), *(trainer.gradient_clippers or {}).values()]
+    for method in (getattr(part, "method", None) for part in adding):
+        if isinstance(method, Method):
+            check_method_of_trainer(method, parts[0].values(), adding)
     trainer.models.update(models or {})
     trainer.loss_funcs.update(loss_funcs or {})
     trainer.optimizers, trainer.lr_schedulers = new_optimizers, new_schedulers
@@ -138,6 +144,22 @@ def next_split(
         trainer.dataset_labels = dataset_labels
         trainer.initialize_label_mapper()
     return int(getattr(trainer, "epoch", 0)) + 1
+
+
+def check_method_of_trainer(method: Method, models: Iterable[nn.Module], parts: Iterable[Any]) -> None:
+    """Raises `UserError` if the penalty of a method is added more than once in a step, or pulls another model.
+
+    Args:
+        method: the method.
+        models: that the trainer trains.
+        parts: the losses and clippers of the trainer; those that add a penalty have its method as `method`.
+    """
+    num_added = sum(getattr(part, "method", None) is method for part in parts)
+    if num_added > 1:
+        raise UserError(f"the trainer adds the penalty of {method.name} {num_added} times in a step; {ONE_FORM}")
+    trained = {id(parameter) for model in models for parameter in model.parameters()}
+    if not all(id(parameter) in trained for parameter in method.model.parameters()):
+        raise UserError(f"{method.name} protects another model than the trainer trains; make it with joined(models)")
 
 
 @torch.no_grad()

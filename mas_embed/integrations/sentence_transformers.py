@@ -92,7 +92,7 @@ class WithPenalty(nn.Module):
             raise UserError("the loss has a component 'penalty' already; wrap a loss in WithPenalty once")
         if torch.is_grad_enabled():
             mark_penalized_by_loss(self.method)
-        return losses | {"penalty": self.method.penalty()}
+        return _Losses(losses | {"penalty": self.method.penalty()})
 
     def get_config_dict(self) -> dict[str, Any]:
         """What the model card says of this loss."""
@@ -139,6 +139,18 @@ class WithPenalty(nn.Module):
         if self._loaded_state is not None:
             flat, self._loaded_state = self._loaded_state, None
             self.method.load_state_dict(unflatten_state(flat))
+
+
+class _Losses(dict[str, Tensor]):
+    """Losses by name, which cannot be the loss that another one, such as `MatryoshkaLoss`, weights or adds up."""
+
+    def _refuse(self, other: Any) -> Any:
+        raise UserError(
+            "WithPenalty must be the outermost loss, because the losses of this library compute with one tensor; write "
+            "WithPenalty(MatryoshkaLoss(model, loss, dims), method)"
+        )
+
+    __add__ = __radd__ = __mul__ = __rmul__ = __truediv__ = _refuse
 
 
 def feature_columns(batch: Mapping[str, Any]) -> tuple[list[Any], Any]:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
 
 import torch
 from torch import nn
@@ -29,6 +29,8 @@ LABEL_KEYS = ("labels", "label", "label_ids")
 
 # The methods whose penalty a loss has added since the last step of the optimizer
 _penalized_by_loss: WeakSet[Method] = WeakSet()
+# The state of the training that every callback takes part in, which is one object for all callbacks of a trainer
+_state_of: WeakKeyDictionary[MethodCallback, ReferenceType[TrainerState]] = WeakKeyDictionary()
 
 
 class MethodCallback(TrainerCallback):
@@ -56,8 +58,8 @@ class MethodCallback(TrainerCallback):
 
     Raises:
         UserError: the method extends batches or embeddings, or adds a penalty on the embeddings of a batch; or, when training
-            begins, the method belongs to another model, does not learn the next split, parameters are sharded, or there is
-            no state to resume from.
+            begins, the method belongs to another model, does not learn the next split, parameters are sharded, the trainer
+            has another MethodCallback, or there is no state to resume from.
     """
 
     def __init__(self, method: Method, *, batches: Iterable[Any] | None = None) -> None:
@@ -69,6 +71,7 @@ class MethodCallback(TrainerCallback):
     ) -> None:
         """Begins a split, or restores the state of the method."""
         _check_trainer(self.method, kwargs["model"], args)
+        _check_is_only_one(self, state)
         _penalized_by_loss.discard(self.method)
         if state.global_step > 0:
             load_method(_resumed_checkpoint(args, state) / STATE_FILE, self.method)
@@ -128,6 +131,8 @@ class MethodCallback(TrainerCallback):
 
 def check_batch_hooks(method: Method, user: str) -> None:
     """Raises `UserError` if a method needs hooks that are called with single batches, for which a trainer has no place."""
+    if not isinstance(method, Method):
+        raise UserError(f"{user} takes a method, such as MAS(model), got an object of type {type(method).__name__}")
     if method.batch_hooks:
         raise UserError(
             f"{user} cannot call {' and '.join(sorted(method.batch_hooks))} of the method {method.name}, because the trainer "
@@ -190,6 +195,16 @@ def _check_trainer(method: Method, model: nn.Module, args: TrainingArguments) ->
         )
     if not method.is_learning:
         raise UserError(f"the method {method.name} does not learn a further split; do not train on it")
+
+
+def _check_is_only_one(callback: MethodCallback, state: TrainerState) -> None:
+    """Raises `UserError` if the trainer has two callbacks, which would count a method twice or write to the same file."""
+    _state_of[callback] = ref(state)
+    if any(other is not callback and reference() is state for other, reference in _state_of.items()):
+        raise UserError(
+            "the trainer has two MethodCallbacks, but one checkpoint holds the state of one method; pass one callback, of "
+            "Combine(model, methods=[...]) for several methods"
+        )
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:

@@ -19,7 +19,7 @@ from mas_embed.methods.checks import check_share, inputs_and_labels
 from mas_embed.methods.parameter_tensors import copy_to_parameters, write_to_parameters
 from mas_embed.methods.rehearsal import num_rehearsed, rehearsal_generator
 from mas_embed.runtime.checks import check_at_least
-from mas_embed.runtime.forward import Embed, batch_to, device_of, embed_batch, is_texts, map_tensors
+from mas_embed.runtime.forward import Embed, batch_to, check_embed, device_of, embed_batch, is_texts, map_tensors
 from mas_embed.runtime.modes import eval_mode, eval_mode_with_grad
 
 
@@ -91,6 +91,7 @@ class ClassStatistics(Method):
         if rank is not None:
             check_at_least("rank", rank, 0)
         check_share(share)
+        check_embed(model, embed)
         self.layer, self.rank, self.share, self.seed, self.embed = layer, rank, share, seed, embed
         self.classes: dict[int, ClassGaussian] = {}
         self.held: dict[str, Tensor] = {}

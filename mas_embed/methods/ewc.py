@@ -13,7 +13,7 @@ from mas_embed.methods.elastic import Elastic
 from mas_embed.methods.fisher import Fisher, check_loss, estimate_fisher
 from mas_embed.methods.parameter_tensors import weighted_mean
 from mas_embed.runtime.checks import check_choice
-from mas_embed.runtime.forward import Embed
+from mas_embed.runtime.forward import Embed, check_embed
 
 Mode = Literal["separate", "online"]
 
@@ -33,9 +33,10 @@ class EWC(Elastic):
 
     Args:
         model: any module that embeds a batch as [N, D].
-        loss: the loss whose Fisher information is taken, `(embeddings, labels, mined) -> Tensor []`, without trainable
-            parameters. In a config it is the training loss, unless the method names another one. A loss with a margin can
-            reach zero, and then has no gradient; name a smooth loss in that case, `{name: ewc, loss: MultiSimilarityLoss}`.
+        loss: the loss whose Fisher information is taken, `(embeddings, labels, mined) -> Tensor []` or
+            `(embeddings, labels) -> Tensor []`, without trainable parameters. In a config it is the training loss, unless the
+            method names another one. A loss with a margin can reach zero, and then has no gradient; name a smooth loss in that
+            case, `{name: ewc, loss: MultiSimilarityLoss}`.
         strength: half the paper's lambda, >= 0.
         fisher: "sample" squares the gradient of every sample, which is the definition; "batch" squares the gradient of every
             batch, as many implementations do.
@@ -74,6 +75,7 @@ class EWC(Elastic):
         check_loss(loss, "EWC")
         check_choice("fisher", fisher, get_args(Fisher))
         check_choice("mode", mode, get_args(Mode))
+        check_embed(model, embed)
         self.loss, self.fisher, self.mode, self.embed = loss, fisher, mode, embed
 
     def estimate(self, batches: Iterable[Any]) -> Importance:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, get_args
@@ -43,7 +44,8 @@ def estimate_fisher(
     Args:
         model: any module that embeds a batch as [N, D].
         batches: pairs `(inputs, labels)`, with several classes in every batch.
-        loss: the training loss, called as `loss(embeddings [B, D], labels [B], None)`, with None for the miner's result.
+        loss: the training loss, called as `loss(embeddings [B, D], labels [B], None)`, with None for the miner's result, which is
+            left out for a loss that takes two arguments, such as `torch.nn.CrossEntropyLoss`.
         fisher: "sample" or "batch".
         embed: replaces `model(input)`, see `estimate_importance`.
 
@@ -96,6 +98,22 @@ def check_loss(loss: Loss | None, method: str) -> None:
             f"{method} takes the gradient of the training loss, but {type(loss).__name__} has parameters that are trained "
             "anew in every split; take a loss without parameters"
         )
+    if not (_accepts(loss, 3) or _accepts(loss, 2)):
+        raise UserError(
+            f"{method} calls the loss as loss(embeddings, labels, mined) or loss(embeddings, labels), which "
+            f"{getattr(loss, '__name__', type(loss).__name__)} does not accept"
+        )
+
+
+def _accepts(loss: Loss, num_arguments: int) -> bool:
+    """Whether a loss can be called with that many arguments; assumed of a callable that does not tell its signature."""
+    try:
+        inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).bind(*[None] * num_arguments)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
 
 
 def _with_loss_gradients(
@@ -105,6 +123,7 @@ def _with_loss_gradients(
 
     The loss is computed here because it needs the whole batch, while `estimate_importance` processes every sample alone.
     """
+    mined = (None,) if _accepts(loss, 3) else ()
     for batch in batches:
         inputs, labels = inputs_and_labels(
             batch_to(batch, device_of(model)), "the method takes the gradient of the training loss"
@@ -113,7 +132,7 @@ def _with_loss_gradients(
             embeddings = embed_batch(model, (inputs, labels), embed)
         with torch.enable_grad():
             embeddings.requires_grad_(True)
-            (gradient,) = torch.autograd.grad(loss(embeddings, labels, None), embeddings)
+            (gradient,) = torch.autograd.grad(loss(embeddings, labels, *mined), embeddings)
         # The loss is a mean over B samples. "sample": times B gives the gradients of the losses of single samples. "batch":
         # times sqrt(B), a batch counts as B samples after squaring
         yield inputs, gradient * (len(gradient) if fisher == "sample" else len(gradient) ** 0.5)

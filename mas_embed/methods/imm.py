@@ -13,7 +13,7 @@ from mas_embed.methods.base import METHODS, Loss, Method
 from mas_embed.methods.fisher import check_loss, estimate_fisher
 from mas_embed.methods.parameter_tensors import copy_to_parameters, weighted_mean, write_to_parameters
 from mas_embed.runtime.checks import check_choice
-from mas_embed.runtime.forward import Embed
+from mas_embed.runtime.forward import Embed, check_embed
 
 Mode = Literal["mean", "mode"]
 Start = Literal["last", "average"]
@@ -61,6 +61,7 @@ class IMM(Method):
         check_choice("start", start, get_args(Start))
         if mode == "mode":
             check_loss(loss, "IMM with mode='mode'")
+        check_embed(model, embed)
         self.mode, self.start, self.loss, self.embed = mode, start, loss, embed
         self.average: dict[str, Tensor] = {}
         self.last: dict[str, Tensor] = {}

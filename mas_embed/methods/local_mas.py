@@ -10,7 +10,7 @@ from torch import nn
 from mas_embed.importance import Importance, estimate_local_importance
 from mas_embed.methods.base import METHODS
 from mas_embed.methods.elastic import Accumulation, Elastic
-from mas_embed.runtime.forward import Embed
+from mas_embed.runtime.forward import Embed, check_embed
 
 
 @METHODS.register("local_mas")
@@ -52,6 +52,7 @@ class LocalMAS(Elastic):
             normalize=normalize,
             decoupled=decoupled,
         )
+        check_embed(model, embed)
         self.embed = embed
 
     def estimate(self, batches: Iterable[Any]) -> Importance:

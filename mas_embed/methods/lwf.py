@@ -14,7 +14,7 @@ from mas_embed.losses import embedding_distillation, similarity_distillation
 from mas_embed.methods.base import METHODS, Method
 from mas_embed.methods.checks import check_strength
 from mas_embed.runtime.checks import check_choice
-from mas_embed.runtime.forward import Embed, embed_batch
+from mas_embed.runtime.forward import Embed, check_embed, embed_batch
 
 Distillation = Literal["embedding", "similarity"]
 
@@ -51,6 +51,7 @@ class LwF(Method):
         super().__init__(model)
         check_strength(strength)
         check_choice("distillation", distillation, get_args(Distillation))
+        check_embed(model, embed)
         self.strength, self.distillation, self.embed = strength, distillation, embed
         self._old: nn.Module | None = None
 

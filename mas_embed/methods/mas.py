@@ -11,7 +11,7 @@ from mas_embed.importance import Importance, estimate_importance
 from mas_embed.importance.outputs import Output, resolve_output
 from mas_embed.methods.base import METHODS
 from mas_embed.methods.elastic import Accumulation, Elastic
-from mas_embed.runtime.forward import Embed
+from mas_embed.runtime.forward import Embed, check_embed
 
 
 @METHODS.register("mas")
@@ -69,6 +69,7 @@ class MAS(Elastic):
             normalize=normalize,
             decoupled=decoupled,
         )
+        check_embed(model, embed)
         self.output, self.embed = resolve_output(output), embed
 
     def estimate(self, batches: Iterable[Any]) -> Importance:

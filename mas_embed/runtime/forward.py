@@ -43,7 +43,8 @@ def embed_batch(model: nn.Module, batch: Any, embed: Embed | str | None = None) 
     except _REFUSALS as error:
         if isinstance(error, UserError | RunError) or _is_out_of_memory(error):
             raise
-        given, remedy = shortened(printable(_described(inputs))), "" if function else _remedy(model)
+        given = shortened(printable(_described(inputs)))
+        remedy = "" if function else _remedy(model) or _remedy_of_parts(inputs)
         raise UserError(f"the model refuses inputs of {given}: {reason_of(error)}{remedy}") from error
     if not isinstance(embeddings, Tensor):
         remedy = _remedy(model, embeddings) or "; pass embed=(model, input) -> tensor to pick one"
@@ -83,6 +84,23 @@ def _remedy(model: nn.Module, output: Any = None) -> str:
     if getattr(output, "last_hidden_state", None) is not None:
         return "; pass embed='mean_pooling' or embed='cls_pooling'"
     return ""
+
+
+def _remedy_of_parts(inputs: Any) -> str:
+    """How to pass inputs of several parts to a model that takes them in another form; nothing for a single tensor."""
+    if isinstance(inputs, Mapping):
+        return (
+            "; if it takes its inputs in another form, pass embed, as in embed=lambda model, batch: model(batch['...'])"
+        )
+    if isinstance(inputs, tuple | list) and not is_texts(inputs):
+        return "; if it takes them one by one, pass embed=lambda model, inputs: model(*inputs)"
+    return ""
+
+
+def check_embed(model: nn.Module, embed: Embed | str | None) -> None:
+    """Raises `UserError` if `embed` names nothing that embeds, which an estimate would notice after the training only."""
+    if embed_function(model, embed) is None:
+        _method(model, cast(str | None, embed))
 
 
 def _method(model: nn.Module, name: str | None) -> Callable[..., Any]:

@@ -506,6 +506,42 @@ def test_what_cannot_be_served_is_refused(module, options, sentence):
         fit(module, MethodCallback(me.MAS(module)), 0, **options)
 
 
+def test_a_second_fit_of_the_same_trainer_is_refused():
+    module = Net()
+    callback = MethodCallback(me.MAS(module.net))
+    trainer = fit(module, callback, 0)
+    with pytest.raises(UserError, match="fit has not trained, .*; make a new Trainer for every split"):
+        trainer.fit(module, datamodule=data(1))
+    assert callback.method.num_splits == 1
+
+
+def test_a_checkpoint_of_a_split_that_has_ended_is_fitted_without_effect(tmp_path):
+    module = Net()
+    callback = MethodCallback(me.MAS(module.net))
+    fit(module, callback, 0).save_checkpoint(tmp_path / "last.ckpt")
+    fit(module, callback, 0, ckpt_path=tmp_path / "last.ckpt")
+    assert callback.method.num_splits == 1
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_averaging_of_weights_comes_before_the_method(is_first):
+    module = Net()
+    callback = MethodCallback(me.MAS(module.net))
+    averaging = L.callbacks.StochasticWeightAveraging(swa_lrs=0.1, swa_epoch_start=1)
+    trainer = L.Trainer(
+        max_epochs=2, callbacks=[averaging, callback] if is_first else [callback, averaging], **NO_CHECKPOINT
+    )
+    if not is_first:
+        with pytest.raises(
+            UserError, match="StochasticWeightAveraging changes the weights when training ends; put it before"
+        ):
+            trainer.fit(module, datamodule=data(0))
+        return
+    trainer.fit(module, datamodule=data(0))
+    for name, parameter in module.net.named_parameters():
+        assert torch.equal(callback.method.anchor[name], parameter)
+
+
 def test_a_fused_optimizer_under_a_gradient_scaler_is_refused():
     module = Net(partial(torch.optim.Adam, lr=0.1, fused=True))
     plugin = L.plugins.MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))

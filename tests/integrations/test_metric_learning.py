@@ -377,9 +377,21 @@ def test_mistakes_in_a_trainer_are_refused(mistake):
         models, loss_funcs, make_dataset(small_splits(2)[0].train),
         trainer=trainers.TrainWithClassifier, end_of_iteration_hook=IterationHook(method), **options,
     )  # fmt: skip
-    number = {"twice": "2 times", "both": "2 times", "never": "0 times", "another model": "another model"}[mistake]
+    number = {"twice": "2 times", "both": "2 times", "never": "never adds", "another model": "another model"}[mistake]
     with pytest.raises(me.UserError, match=number):
         trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"), [("both", "adds the penalty of MAS 2 times"), ("another model", "another model")]
+)
+def test_mistakes_are_refused_before_the_second_split_without_a_hook(mistake, message):
+    models, dataset = make_models(), make_dataset(small_splits(2)[0].train)
+    method = me.MAS(joined(make_models() if mistake == "another model" else models))
+    options = {"gradient_clippers": gradient_clippers(method)} if mistake == "both" else {}
+    trainer = make_trainer(models, {"metric_loss": WithPenalty(make_loss(), method)}, dataset, **options)
+    with pytest.raises(me.UserError, match=message):
+        next_split(trainer, dataset)
 
 
 # Other trainers

@@ -389,6 +389,14 @@ def test_wrapping_twice_is_refused(make_model):
         loss([model.preprocess(["sun1"]), model.preprocess(["sun2"])], None)
 
 
+@pytest.mark.parametrize("wrap", [losses.MatryoshkaLoss, losses.Matryoshka2dLoss])
+def test_wrapping_inside_another_loss_is_refused(make_model, wrap):
+    model = make_model()
+    loss = wrap(model, WithPenalty(mnrl(model), Finetune(model)), matryoshka_dims=[16, 8])
+    with pytest.raises(UserError, match="WithPenalty must be the outermost loss"):
+        loss([model.preprocess(["sun1"]), model.preprocess(["sun2"])], None)
+
+
 # Embeddings
 
 

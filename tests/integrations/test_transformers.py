@@ -324,6 +324,26 @@ def test_methods_that_need_batches_are_refused(make_method, hook):
         MethodCallback(make_method(Classifier()))
 
 
+def test_what_is_not_a_method_is_refused():
+    with pytest.raises(
+        UserError, match=r"MethodCallback takes a method, such as MAS\(model\), got an object of type Linear"
+    ):
+        MethodCallback(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("make_second", [lambda first: first, lambda first: SI(first.model)], ids=["same", "other"])
+def test_two_callbacks_are_refused(tmp_path, make_second):
+    model = Classifier()
+    method = mas_of(model)
+    callbacks = [MethodCallback(method), MethodCallback(make_second(method))]
+    with pytest.raises(UserError, match="two MethodCallbacks, .* pass one callback, of Combine"):
+        trainer_of(model, callbacks, tmp_path).train()
+    trainer = trainer_of(model, callbacks[:1], tmp_path, num_train_epochs=1)
+    trainer.train()
+    trainer.train()  # a callback that is used again is not a second one
+    assert method.num_splits == 2
+
+
 def test_another_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="the method MAS belongs to another model"):
         trainer_of(Classifier(), [MethodCallback(mas_of(Classifier()))], tmp_path).train()

@@ -82,6 +82,16 @@ def test_a_parameter_without_a_rule_sees_the_loss_of_its_whole_batch():
     torch.testing.assert_close(estimated["scale"], expected, rtol=1e-8, atol=1e-14)
 
 
+def test_a_loss_that_takes_no_pairs_of_a_miner():
+    model, batches = network()
+    expected = estimate_fisher(model, batches, loss=lambda z, labels, mined: nn.functional.cross_entropy(z, labels))
+    for loss in (nn.CrossEntropyLoss(), lambda z, labels: nn.functional.cross_entropy(z, labels)):
+        method = EWC(model, loss=loss)
+        method.consolidate(batches)
+        for name, value in expected.items():
+            torch.testing.assert_close(method.importance[name], value, rtol=1e-12, atol=0)
+
+
 def test_samples_that_cancel_in_a_batch_have_fisher_information():
     model = nn.Linear(1, 1, bias=False).double()
     model.weight.data.fill_(0.0)
@@ -160,6 +170,7 @@ def test_wrong_options():
     for options, message in (
         ({"loss": ProxyNCALoss(2, 2)}, "ProxyNCALoss has parameters that are trained anew in every split"),
         ({"loss": None}, "pass loss="),
+        ({"loss": lambda embeddings: embeddings.sum()}, r"loss\(embeddings, labels\), which <lambda> does not accept"),
         ({"loss": squared_error, "fisher": "exact"}, "fisher must be 'sample' or 'batch', got 'exact'"),
         ({"loss": squared_error, "mode": "both"}, "mode must be 'separate' or 'online', got 'both'"),
         ({"loss": squared_error, "decay": 1.5}, "decay must be from 0 to 1, got 1.5"),

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mas_embed import RunError, UserError
-from mas_embed.runtime.forward import embed_batch, map_tensors
+from mas_embed.runtime.forward import check_embed, embed_batch, map_tensors
 
 
 class ByKeyword(torch.nn.Module):
@@ -136,3 +136,37 @@ def test_other_errors_are_raised_as_they_are(error):
     with pytest.raises(type(error)) as caught:
         embed_batch(Raising(error), X)
     assert caught.value is error
+
+
+class TwoInputs(torch.nn.Module):
+    def forward(self, first, second):
+        return first + second
+
+
+@pytest.mark.parametrize(
+    ("batch", "remedy"),
+    [
+        (
+            ((X, X), [0, 1]),
+            r"missing 1 required .*; if it takes them one by one, pass embed=lambda model, inputs: model\(",
+        ),
+        ({"image": X, "label": X}, r"missing 1 required .*; if it takes its inputs in another form, pass embed, as in"),
+    ],
+)
+def test_inputs_of_several_parts_have_a_remedy(batch, remedy):
+    with pytest.raises(UserError, match=remedy):
+        embed_batch(TwoInputs(), batch)
+    assert embed_batch(TwoInputs(), ((X, X), [0, 1]), lambda model, inputs: model(*inputs)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("embed", [None, "forward", "mean_pooling", lambda model, batch: batch])
+def test_names_that_embed_are_accepted(embed):
+    check_embed(TwoInputs(), embed)
+
+
+@pytest.mark.parametrize("embed", ["unnormalized", 3])
+def test_names_that_embed_nothing_are_refused(embed):
+    with pytest.raises(
+        UserError, match=f"a TwoInputs, has no method {embed!r} to embed with; pass the name of a method"
+    ):
+        check_embed(TwoInputs(), embed)
