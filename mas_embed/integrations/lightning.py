@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 from torch.utils.data import (
     DataLoader,
     DistributedSampler,
@@ -24,6 +24,7 @@ from torch.utils.data import (
 )
 
 from mas_embed import Method, Part, Split, UserError, require_library, seeded
+from mas_embed.integrations.lightning_checks import check_method, check_optimizers, check_order, check_trainer
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningDataModule, LightningModule
@@ -37,9 +38,6 @@ LogPenalty = Literal["epoch", "step", "never"]
 
 # Samplers that go over every item of the data set; a subclass may not
 _WHOLE_DATASET = (RandomSampler, SequentialSampler, DistributedSampler)
-_SHARDED = {"DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy", "XLAFSDPStrategy"}
-# Callbacks that replace the weights when training ends
-_AVERAGING = {"StochasticWeightAveraging", "WeightAveraging"}
 
 
 class MethodCallback(Callback):
@@ -95,10 +93,10 @@ class MethodCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses what cannot be served exactly."""
-        _check_trainer(trainer, pl_module)
-        _check_optimizers(trainer)
-        _check_method(self.method, trainer, pl_module)
-        _check_order(self, trainer)
+        check_trainer(trainer, pl_module)
+        check_optimizers(trainer)
+        check_method(self.method, trainer, pl_module)
+        check_order(self, trainer)
         self._has_started = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -358,66 +356,3 @@ def _why_not_ordered(loader: Any) -> str:
     if type(loader.sampler) not in _WHOLE_DATASET:
         return f"has a sampler of its own, {type(loader.sampler).__name__}"
     return ""
-
-
-def _check_trainer(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Raises `UserError` if the gradients of a step are not complete and whole in `on_before_optimizer_step`."""
-    if not pl_module.automatic_optimization:
-        raise UserError(
-            "MethodCallback needs automatic optimization, because in manual optimization the module clips gradients and steps "
-            "its optimizers by itself; call the hooks of the method in training_step, as in a plain loop"
-        )
-    if sharded := _SHARDED & {cls.__name__ for cls in type(trainer.strategy).__mro__}:
-        raise UserError(
-            f"MethodCallback needs every parameter whole on each device, but {sharded.pop()} shards them; train with "
-            "strategy='ddp' or on one device"
-        )
-    if "MultiProcessing" in type(trainer.strategy.launcher).__name__:
-        raise UserError(
-            "the trainer starts its processes by spawn or fork and drops the state of callbacks when they end; train with "
-            "strategy='ddp'"
-        )
-
-
-def _check_order(callback: MethodCallback, trainer: Trainer) -> None:
-    """Raises `UserError` if a callback would change the weights after the method has stored them as the anchor."""
-    later = trainer.callbacks[trainer.callbacks.index(callback) + 1 :]
-    if found := [item for item in later if _AVERAGING & {cls.__name__ for cls in type(item).__mro__}]:
-        raise UserError(
-            f"{type(found[0]).__name__} changes the weights when training ends; put it before MethodCallback in the list of "
-            "callbacks, so that the method sees the final weights"
-        )
-
-
-def _check_optimizers(trainer: Trainer) -> None:
-    """Raises `UserError` for optimizers that evaluate the loss by themselves, or unscale gradients by themselves."""
-    for optimizer in trainer.optimizers:
-        if isinstance(optimizer, LBFGS):
-            raise UserError(
-                "LBFGS needs the penalty in the loss, which MethodCallback does not add; take another optimizer"
-            )
-        is_scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        if is_scaled and any(group.get("fused") for group in optimizer.param_groups):
-            raise UserError(
-                f"under precision='16-mixed', a fused {type(optimizer).__name__} unscales gradients after the penalty is added; "
-                "take fused=False, or precision='bf16-mixed'"
-            )
-
-
-def _check_method(method: Method, trainer: Trainer, pl_module: LightningModule) -> None:
-    """Raises `UserError` if the method protects another model, or cannot be served with this module or trainer."""
-    trained = {id(parameter) for parameter in pl_module.parameters()}
-    if any(id(parameter) not in trained for parameter in method.model.parameters()):
-        raise UserError(
-            f"{method.name} was made with a {type(method.model).__name__} that is not part of the {type(pl_module).__name__} "
-            "that is trained; make the method with the module or with a module inside it"
-        )
-    if trainer.world_size > 1 and method.keeps != "nothing":
-        raise UserError(
-            f"{method.name} stores {method.keeps}, which every process would have of its own items only; train in one process"
-        )
-    if method.batch_hooks and "training_step" in vars(pl_module):  # where Lightning puts the compiled one
-        raise UserError(
-            f"{method.name} needs {', '.join(sorted(method.batch_hooks))} in a training_step that is not compiled; compile a "
-            "module inside the LightningModule instead of the LightningModule"
-        )

@@ -47,7 +47,8 @@ class SI(Elastic):
         start: the parameters at the start of the current split, by name.
 
     Raises:
-        UserError: `xi` is not greater than 0; or, from `consolidate`, no step of the split was recorded.
+        UserError: `xi` is not greater than 0; from `add_penalty_grad`, `after_step` was not called after the last step; or,
+            from `consolidate`, no step of the split was recorded.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class SI(Elastic):
     def add_penalty_grad(self) -> None:
         """Records the gradient of the loss, then adds the gradient of the penalty, see `Elastic.add_penalty_grad`."""
         parameters = trainable_parameters(self.model)
+        self._check_last_step(parameters)
         new = {name: parameter for name, parameter in parameters.items() if name not in self.start}
         self.start |= {name: parameter.detach().clone() for name, parameter in new.items()}
         self.path |= zero_sums(new)
@@ -89,6 +91,18 @@ class SI(Elastic):
             if parameter.grad is not None
         }
         super().add_penalty_grad()
+
+    def _check_last_step(self, parameters: Mapping[str, Tensor]) -> None:
+        """Raises `UserError` if the last step was not recorded, without which nothing would be protected.
+
+        A step that a gradient scaler skipped is not recorded either, but it does not change the parameters.
+        """
+        last = ((parameters[name], before) for name, (_, before) in self._before.items() if name in parameters)
+        if any(not torch.equal(parameter, before.to(parameter.device)) for parameter, before in last):
+            raise UserError(
+                "SI has not recorded the last step, which has changed the parameters; call after_step(optimizer) after every "
+                "step of the optimizer"
+            )
 
     @torch.no_grad()
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -130,3 +144,4 @@ class SI(Elastic):
         super()._load_state(state)
         self.path = copy_to_parameters(self.model, state["path"])
         self.start = copy_to_parameters(self.model, state["start"])
+        self._before = {}

@@ -104,6 +104,22 @@ def test_a_state_in_the_middle_of_a_split_resumes_bit_for_bit():
     assert torch.equal(si.consolidate([])["weight"], resumed.consolidate([])["weight"])
 
 
+def test_a_loop_that_never_calls_after_step_is_refused_at_its_second_step():
+    model, si, optimizer = line()
+    state, weights = copy.deepcopy(si.state_dict()), copy.deepcopy(model.state_dict())
+    model.weight.grad = torch.ones_like(model.weight)
+    si.add_penalty_grad()
+    si.add_penalty_grad()  # a gradient scaler has skipped the step
+    optimizer.step()
+    with pytest.raises(
+        UserError, match=r"SI has not recorded the last step, .*; call after_step\(optimizer\) after every"
+    ):
+        si.add_penalty_grad()
+    model.load_state_dict(weights)
+    si.load_state_dict(state)  # starts again after a mistake
+    step(model, si, optimizer, 2.0)
+
+
 def test_a_split_without_steps_and_a_wrong_xi():
     model, si, _ = line()
     with pytest.raises(
