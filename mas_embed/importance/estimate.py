@@ -39,11 +39,11 @@ def estimate_importance(
 ) -> Importance:
     """Estimates parameter importance, `Omega_p = 1/N sum_n |d output(x_n) / d theta_p|^exponent`, from unlabeled inputs.
 
-    The gradients are taken per sample, in eval mode, and are exact. Layers with a rule (linear, convolution, normalization,
-    embedding, PReLU) derive them from one ordinary backward pass of the batch; for all other parameters they are computed
-    with `torch.func`. `explain_coverage` lists which parameters use which. The result depends neither on the batch size
-    nor on the order of the samples. The model is unchanged afterwards: mode, buffers, `.grad`, `requires_grad`, hooks and
-    random state.
+    The gradients are taken per sample, in eval mode, and are exact. Rules derive them from one ordinary backward pass of the
+    batch for linear layers, convolutions, normalization, embeddings, PReLU, attention and other parameters in matrix products;
+    for all others they are computed with `torch.func`. `explain_coverage` lists which parameters use which. The result depends
+    neither on the batch size nor on the order of the samples. The model is unchanged afterwards: mode, buffers, `.grad`,
+    `requires_grad`, hooks and random state.
 
     Use "squared_norm" for embeddings whose norm varies. If the network normalizes its embeddings at the end, use the squared
     norm of the embeddings before that (through `embed`), or "projection" where they are not available. "vector" takes D
