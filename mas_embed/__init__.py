@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mas_embed.config import load_config as load_config
     from mas_embed.data import DATASETS as DATASETS
+    from mas_embed.data import TRANSFORMS as TRANSFORMS
     from mas_embed.data import Part as Part
     from mas_embed.data import Split as Split
     from mas_embed.data import SplitSequence as SplitSequence
     from mas_embed.data import digits as digits
     from mas_embed.data import image_folders as image_folders
     from mas_embed.data import join_splits as join_splits
+    from mas_embed.data import transform_splits as transform_splits
     from mas_embed.errors import RunError as RunError
     from mas_embed.errors import UserError as UserError
     from mas_embed.evaluation import EVALUATORS as EVALUATORS
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from mas_embed.methods import Method as Method
     from mas_embed.methods import Replay as Replay
     from mas_embed.models import MODELS as MODELS
+    from mas_embed.models import PREPROCESSING as PREPROCESSING
     from mas_embed.models import EmbeddingNet as EmbeddingNet
     from mas_embed.models import small_conv as small_conv
     from mas_embed.retrieval import IndexCompatibility as IndexCompatibility
@@ -59,6 +62,7 @@ if TYPE_CHECKING:
     from mas_embed.retrieval import compare_indexes as compare_indexes
     from mas_embed.retrieval import evaluate_retrieval as evaluate_retrieval
     from mas_embed.runtime.fingerprint import fingerprint_of as fingerprint_of
+    from mas_embed.runtime.preprocessing import Preprocessing as Preprocessing
     from mas_embed.runtime.seeding import seeded as seeded
     from mas_embed.training import CALLBACKS as CALLBACKS
     from mas_embed.training import SAMPLERS as SAMPLERS
@@ -68,6 +72,7 @@ if TYPE_CHECKING:
     from mas_embed.training import SequenceResult as SequenceResult
     from mas_embed.training import per_class_sampler as per_class_sampler
     from mas_embed.training import train_sequence as train_sequence
+    from mas_embed.training import training_batches as training_batches
 
 # By the module that defines them
 _NAMES = {
@@ -113,8 +118,18 @@ _NAMES = {
         "SparseEvaluator",
         "read_results",
     ],
-    "data": ["DATASETS", "Part", "Split", "SplitSequence", "digits", "image_folders", "join_splits"],
-    "models": ["EmbeddingNet", "MODELS", "small_conv"],
+    "data": [
+        "DATASETS",
+        "Part",
+        "Split",
+        "SplitSequence",
+        "TRANSFORMS",
+        "digits",
+        "image_folders",
+        "join_splits",
+        "transform_splits",
+    ],
+    "models": ["EmbeddingNet", "MODELS", "PREPROCESSING", "small_conv"],
     "losses": ["LOSSES"],
     "training": [
         "CALLBACKS",
@@ -125,11 +140,13 @@ _NAMES = {
         "SequenceResult",
         "per_class_sampler",
         "train_sequence",
+        "training_batches",
     ],
     "config": ["load_config"],
     "experiment": ["run_experiment"],
     "errors": ["RunError", "UserError"],
     "runtime.fingerprint": ["fingerprint_of"],
+    "runtime.preprocessing": ["Preprocessing"],
     "runtime.seeding": ["seeded"],
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}

@@ -10,11 +10,23 @@ from mas_embed.data.split import DATASETS, Part, Split, SplitSequence, check_spl
 from mas_embed.data.subset import PartName, Subset, select_subset
 from mas_embed.data.text_manifest import text_manifest
 from mas_embed.data.torchvision_sets import torchvision_images
+from mas_embed.data.transforms import (
+    TRANSFORMS,
+    AugmentedImages,
+    Normalize,
+    NormalizedImages,
+    image_shape,
+    transform_splits,
+)
 
 __all__ = [
     "DATASETS",
+    "TRANSFORMS",
+    "AugmentedImages",
     "HeldOut",
     "ImageFiles",
+    "Normalize",
+    "NormalizedImages",
     "Part",
     "PartName",
     "Split",
@@ -26,6 +38,7 @@ __all__ = [
     "fingerprint_of_inputs",
     "fingerprint_of_split",
     "image_folders",
+    "image_shape",
     "join_parts",
     "join_splits",
     "ordered_batches",
@@ -33,4 +46,5 @@ __all__ = [
     "select_subset",
     "text_manifest",
     "torchvision_images",
+    "transform_splits",
 ]
