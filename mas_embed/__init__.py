@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mas_embed.data import Split as Split
     from mas_embed.data import SplitSequence as SplitSequence
     from mas_embed.data import digits as digits
+    from mas_embed.data import image_folder as image_folder
     from mas_embed.data import image_folders as image_folders
     from mas_embed.data import join_splits as join_splits
     from mas_embed.data import transform_splits as transform_splits
@@ -125,6 +126,7 @@ _NAMES = {
         "SplitSequence",
         "TRANSFORMS",
         "digits",
+        "image_folder",
         "image_folders",
         "join_splits",
         "transform_splits",
