@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mas_embed.data import digits as digits
     from mas_embed.data import image_folder as image_folder
     from mas_embed.data import image_folders as image_folders
+    from mas_embed.data import image_manifest as image_manifest
     from mas_embed.data import join_splits as join_splits
     from mas_embed.data import transform_splits as transform_splits
     from mas_embed.errors import RunError as RunError
@@ -128,6 +129,7 @@ _NAMES = {
         "digits",
         "image_folder",
         "image_folders",
+        "image_manifest",
         "join_splits",
         "transform_splits",
     ],

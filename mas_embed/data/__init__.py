@@ -4,6 +4,7 @@ from mas_embed.data.batches import ordered_batches
 from mas_embed.data.digits import digits
 from mas_embed.data.fingerprint import fingerprint_of_inputs, fingerprint_of_split
 from mas_embed.data.image_folders import image_folder, image_folders
+from mas_embed.data.image_manifest import image_manifest
 from mas_embed.data.images import ImageFiles
 from mas_embed.data.partition import HeldOut, check_held_out, partition
 from mas_embed.data.split import DATASETS, Part, Split, SplitSequence, check_splits, join_parts, join_splits
@@ -39,6 +40,7 @@ __all__ = [
     "fingerprint_of_split",
     "image_folder",
     "image_folders",
+    "image_manifest",
     "image_shape",
     "join_parts",
     "join_splits",
