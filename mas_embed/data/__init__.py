@@ -1,6 +1,7 @@
 """Data sets that are divided into sequences of splits, by name in `DATASETS`."""
 
 from mas_embed.data.batches import ordered_batches
+from mas_embed.data.benchmarks import cars196, cub200, flowers102, grocery, in_shop, stanford_online_products
 from mas_embed.data.digits import digits
 from mas_embed.data.fingerprint import fingerprint_of_inputs, fingerprint_of_split
 from mas_embed.data.image_folders import image_folder, image_folders
@@ -33,20 +34,26 @@ __all__ = [
     "Split",
     "SplitSequence",
     "Subset",
+    "cars196",
     "check_held_out",
     "check_splits",
+    "cub200",
     "digits",
     "fingerprint_of_inputs",
     "fingerprint_of_split",
+    "flowers102",
+    "grocery",
     "image_folder",
     "image_folders",
     "image_manifest",
     "image_shape",
+    "in_shop",
     "join_parts",
     "join_splits",
     "ordered_batches",
     "partition",
     "select_subset",
+    "stanford_online_products",
     "text_manifest",
     "torchvision_images",
     "transform_splits",

@@ -121,7 +121,8 @@ def make_image_splits(
         by_split.setdefault(images[position].split, []).append(position)
     labels: dict[str, int] = {}
     ids: dict[str, int] = {}
-    generator, splits = np.random.default_rng(seed), []
+    generator = np.random.default_rng(seed)
+    described = []
     for name, positions in by_split.items():
         listed = [images[position] for position in positions]
         numbers = torch.tensor([labels.setdefault(image.label, len(labels)) for image in listed], dtype=torch.long)
@@ -136,17 +137,14 @@ def make_image_splits(
         if unseen_share:
             divided = _reserve_classes(divided, numbers, unseen_share, held_out, generator)
         divided = _choose_classes(divided, numbers, held_out_classes)
-
-        def part(
-            selected: Tensor, positions: list[int] = positions, numbers: Tensor = numbers, ids: Tensor = id_numbers
-        ) -> Part:
-            inputs = files.at([positions[index] for index in selected.tolist()])
-            return Part(inputs, numbers[selected], ids[selected])
-
-        _check_not_empty(divided, name, source, held_out, held_out_classes)
-        query = part(divided.query)
-        gallery = query if divided.gallery is divided.query else part(divided.gallery)
-        splits.append(Split(name, part(divided.train), query, gallery))
+        described.append(_Described(name, positions, numbers, id_numbers, divided))
+    described = _without_lonely_queries(described, list(labels), source)
+    splits = []
+    for one in described:
+        _check_not_empty(one.divided, one.name, source, held_out, held_out_classes)
+        query = one.part(files, one.divided.query)
+        gallery = query if one.divided.gallery is one.divided.query else one.part(files, one.divided.gallery)
+        splits.append(Split(one.name, one.part(files, one.divided.train), query, gallery))
     return SplitSequence(splits, label_names={name: [number] for name, number in labels.items()})
 
 
@@ -167,6 +165,57 @@ class _Divided(NamedTuple):
     train: Tensor
     query: Tensor
     gallery: Tensor
+
+
+class _Described(NamedTuple):
+    """The images of a split, by their positions among all images, and how they are divided."""
+
+    name: str
+    positions: list[int]
+    labels: Tensor
+    ids: Tensor
+    divided: _Divided
+
+    def part(self, files: ImageFiles, selected: Tensor) -> Part:
+        """Some of the images as a part."""
+        inputs = files.at([self.positions[index] for index in selected.tolist()])
+        return Part(inputs, self.labels[selected], self.ids[selected])
+
+
+def _without_lonely_queries(splits: list[_Described], labels: Sequence[str], source: Path) -> list[_Described]:
+    """The splits without queries whose class has no other image in any gallery; these images stay in the gallery.
+
+    Warns:
+        UserWarning: there are some.
+    """
+    in_galleries: dict[int, set[int]] = {}
+    for split in splits:
+        gallery = split.divided.gallery
+        for label, id_number in zip(split.labels[gallery].tolist(), split.ids[gallery].tolist(), strict=True):
+            in_galleries.setdefault(label, set()).add(id_number)
+    lonely: list[str] = []
+
+    def is_answerable(label: int, id_number: int) -> bool:
+        found = bool(in_galleries.get(label, set()) - {id_number})
+        if not found:
+            lonely.append(labels[label])
+        return found
+
+    remaining = []
+    for split in splits:
+        query = split.divided.query
+        pairs = zip(split.labels[query].tolist(), split.ids[query].tolist(), strict=True)
+        mask = torch.tensor([is_answerable(*pair) for pair in pairs], dtype=torch.bool)
+        divided = split.divided if bool(mask.all()) else split.divided._replace(query=query[mask])
+        remaining.append(split._replace(divided=divided))
+    if lonely:
+        names = ", ".join(map(_shown, lonely[:3])) + (", ..." if len(lonely) > 3 else "")
+        warnings.warn(
+            f"{len(lonely)} held-out images of {source} are the only ones of their class, so they are in the gallery but are no "
+            f"queries: {names}",
+            stacklevel=4,
+        )
+    return remaining
 
 
 def _divide(listed: Sequence[ListedImage], labels: Tensor, *, held_out: HeldOut, seed: int, fewest: int) -> _Divided:
