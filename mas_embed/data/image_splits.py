@@ -21,7 +21,7 @@ from mas_embed.runtime.checks import as_whole_number, check_at_least, check_choi
 from mas_embed.runtime.text import printable, shortened
 
 # The splits that classes are dealt into: their number, the classes of each, or these by the name of the split
-Classes = int | list[list[str]] | dict[str, list[str]]
+Classes = int | list[list[str | int]] | dict[str | int, list[str | int]]
 Order = Literal["listed", "random"]
 HeldOutClasses = Literal["both", "seen", "unseen"]
 FEWEST_HELD_OUT = 2  # images of a class: one of them finds the other
