@@ -14,7 +14,7 @@ from mas_embed.data import Part
 from mas_embed.errors import UserError
 from mas_embed.registry import Registry
 from mas_embed.runtime.checks import as_whole_number, check_choice
-from mas_embed.runtime.seeding import LARGEST_SEED, mixed_seed, seeded_cpu
+from mas_embed.runtime.seeding import LARGEST_SEED, mixed_seed, seed_cpu, unchanged_generators
 from mas_embed.training.recipe import MakeSampler
 
 SAMPLERS = Registry("sampler")
@@ -104,10 +104,16 @@ class _AugmentedItems(Dataset[tuple[Any, int]]):
         return len(self.part)
 
     def __getitem__(self, index_and_seed: tuple[int, int]) -> tuple[Any, int]:
-        index, seed = index_and_seed
-        with seeded_cpu(seed):
-            inputs = self.part.augmented[index]
-        return inputs, int(self.part.labels[index])
+        return self.__getitems__([index_and_seed])[0]
+
+    def __getitems__(self, indices_and_seeds: Iterable[tuple[int, int]]) -> list[tuple[Any, int]]:
+        """The items of a batch, which a `DataLoader` asks for: saving the state of NumPy's generator takes 0.2 ms."""
+        items = []
+        with unchanged_generators():
+            for index, seed in indices_and_seeds:
+                seed_cpu(seed)
+                items.append((self.part.augmented[index], int(self.part.labels[index])))
+        return items
 
 
 @SAMPLERS.register("MPerClassSampler")

@@ -80,11 +80,11 @@ def benchmark_splits(
     images = read()
     classes = list(dict.fromkeys(image.label for image in images))
     untrained = [] if protocol.held_out_classes == "seen" else list(unseen(classes))
-    trained = [name for name in classes if name not in set(untrained)]
+    trained = _without(classes, untrained)
     if untrained and protocol.held_out == "validation":
         order = np.random.default_rng(protocol.seed).permutation(len(trained))
         untrained = [trained[index] for index in sorted(order[: max(1, len(trained) // 5)])]
-        trained = [name for name in trained if name not in set(untrained)]
+        trained = _without(trained, untrained)
     split_of = _dealt(images, trained, protocol, source)
     names = list(dict.fromkeys(split_of.values()))
     if untrained:
@@ -100,6 +100,11 @@ def benchmark_splits(
     return make_image_splits(
         listed, options, source=source, held_out=protocol.held_out, seed=protocol.seed, split_names=names
     )
+
+
+def _without(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    left_out = set(others)
+    return [name for name in names if name not in left_out]
 
 
 def _number_of(splits: Splits, names: Sequence[str]) -> Splits:
