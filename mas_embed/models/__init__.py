@@ -1,6 +1,7 @@
 """Embedding networks, by name in `MODELS`."""
 
 from mas_embed.models.embedding_net import MODELS, EmbeddingNet, small_conv
+from mas_embed.models.preprocessing import PREPROCESSING, preprocessing_of
 from mas_embed.models.sentence_encoder import (
     SentenceEncoder,
     WordVectorTransformer,
@@ -10,9 +11,11 @@ from mas_embed.models.sentence_encoder import (
 
 __all__ = [
     "MODELS",
+    "PREPROCESSING",
     "EmbeddingNet",
     "SentenceEncoder",
     "WordVectorTransformer",
+    "preprocessing_of",
     "sentence_transformer",
     "small_conv",
     "word_vector_transformer",
