@@ -129,9 +129,9 @@ def image_folders(
 ) -> SplitSequence:
     """Images in folders `<root>/<split>/<class>/<image>`, such as Omniglot's alphabets and characters.
 
-    A quarter of the images of every class is held out for testing, and a fifth of the others for validation. The remaining
-    images are trained on. The held-out images are both queries and gallery. The files are decoded when they are used, see
-    `ImageFiles`.
+    A quarter of the images of every class is held out for testing, and a fifth of the others for validation, at least two each.
+    The remaining images are trained on. The held-out images are both queries and gallery. The files are decoded when they are
+    used, see `ImageFiles`.
 
     A share of the classes of every split, `unseen_share`, is reserved for testing, and another share of the same size for
     validation. No image of a reserved class is ever trained on. All images of a class that is reserved for `held_out` are
@@ -185,7 +185,6 @@ def image_folders(
         seed=seed,
         unseen_share=unseen_share,
         held_out_classes=held_out_classes,
-        fewest=0,
     )
 
 

@@ -91,7 +91,6 @@ def make_image_splits(
     seed: int,
     unseen_share: float = 0.0,
     held_out_classes: HeldOutClasses = "both",
-    fewest: int = FEWEST_HELD_OUT,
     split_names: Sequence[str] | None = None,
 ) -> SplitSequence:
     """The sequence of splits with these images. The files are read when they are used.
@@ -106,8 +105,6 @@ def make_image_splits(
         unseen_share: the share of the classes of every split that is reserved for testing, and likewise for validation.
         held_out_classes: which of the held-out images are evaluated: those of classes that the split trains on ("seen"), those
             of other classes ("unseen"), or both.
-        fewest: the smallest number of images of a class that is drawn for testing, and likewise for validation; classes with
-            fewer than twice as many remaining images hold out none.
         split_names: the order of the splits; None for the order of the images.
 
     Raises:
@@ -133,7 +130,7 @@ def make_image_splits(
             ],
             dtype=torch.long,
         )
-        divided = _divide(listed, numbers, held_out=held_out, seed=seed, fewest=fewest)
+        divided = _divide(listed, numbers, held_out=held_out, seed=seed)
         if unseen_share:
             divided = _reserve_classes(divided, numbers, unseen_share, held_out, generator)
         divided = _choose_classes(divided, numbers, held_out_classes)
@@ -218,17 +215,17 @@ def _without_lonely_queries(splits: list[_Described], labels: Sequence[str], sou
     return remaining
 
 
-def _divide(listed: Sequence[ListedImage], labels: Tensor, *, held_out: HeldOut, seed: int, fewest: int) -> _Divided:
+def _divide(listed: Sequence[ListedImage], labels: Tensor, *, held_out: HeldOut, seed: int) -> _Divided:
     """The division that the list gives, or a random one where it gives none."""
     parts = np.array([image.part for image in listed])
     if not any(parts):
-        train, evaluated = partition(labels, held_out, seed, fewest=fewest)
+        train, evaluated = partition(labels, held_out, seed, fewest=FEWEST_HELD_OUT)
         return _Divided(train, evaluated, evaluated)
     of_part = {name: torch.from_numpy(np.flatnonzero(parts == name)) for name in PARTS}
     if held_out == "validation":
         if len(of_part["validation"]) == 0:
             positions = of_part["train"]
-            is_seen = partition(labels[positions], "validation", seed, fewest=fewest, has_test=True)
+            is_seen = partition(labels[positions], "validation", seed, fewest=FEWEST_HELD_OUT, has_test=True)
             train, evaluated = (positions[selected] for selected in is_seen)
             return _Divided(train, evaluated, evaluated)
         return _Divided(of_part["train"], of_part["validation"], of_part["validation"])
