@@ -5,7 +5,7 @@ A batch is processed in four steps:
 1. `recorded_calls` puts a forward hook on every layer that has a rule. The hook stores the layer's input and inserts a
    gradient tap after its output.
 2. From the autograd graph it is decided how the importance of each parameter is computed. The layer's rule computes it if the
-   layer ran exactly once, with this parameter and with samples in the first dimension, and if that run is the only use of
+   layer ran exactly once, with this parameter and with a dimension for the samples, and if that run is the only use of
    the parameter. If all samples share what is computed from the parameter and use it in matrix products or broadcasts, the
    rule of `shared` computes it. A parameter without any use has zero importance. The exact fallback computes all others.
 3. The backward pass runs from the summed output to the taps, each of which calls the rule of its layer. The gradients of

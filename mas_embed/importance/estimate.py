@@ -39,11 +39,11 @@ def estimate_importance(
 ) -> Importance:
     """Estimates parameter importance, `Omega_p = 1/N sum_n |d output(x_n) / d theta_p|^exponent`, from unlabeled inputs.
 
-    The gradients are taken per sample, in eval mode, and are exact. Layers with a rule (linear, convolution, normalization,
-    embedding, PReLU) derive them from one ordinary backward pass of the batch; for all other parameters they are computed
-    with `torch.func`. `explain_coverage` lists which parameters use which. The result depends neither on the batch size
-    nor on the order of the samples. The model is unchanged afterwards: mode, buffers, `.grad`, `requires_grad`, hooks and
-    random state.
+    The gradients are taken per sample, in eval mode, and are exact. Rules derive them from one ordinary backward pass of the
+    batch for linear layers, convolutions, normalization, embeddings, PReLU, attention and other parameters in matrix products;
+    for all others they are computed with `torch.func`. `explain_coverage` lists which parameters use which. The result depends
+    neither on the batch size nor on the order of the samples. The model is unchanged afterwards: mode, buffers, `.grad`,
+    `requires_grad`, hooks and random state.
 
     On a GPU, torch lets convolutions compute in TF32 by default, and the gradients have its rounding errors (up to 4 % in an
     untrained ResNet-18). With `torch.backends.cudnn.allow_tf32 = False` they are those of float32.
