@@ -70,7 +70,7 @@ def backbone(
     network: str = "resnet18",
     weights: str = "default",
     embedding_size: int = 128,
-    head: Literal["linear", "mlp"] = "linear",
+    head: Literal["linear", "mlp", "none"] = "linear",
     is_normalized: bool = True,
     trunk_learning_rate: float = 1.0,
     frozen_up_to: str | None = None,
@@ -87,8 +87,9 @@ def backbone(
         weights: "default" for the library's pretrained weights, which are downloaded once; "none" for random ones; or the path
             of a state dict of the network, as .safetensors or as a file of `torch.save`. The last layer is not loaded, so
             weights of a classifier of any number of classes fit.
-        embedding_size: D, the size of the embeddings.
-        head: "linear" for one linear layer, "mlp" for two with a ReLU between them, the first as wide as the features.
+        embedding_size: D, the size of the embeddings; without a head that of the features, whatever is given.
+        head: "linear" for one linear layer; "mlp" for two with a ReLU between them, the first as wide as the features; "none"
+            for the pooled features themselves.
         is_normalized: whether embeddings have unit length; `embed: unnormalized` of a method takes them before that.
         trunk_learning_rate: multiple of the learning rate at which the trunk learns; the head learns at the rate itself.
         frozen_up_to: the name of a module of the trunk, such as "layer2"; its parameters and those that the network defines
@@ -106,7 +107,7 @@ def backbone(
         torch.Size([2, 16])
     """
     check_sizes(embedding_size=embedding_size)
-    check_choice("head", head, ("linear", "mlp"))
+    check_choice("head", head, ("linear", "mlp", "none"))
     if not as_number("trunk_learning_rate", trunk_learning_rate) >= 0:
         raise UserError(f"trunk_learning_rate must be at least 0, got {trunk_learning_rate}")
     if network.startswith(TIMM):
@@ -115,12 +116,9 @@ def backbone(
         trunk, num_features = _torchvision_trunk(network, weights)
     if frozen_up_to is not None:
         _freeze(trunk, frozen_up_to)
-    layers: list[nn.Module] = [nn.Linear(num_features, embedding_size)]
-    if head == "mlp":
-        layers = [nn.Linear(num_features, num_features), nn.ReLU(), *layers]
     return Backbone(
         trunk,
-        layers[0] if len(layers) == 1 else nn.Sequential(*layers),
+        _head(head, num_features, embedding_size),
         is_normalized=is_normalized,
         trunk_learning_rate=trunk_learning_rate,
         frozen_batch_norm=frozen_batch_norm,
@@ -184,6 +182,14 @@ def _timm_trunk(name: str, weights: str) -> tuple[nn.Module, int]:
         load_weights(trunk, read_weights(Path(weights)), weights)
     trunk.reset_classifier(0)
     return trunk, trunk.num_features if not hasattr(trunk, "head_hidden_size") else trunk.head_hidden_size
+
+
+def _head(kind: str, num_features: int, embedding_size: int) -> nn.Module:
+    if kind == "none":
+        return nn.Identity()
+    if kind == "mlp":
+        return nn.Sequential(nn.Linear(num_features, num_features), nn.ReLU(), nn.Linear(num_features, embedding_size))
+    return nn.Linear(num_features, embedding_size)
 
 
 def _freeze(trunk: nn.Module, name: str) -> None:

@@ -129,6 +129,9 @@ def test_heads():
     linear = backbone(network="cifar_resnet20", weights="none", embedding_size=6).head
     mlp = backbone(network="cifar_resnet20", weights="none", embedding_size=6, head="mlp").head
     assert isinstance(linear, nn.Linear)
+    images = torch.rand(2, 3, 32, 32)
+    none = backbone(network="cifar_resnet20", weights="none", head="none", is_normalized=False).eval()
+    assert torch.equal(none(images), none.trunk(images)) and none.parameter_groups(1.0)[0]["lr"] == 1.0
     assert [(layer.in_features, layer.out_features) for layer in mlp if isinstance(layer, nn.Linear)] == [
         (64, 64),
         (64, 6),
@@ -148,7 +151,7 @@ def test_importance_of_all_parameters_goes_by_rules():
         ({"network": "resnet19"}, "unknown network 'resnet19'.*resnet18"),
         ({"network": "squeezenet1_1"}, "squeezenet1_1 does not end in a linear layer"),
         ({"network": "cifar_resnet20", "frozen_up_to": "layer4"}, "unknown module of the trunk 'layer4'"),
-        ({"network": "cifar_resnet20", "head": "deep"}, "head must be 'linear' or 'mlp', got 'deep'"),
+        ({"network": "cifar_resnet20", "head": "deep"}, "head must be 'linear', 'mlp' or 'none', got 'deep'"),
         ({"network": "cifar_resnet20", "trunk_learning_rate": -1}, "trunk_learning_rate must be at least 0"),
         ({"network": "cifar_resnet20", "embedding_size": 0}, "embedding_size"),
         ({"network": "cifar_resnet20", "weights": "default"}, "there are no default weights of cifar_resnet20"),
