@@ -251,6 +251,8 @@ def shorten(arguments):
     name = Path(arguments[1]).name
     if name in ("facts_digits.yaml", "facts_adaptive.yaml"):
         arguments += ["--set", "data.train_images=2", "--set", "data.held_out_images=2", "--set", "evaluation.every=4"]
+    elif name == "recognition_digits.yaml":
+        arguments += ["--set", "methods=[{name: mas, embed: features}]", "--set", "model.trunk.width=2"]
     elif arguments[1].startswith("configs/") and "facts" not in name:
         arguments += ["--set", "evaluation.follow_index=false"]  # the main job follows the index
     if name == "compare_digits.yaml":

@@ -129,7 +129,7 @@ def assert_same(first, second, tolerance=1e-5):
 
 
 # Other tests register methods of their own
-OURS = [name for name, method in METHODS.items() if method.__module__.startswith("mas_embed.")]
+OURS = [name for name, method in METHODS.items() if method.__module__.startswith("mas_embed.methods.")]
 ALL = [name for name in OURS if name not in ("joint", "frozen")]
 
 
