@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from mas_embed.errors import UserError
-from mas_embed.models import MODELS, Backbone, EmbeddingNet
+from mas_embed.models import MODELS, PREPROCESSING, Backbone, EmbeddingNet, preprocessing_of
 from mas_embed.recognition.heads import check_classes_per_split
 from mas_embed.runtime.checks import shown
+from mas_embed.runtime.preprocessing import Preprocessing
 
 
 class ClassHeads(nn.ModuleList):
@@ -96,7 +97,11 @@ def multi_head(*, trunk: Mapping[str, Any] | str, classes_per_split: Sequence[in
         raise UserError(f"trunk: {error}") from None
     if not isinstance(network, EmbeddingNet) or type(network).forward is not EmbeddingNet.forward:
         raise UserError(f"the trunk must be an embedding network with a trunk and a head, such as backbone, not {name}")
-    first = next(module for module in network.head.modules() if isinstance(module, nn.Linear))
+    first = next((module for module in network.head.modules() if isinstance(module, nn.Linear)), None)
+    if first is None:
+        raise UserError(
+            "the number of the trunk's features is that of its head's inputs; leave out the trunk's option head"
+        )
     return MultiHeadNet(
         network.trunk,
         ClassHeads(nn.Linear(first.in_features, number) for number in counts),
@@ -109,3 +114,11 @@ def head_scores(scores: Tensor, classes_per_split: Sequence[int], num_heads: int
     """The class scores [N, c] of each of the first heads, from those of all heads [N, C]."""
     ends = list(itertools.accumulate(classes_per_split[:num_heads], initial=0))
     return [scores[:, start:end] for start, end in itertools.pairwise(ends)]
+
+
+@PREPROCESSING.register("multi_head")
+def colours_of_trunk(*, trunk: Mapping[str, Any] | str) -> Preprocessing | None:
+    """Mean and standard deviation of the colours that the trunk's weights were trained with; None without such weights."""
+    options = {"name": trunk} if isinstance(trunk, str) else dict(trunk)
+    name = options.pop("name", None)
+    return preprocessing_of(name, options) if isinstance(name, str) and name in MODELS else None

@@ -154,7 +154,8 @@ def _renumbered(split: Split, classes: Tensor, first_label: int, image_size: int
 
     def part(items: Part) -> Part:
         labels = torch.searchsorted(classes, items.labels.contiguous()) + first_label
-        return Part(rgb_inputs(items.inputs, image_size), labels)
+        augmented = None if items.augmented is None else rgb_inputs(items.augmented, image_size)
+        return Part(rgb_inputs(items.inputs, image_size), labels, augmented=augmented)
 
     held_out = part(split.query)
     return Split(split.name, part(split.train), query=held_out, gallery=held_out)

@@ -8,7 +8,7 @@ from small_recognition import CLASSES, learn, small_net, small_splits
 from torch import nn
 
 from mas_embed import EWC, MAS, SI, ClassStatistics, Frozen, LocalMAS, Replay, UserError, estimate_importance
-from mas_embed.models import MODELS
+from mas_embed.models import MODELS, preprocessing_of
 from mas_embed.recognition import MultiHeadCrossEntropy, MultiHeadLwF, MultiHeadNet, multi_head
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=0.1)
@@ -180,3 +180,18 @@ def test_trunks_that_cannot_be_built_are_refused(trunk, message, monkeypatch):
 
 def test_a_model_is_a_multi_head_net():
     assert isinstance(multi_head(trunk="small_conv", classes_per_split=[1, 2]), MultiHeadNet)
+
+
+def test_the_colours_are_those_that_the_weights_of_the_trunk_want():
+    trunk = {"name": "backbone", "network": "resnet18", "weights": "default"}
+    assert preprocessing_of("multi_head", {"trunk": trunk}) == preprocessing_of("backbone", trunk)
+    for other in ({**trunk, "weights": "none"}, "small_conv", {"name": "nothing"}, {}):
+        assert preprocessing_of("multi_head", {"trunk": other}) is None
+
+
+def test_a_trunk_without_a_head_is_refused():
+    with pytest.raises(UserError, match="leave out the trunk's option head"):
+        multi_head(
+            trunk={"name": "backbone", "network": "cifar_resnet20", "weights": "none", "head": "none"},
+            classes_per_split=[2],
+        )

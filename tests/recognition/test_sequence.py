@@ -182,3 +182,12 @@ def test_image_files_are_read_when_indexed_and_known_by_their_names(tmp_path, se
     before = fingerprint_of_split(split)
     Image.fromarray(np.zeros((60, 70, 3), dtype=np.uint8)).save(tmp_path / "3.png")
     assert fingerprint_of_split(recognition(sets=["photographs"], image_size=3)[0]) != before
+
+
+def test_augmented_images_stay_those_that_are_trained_on(sets):
+    images = torch.rand(4, 1, 8, 8)
+    train, held_out = Part(images, torch.arange(4) % 2, augmented=1 - images), Part(images, torch.arange(4) % 2)
+    sets(augmented=lambda: [Split("one", train, held_out, held_out)])
+    (split,) = recognition(sets=["augmented"], image_size=8)
+    assert torch.allclose(split.train.augmented, (1 - images).expand(-1, 3, -1, -1))
+    assert torch.allclose(split.train.inputs, images.expand(-1, 3, -1, -1)) and split.query.augmented is None
