@@ -40,6 +40,11 @@ class Frozen(Method):
     def is_learning(self) -> bool:
         return self.only is not None or self.num_splits == 0
 
+    @property
+    def acts_after_step(self) -> bool:
+        """Whether a module alone is frozen, which is reset after every step."""
+        return self.only is not None
+
     @torch.no_grad()
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Resets the frozen module, from the second split on."""

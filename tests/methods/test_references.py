@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mas_embed import Finetune, Frozen, Joint, Method, UserError
+from mas_embed import MAS, SI, Combine, Finetune, Frozen, Joint, LwF, Method, UserError
 
 
 def test_finetune_protects_nothing():
@@ -81,3 +81,13 @@ def test_a_frozen_module_must_exist_and_its_state_must_fit():
     method.consolidate([])
     with pytest.raises(UserError, match=r"the state holds '0.weight' of shape \[3, 2\], which '1' does not have"):
         Frozen(model, only="1").load_state_dict(method.state_dict())
+
+
+def test_methods_say_whether_they_act_after_a_step():
+    model = nn.Sequential(nn.Linear(2, 2))
+    acting = {MAS(model, decoupled=True), SI(model), Frozen(model, only="0")}
+    others = {MAS(model), Finetune(model), Frozen(model), LwF(model)}
+    assert all(method.acts_after_step for method in acting)
+    assert not any(method.acts_after_step for method in others)
+    assert Combine(model, methods=[SI(model), LwF(model)]).acts_after_step
+    assert not Combine(model, methods=[MAS(model), LwF(model)]).acts_after_step
