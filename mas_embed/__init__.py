@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mas_embed.config import load_config as load_config
     from mas_embed.data import DATASETS as DATASETS
+    from mas_embed.data import TRANSFORMS as TRANSFORMS
     from mas_embed.data import Part as Part
     from mas_embed.data import Split as Split
     from mas_embed.data import SplitSequence as SplitSequence
     from mas_embed.data import digits as digits
+    from mas_embed.data import image_folder as image_folder
     from mas_embed.data import image_folders as image_folders
+    from mas_embed.data import image_manifest as image_manifest
     from mas_embed.data import join_splits as join_splits
+    from mas_embed.data import transform_splits as transform_splits
     from mas_embed.errors import RunError as RunError
     from mas_embed.errors import UserError as UserError
     from mas_embed.evaluation import EVALUATORS as EVALUATORS
@@ -52,6 +56,7 @@ if TYPE_CHECKING:
     from mas_embed.methods import load_method as load_method
     from mas_embed.methods import save_method as save_method
     from mas_embed.models import MODELS as MODELS
+    from mas_embed.models import PREPROCESSING as PREPROCESSING
     from mas_embed.models import EmbeddingNet as EmbeddingNet
     from mas_embed.models import small_conv as small_conv
     from mas_embed.retrieval import IndexCompatibility as IndexCompatibility
@@ -65,6 +70,7 @@ if TYPE_CHECKING:
     from mas_embed.runtime.libraries import require_library as require_library
     from mas_embed.runtime.nested_state import flatten_state as flatten_state
     from mas_embed.runtime.nested_state import unflatten_state as unflatten_state
+    from mas_embed.runtime.preprocessing import Preprocessing as Preprocessing
     from mas_embed.runtime.seeding import seeded as seeded
     from mas_embed.runtime.text_models import cls_pooling as cls_pooling
     from mas_embed.runtime.text_models import mean_pooling as mean_pooling
@@ -77,6 +83,7 @@ if TYPE_CHECKING:
     from mas_embed.training import SequenceResult as SequenceResult
     from mas_embed.training import per_class_sampler as per_class_sampler
     from mas_embed.training import train_sequence as train_sequence
+    from mas_embed.training import training_batches as training_batches
 
 # By the module that defines them
 _NAMES = {
@@ -124,8 +131,20 @@ _NAMES = {
         "SparseEvaluator",
         "read_results",
     ],
-    "data": ["DATASETS", "Part", "Split", "SplitSequence", "digits", "image_folders", "join_splits"],
-    "models": ["EmbeddingNet", "MODELS", "small_conv"],
+    "data": [
+        "DATASETS",
+        "Part",
+        "Split",
+        "SplitSequence",
+        "TRANSFORMS",
+        "digits",
+        "image_folder",
+        "image_folders",
+        "image_manifest",
+        "join_splits",
+        "transform_splits",
+    ],
+    "models": ["EmbeddingNet", "MODELS", "PREPROCESSING", "small_conv"],
     "losses": ["LOSSES"],
     "training": [
         "CALLBACKS",
@@ -136,6 +155,7 @@ _NAMES = {
         "SequenceResult",
         "per_class_sampler",
         "train_sequence",
+        "training_batches",
     ],
     "config": ["load_config"],
     "experiment": ["run_experiment"],
@@ -144,6 +164,7 @@ _NAMES = {
     "runtime.forward": ["embed_batch"],
     "runtime.libraries": ["require_library"],
     "runtime.nested_state": ["flatten_state", "unflatten_state"],
+    "runtime.preprocessing": ["Preprocessing"],
     "runtime.seeding": ["seeded"],
     "runtime.text_models": ["cls_pooling", "mean_pooling", "sentence_transformers_unnormalized"],
 }

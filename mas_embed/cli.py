@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from mas_embed.config import PASSED_TO, PROVIDED_TO, Config, constructor_parameters, load_config
-from mas_embed.data import DATASETS, ordered_batches
+from mas_embed.data import DATASETS, TRANSFORMS, ordered_batches
 from mas_embed.errors import RunError, UserError, reason_of, unknown_name
 from mas_embed.evaluation import EVALUATORS, Candidate, Results, RunRecord
 from mas_embed.experiment import (
@@ -51,6 +51,7 @@ from mas_embed.training import CALLBACKS, OPTIMIZERS, SAMPLERS, SCHEDULERS, Prog
 # By the name under which `mas-embed list` shows them
 KINDS: dict[str, Registry] = {
     "datasets": DATASETS,
+    "transforms": TRANSFORMS,
     "models": MODELS,
     "losses": LOSSES,
     "methods": METHODS,

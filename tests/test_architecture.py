@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "evaluation": BASE | {"retrieval", "data"},
     "training": BASE | {"methods", "data", "evaluation"},
     "facts": BASE | {"data", "models", "losses", "evaluation", "retrieval"},
+    "recognition": BASE | {"data", "models", "losses", "methods", "evaluation", "retrieval"},
     "config": BASE | {"data", "models", "losses", "methods", "evaluation", "training"},
     "experiment": BASE | {"config", "data", "models", "losses", "methods", "evaluation", "training", "report"},
     "report": BASE | {"evaluation"},
@@ -63,8 +64,8 @@ def test_imports_go_downwards_only(path):
 def test_the_root_holds_only_what_the_layout_names():
     assert {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"} == {
         "__init__.py", "__main__.py", "cli.py", "errors.py", "py.typed", "registry.py", "testing.py",
-        "config", "data", "evaluation", "experiment", "facts", "importance", "integrations", "losses", "methods", "models", "report", "retrieval",
-        "runtime", "training",
+        "config", "data", "evaluation", "experiment", "facts", "importance", "integrations", "losses", "methods", "models", "recognition", "report",
+        "retrieval", "runtime", "training",
     }  # fmt: skip
 
 
@@ -82,6 +83,14 @@ def test_facts_are_a_plug_in():
     named = re.compile(r"\b(facts?|fact_\w+|Fact[A-Z]\w*)\b")
     for path in PACKAGE.rglob("*.py"):
         if path.parent.name != "facts":
+            assert not named.search(path.read_text()), path
+
+
+def test_recognition_is_a_plug_in():
+    """Nothing else imports it or names its components."""
+    named = re.compile(r"mas_embed\.recognition|multi_head|MultiHead|\bRecognition[A-Z]|classes_per_split")
+    for path in PACKAGE.rglob("*.py"):
+        if path.parent.name != "recognition":
             assert not named.search(path.read_text()), path
 
 

@@ -192,20 +192,22 @@ def check_config(text, folder):
     """A whole config, or a part of one in the place of the main job's."""
     content = yaml.load(text, _Loader)
     if FILE_NAME.match(text):
-        if content["data"]["name"] == "folders":
-            make_images(folder / content["data"]["root"], content["data"]["splits"])
+        if content["data"]["name"] == "image_folder":
+            make_images(folder / content["data"]["root"], 2 * content["data"]["splits"])
         return  # a command reads it
     base = yaml.safe_load((ROOT / "configs" / "digits.yaml").read_text())
     (folder / "part.yaml").write_text(yaml.safe_dump(base | content))
     load_config(folder / "part.yaml")
 
 
-def make_images(root, num_splits):
+def make_images(root, num_classes):
     from PIL import Image
 
+    if root.exists():  # the page made them
+        return
     generator = np.random.default_rng(0)
-    for split_index, label in np.ndindex(num_splits, 2):
-        folder = root / f"split{split_index}" / f"class{label}"
+    for label in range(num_classes):
+        folder = root / f"class{label}"
         folder.mkdir(parents=True)
         for index in range(14):
             Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f"{index}.png")
@@ -251,6 +253,11 @@ def shorten(arguments):
     name = Path(arguments[1]).name
     if name in ("facts_digits.yaml", "facts_adaptive.yaml"):
         arguments += ["--set", "data.train_images=2", "--set", "data.held_out_images=2", "--set", "evaluation.every=4"]
+    elif name == "my_images.yaml":  # without a download
+        arguments += ["--set", "model.weights=none", "--set", "model.network=cifar_resnet20"]
+        arguments += ["--set", "data.image_size=16", "--set", "data.short_side=18", "--set", "training.num_workers=0"]
+    elif name == "recognition_digits.yaml":
+        arguments += ["--set", "methods=[{name: mas, embed: features}]", "--set", "model.trunk.width=2"]
     elif arguments[1].startswith("configs/") and "facts" not in name:
         arguments += ["--set", "evaluation.follow_index=false"]  # the main job follows the index
     if name == "compare_digits.yaml":

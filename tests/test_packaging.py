@@ -42,7 +42,12 @@ def test_the_sdist_and_the_wheel_hold_what_they_need(built):
     assert {"LICENSE", "README.md", "pyproject.toml", "mas_embed/importance/rules/absolute_products.c"} <= names
     with zipfile.ZipFile(wheel) as archive:
         packed = set(archive.namelist())
-    assert {"mas_embed/py.typed", "mas_embed/report/page.html.jinja", "mas_embed/facts/__init__.py"} <= packed
+    assert {
+        "mas_embed/py.typed",
+        "mas_embed/report/page.html.jinja",
+        "mas_embed/facts/__init__.py",
+        "mas_embed/recognition/__init__.py",
+    } <= packed
     assert not any(name.startswith(("tests", "benchmarks")) for name in packed)
 
 

@@ -9,14 +9,21 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from mas_embed.config.options import component_lists, constructor_parameters, resolve_options
-from mas_embed.config.schema import Component, Config, EvaluationSection, MethodSection, validate_config
+from mas_embed.config.schema import (
+    Component,
+    Config,
+    EvaluationSection,
+    MethodSection,
+    TransformsSection,
+    validate_config,
+)
 from mas_embed.config.yaml_file import apply_override, read_yaml
-from mas_embed.data import DATASETS
-from mas_embed.errors import UserError
+from mas_embed.data import DATASETS, TRANSFORMS
+from mas_embed.errors import UserError, explained
 from mas_embed.evaluation import EVALUATORS
 from mas_embed.losses import LOSSES, MINERS
 from mas_embed.methods import METHODS, Method
-from mas_embed.models import MODELS
+from mas_embed.models import MODELS, preprocessing_of
 from mas_embed.registry import Registry
 from mas_embed.runtime.text import shortened
 from mas_embed.training import CALLBACKS, OPTIMIZERS, SAMPLERS, SCHEDULERS
@@ -37,6 +44,7 @@ PROVIDED_TO = {
     "method": {"splits", "loss"},
     "evaluator": {"splits", "subsets"},
     "callback": {"folder"},
+    "transform": {"size"},
 }
 
 AnyComponent = TypeVar("AnyComponent", bound=Component)
@@ -92,10 +100,12 @@ def with_candidate(
 def _with_resolved_options(config: Config) -> Config:
     training = config.training
     keys_of_evaluation = EvaluationSection.model_fields.keys() - {"options"}
+    model = _resolve(config, "model", config.model, MODELS)
     return config.model_copy(
         update={
             "data": _resolve(config, "data", config.data, DATASETS),
-            "model": _resolve(config, "model", config.model, MODELS),
+            "transforms": _resolve_transforms(config, model),
+            "model": model,
             "loss": _resolve(config, "loss", config.loss, LOSSES),
             "methods": tuple(_resolve_method(config, f"methods.{one.title}", one) for one in config.methods),
             "training": training.model_copy(
@@ -110,6 +120,22 @@ def _with_resolved_options(config: Config) -> Config:
             "callbacks": tuple(_resolve(config, f"callbacks.{one.name}", one, CALLBACKS) for one in config.callbacks),
         }
     )
+
+
+def _resolve_transforms(config: Config, model: Component) -> TransformsSection:
+    """The transforms with their options, and the normalization that is meant where none is named."""
+    with explained("model"):
+        has_colours = preprocessing_of(model.name, model.options) is not None
+    normalize = config.transforms.normalize or ("weights" if has_colours else "none")
+    if normalize == "weights" and not has_colours:
+        raise UserError(
+            f"transforms.normalize=weights needs a model with weights that ask for colours, but '{model.name}' has none under "
+            "these options; choose data or none"
+        )
+    augment = tuple(
+        _resolve(config, f"transforms.augment.{one.name}", one, TRANSFORMS) for one in config.transforms.augment
+    )
+    return TransformsSection(augment=augment, normalize=normalize)
 
 
 def _resolve(config: Config, where: str, component: Any, registry: Registry, **keys: Collection[str]) -> Any:

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from mas_embed.data import PartName
+from mas_embed.data import Normalize, PartName
 from mas_embed.errors import UserError, unknown_name
 from mas_embed.runtime.mistakes import accepted_by, not_accepted
 from mas_embed.runtime.text import printable, shortened
@@ -157,6 +157,16 @@ class EvaluationSection(Component):
     only_learned: bool = False
 
 
+class TransformsSection(Section):
+    """What is done to images: transforms that change those that are trained on at random, and how all are normalized.
+
+    Without `normalize`, the colours that the model's weights want where it has such weights, and else unchanged ones.
+    """
+
+    augment: tuple[Component, ...] = ()
+    normalize: Normalize | None = None
+
+
 class TrainingSection(Section):
     """How a split is trained, see `Recipe`."""
 
@@ -182,6 +192,7 @@ class Config(Section):
     name: str = Field(pattern=r"^[\w-]+$", max_length=100)
     seeds: tuple[StrictInt, ...] = Field(default=(0,), min_length=1)
     data: Component
+    transforms: TransformsSection = TransformsSection()
     model: Component
     loss: Component
     methods: tuple[MethodSection, ...] = Field(min_length=1)

@@ -1,36 +1,60 @@
 """Data sets that are divided into sequences of splits, by name in `DATASETS`."""
 
 from mas_embed.data.batches import ordered_batches
+from mas_embed.data.benchmarks import cars196, cub200, flowers102, grocery, in_shop, stanford_online_products
 from mas_embed.data.digits import digits
 from mas_embed.data.fingerprint import fingerprint_of_inputs, fingerprint_of_split
-from mas_embed.data.image_folders import image_folders
+from mas_embed.data.image_folders import image_folder, image_folders
+from mas_embed.data.image_manifest import image_manifest
 from mas_embed.data.images import ImageFiles
 from mas_embed.data.partition import HeldOut, check_held_out, partition
 from mas_embed.data.split import DATASETS, Part, Split, SplitSequence, check_splits, join_parts, join_splits
 from mas_embed.data.subset import PartName, Subset, select_subset
 from mas_embed.data.text_manifest import text_manifest
 from mas_embed.data.torchvision_sets import torchvision_images
+from mas_embed.data.transforms import (
+    TRANSFORMS,
+    AugmentedImages,
+    Normalize,
+    NormalizedImages,
+    image_shape,
+    transform_splits,
+)
 
 __all__ = [
     "DATASETS",
+    "TRANSFORMS",
+    "AugmentedImages",
     "HeldOut",
     "ImageFiles",
+    "Normalize",
+    "NormalizedImages",
     "Part",
     "PartName",
     "Split",
     "SplitSequence",
     "Subset",
+    "cars196",
     "check_held_out",
     "check_splits",
+    "cub200",
     "digits",
     "fingerprint_of_inputs",
     "fingerprint_of_split",
+    "flowers102",
+    "grocery",
+    "image_folder",
     "image_folders",
+    "image_manifest",
+    "image_shape",
+    "in_shop",
     "join_parts",
     "join_splits",
     "ordered_batches",
     "partition",
     "select_subset",
+    "stanford_online_products",
     "text_manifest",
     "torchvision_images",
+    "transform_splits",
 ]

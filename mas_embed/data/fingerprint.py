@@ -13,6 +13,7 @@ from torch.utils.data import ConcatDataset
 from torch.utils.data import Subset as ItemsByPosition
 
 from mas_embed.data.split import Part, Split
+from mas_embed.data.transforms import AugmentedImages, NormalizedImages
 from mas_embed.runtime.arrays import as_tensor
 from mas_embed.runtime.fingerprint import fingerprint_of_tensors
 from mas_embed.runtime.forward import is_texts
@@ -23,7 +24,8 @@ def fingerprint_of_split(split: Split) -> str | None:
 
     It is made of the labels, and of the values of tensors and arrays, the texts, or the names and sizes of files. Names are
     relative to the folder that all files of a part have in common, and times do not enter, so that data may be copied
-    elsewhere. O(values of tensors, length of texts, number of files). Of all other inputs only the number enters.
+    elsewhere. How images are normalized and augmented enters, too. O(values of tensors, length of texts, number of files). Of
+    all other inputs only the number enters.
     """
     parts = [split.train, split.query, *([] if split.gallery is split.query else [split.gallery])]
     descriptions = [_describe_part(part) for part in parts]
@@ -39,8 +41,22 @@ def fingerprint_of_inputs(inputs: Any) -> str | None:
 
 
 def _describe_part(part: Part) -> str | None:
-    inputs = _describe_inputs(part.inputs)
-    return inputs and f"{inputs} {fingerprint_of_tensors({'labels': part.labels})}"
+    described = _describe_inputs(part.inputs)
+    if described is None:
+        return None
+    augmented = "" if part.augmented is None else f" augmented by {_describe_view(part.augmented)}"
+    return f"{described} {fingerprint_of_tensors({'labels': part.labels})}{augmented}"
+
+
+def _describe_view(inputs: Any) -> str:
+    """How a training view differs from the clean view, as far as its classes say."""
+    if isinstance(inputs, NormalizedImages):
+        return f"{inputs!r} {_describe_view(inputs.images)}"
+    if isinstance(inputs, ConcatDataset):
+        return " ".join(map(_describe_view, inputs.datasets))
+    if isinstance(inputs, ItemsByPosition):
+        return _describe_view(inputs.dataset)
+    return repr(inputs) if isinstance(inputs, AugmentedImages) else type(inputs).__name__
 
 
 def _describe_inputs(inputs: Any) -> str | None:
@@ -52,6 +68,9 @@ def _describe_inputs(inputs: Any) -> str | None:
     if isinstance(inputs, ItemsByPosition):
         described_all = _describe_inputs(inputs.dataset)
         return described_all and f"{described_all} {list(inputs.indices)}"
+    if isinstance(inputs, NormalizedImages):
+        described_images = _describe_inputs(inputs.images)
+        return described_images and f"{described_images} {inputs!r}"
     if is_texts(inputs):
         return repr(list(inputs))
     paths = getattr(inputs, "paths", None)

@@ -6,18 +6,109 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from mas_embed.data.images import LARGEST_SIDE, read_image
-from mas_embed.data.partition import HeldOut, check_held_out, partition
-from mas_embed.data.split import DATASETS, Part, Split
+from mas_embed.data.class_folders import ClassFolders, entries
+from mas_embed.data.image_splits import (
+    Classes,
+    HeldOutClasses,
+    ImageOptions,
+    ListedImage,
+    Order,
+    check_division,
+    deal_classes,
+    make_image_splits,
+    warn_of_small_classes,
+)
+from mas_embed.data.images import Unreadable
+from mas_embed.data.partition import HeldOut
+from mas_embed.data.split import DATASETS, SplitSequence
 from mas_embed.errors import UserError
-from mas_embed.runtime.checks import as_whole_number, check_at_least, check_range
+from mas_embed.runtime.checks import as_whole_number
 from mas_embed.runtime.text import printable, shortened
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
+FEWEST_IMAGES = 8  # of a class in a folder of a split
+
+
+@DATASETS.register("image_folder")
+def image_folder(
+    *,
+    root: str | Path,
+    splits: Classes = 5,
+    order: Order = "listed",
+    image_size: int = 224,
+    short_side: int | None = None,
+    channels: Literal[1, 3] = 3,
+    unseen_share: float = 0.0,
+    held_out_classes: HeldOutClasses = "both",
+    held_out: HeldOut = "test",
+    unreadable: Unreadable = "error",
+    keep_megabytes: int = 1024,
+    seed: int = 0,
+) -> SplitSequence:
+    """Images in folders `<root>/<class>/<image>`, whose classes are dealt into splits.
+
+    A quarter of the images of every class is held out for testing, and a fifth of the others for validation, at least two each
+    where at least two remain. The remaining images are trained on. The held-out images are both queries and gallery. The files
+    are decoded when they are used, see `ImageFiles`.
+
+    Args:
+        root: the folder that holds one folder for each class. Files such as .DS_Store and Thumbs.db are ignored.
+        splits: the number of splits, which then have the names "1", "2", ...; or a list of the classes of each split; or these
+            by the name of the split. The images of a class that is in several splits are dealt to these at random, so that the
+            class comes back with other images. Classes in no split are left out.
+        order: in which the classes are dealt into a number of splits: "listed" for alphabetical order, or "random".
+        image_size: height and width of the inputs, in pixels.
+        short_side: the length to which the shorter side of an image is scaled before its centre is cropped, in pixels; None for
+            `image_size`. A random crop is taken from the scaled image, too.
+        channels: 3 for RGB, or 1 for the mean of the colours.
+        unseen_share: the share of the classes of every split that is reserved for testing, and another one for validation; from
+            0 to 0.4. No image of a reserved class is trained on, and all images of a class that is reserved for `held_out` are
+            held out.
+        held_out_classes: which held-out images the splits are evaluated on: those of classes that are trained on ("seen"), of
+            reserved classes ("unseen"), or "both".
+        held_out: the images on which the splits are evaluated: "test" for reported results, "validation" for choosing options.
+        unreadable: every image is decoded once when the data set is read. "error" refuses the data set if one is unreadable;
+            "skip" leaves such images out with a warning; "unchecked" decodes none before it is used.
+        keep_megabytes: the memory for decoded images, in MiB; 0 to decode an image each time it is used.
+        seed: of all random draws.
+
+    Returns:
+        The splits; inputs float32 [channels, image_size, image_size] in [0, 1]. Labels are numbered split by split, and
+        `label_names` has the names of the folders.
+
+    Raises:
+        UserError: the folder does not exist or holds no folders of images, a class of `splits` is unknown, a file is no
+            readable image, or a split has nothing to train on or to evaluate.
+
+    Warns:
+        UserWarning: a class is empty or has fewer than four images, or files are left out.
+    """
+    check_division(held_out, seed, unseen_share, held_out_classes)
+    options = ImageOptions(image_size, short_side, channels, unreadable, keep_megabytes)
+    root = _checked_root(root, "a folder for every class")
+    folders = ClassFolders()
+    classes = folders.read(root)
+    if not classes:
+        raise UserError(f"{root} holds no folder of images; it must hold one for every class{_hint(folders)}")
+    folders.warn(root)
+    warn_of_small_classes({name: len(paths) for name, paths in classes.items()}, root)
+    paths = [path for of_class in classes.values() for path in of_class]
+    starts = dict(zip(classes, _starts(classes.values()), strict=True))
+    dealt = deal_classes(
+        {name: range(starts[name], starts[name] + len(of_class)) for name, of_class in classes.items()},
+        splits,
+        order=order,
+        seed=seed,
+        source=root,
+    )
+    return make_image_splits(
+        [ListedImage(paths[position], label, split) for split, label, position in dealt],
+        options,
+        source=root,
+        held_out=held_out,
+        seed=seed,
+        unseen_share=unseen_share,
+        held_out_classes=held_out_classes,
+    )
 
 
 @DATASETS.register("folders")
@@ -26,78 +117,103 @@ def image_folders(
     root: str | Path,
     splits: list[str] | int = 5,
     image_size: int = 28,
+    short_side: int | None = None,
     channels: Literal[1, 3] = 1,
+    shared_classes: bool = False,
     unseen_share: float = 0.0,
+    held_out_classes: HeldOutClasses = "both",
     held_out: HeldOut = "test",
+    unreadable: Unreadable = "error",
+    keep_megabytes: int = 1024,
     seed: int = 0,
-) -> list[Split]:
+) -> SplitSequence:
     """Images in folders `<root>/<split>/<class>/<image>`, such as Omniglot's alphabets and characters.
 
-    A quarter of the images of every class is held out for testing, and a fifth of the others for validation. The remaining
-    images are trained on. The held-out images are both queries and gallery.
+    A quarter of the images of every class is held out for testing, and a fifth of the others for validation, at least two each.
+    The remaining images are trained on. The held-out images are both queries and gallery. The files are decoded when they are
+    used, see `ImageFiles`.
 
     A share of the classes of every split, `unseen_share`, is reserved for testing, and another share of the same size for
     validation. No image of a reserved class is ever trained on. All images of a class that is reserved for `held_out` are
     queries and gallery, so that retrieval is also evaluated on classes that the network has never seen.
 
     Args:
-        root: the folder that holds one folder for each split.
+        root: the folder that holds one folder for each split. Files such as .DS_Store and Thumbs.db are ignored.
         splits: the names of the splits in the order in which they are learned; or their number, to take the first ones in
             alphabetical order.
         image_size: height and width in pixels. The shorter side of an image is scaled to this size, and its centre is cropped.
+        short_side: another length to which the shorter side is scaled before the centre is cropped, in pixels.
         channels: 1 for the mean of the colours, or 3.
+        shared_classes: whether folders of the same name in several splits are one class, which comes back; by default, every
+            folder is a class of its own.
         unseen_share: the share of classes that is reserved for testing, and for validation; from 0 to 0.4.
+        held_out_classes: which held-out images the splits are evaluated on: those of classes that are trained on ("seen"), of
+            reserved classes ("unseen"), or "both".
         held_out: the images on which the splits are evaluated: "test" for reported results, "validation" for choosing
             options.
+        unreadable: "error", "skip" or "unchecked", see `image_folder`.
+        keep_megabytes: the memory for decoded images, in MiB; 0 to decode an image each time it is used.
         seed: of the random division into training, validation and test images, and of the reserved classes.
 
     Returns:
-        Splits that are named after their folders, in memory; inputs float32 [N, channels, image_size, image_size] in [0, 1].
+        Splits that are named after their folders; inputs float32 [channels, image_size, image_size] in [0, 1].
 
     Raises:
         UserError: a folder does not exist, a split has fewer than two classes, a class has fewer than 8 images, or a file is
             not a readable image.
+
+    Warns:
+        UserWarning: a class is empty, or files are left out.
     """
-    check_held_out(held_out)
-    check_range("unseen_share", unseen_share, 0, 0.4)
-    check_range("image_size", image_size, 1, LARGEST_SIDE)
-    check_at_least("seed", seed, 0)
+    check_division(held_out, seed, unseen_share, held_out_classes)
+    options = ImageOptions(image_size, short_side, channels, unreadable, keep_megabytes)
     if not isinstance(splits, list | tuple):
         splits = as_whole_number("splits, unless it is a list of names,", splits, 1)
-    generator, sequence, num_classes, num_items = np.random.default_rng(seed), [], 0, 0
-    for folder in _split_folders(Path(root), splits):
-        files = _files_by_class(folder)
-        labels = torch.repeat_interleave(
-            torch.arange(num_classes, num_classes + len(files)), torch.tensor([len(paths) for paths in files])
-        )
-        images = torch.stack([_image(path, image_size, channels) for paths in files for path in paths])
-        train, evaluated = partition(labels, held_out, seed)
-        for_test, for_validation = _unseen_classes(labels.unique(), unseen_share, generator)
-        unseen, unused = (for_test, for_validation) if held_out == "test" else (for_validation, for_test)
-        is_reserved = torch.isin(labels, torch.cat([unseen, unused]))
-        train, evaluated = train[~is_reserved[train]], evaluated[~is_reserved[evaluated]]
-        evaluated = torch.cat([evaluated, torch.isin(labels, unseen).nonzero()[:, 0]]).sort().values
-        sequence.append(_split(folder.name, images, labels, train, evaluated, first_id=num_items))
-        num_classes, num_items = num_classes + len(files), num_items + len(labels)
-    return sequence
+    root = _checked_root(root, "a folder for every split")
+    images: list[ListedImage] = []
+    folders = ClassFolders()
+    for folder in _split_folders(root, splits):
+        for label, paths in _classes_of_split(folder, folders).items():
+            name = label if shared_classes else f"{folder.name}/{label}"
+            images += [ListedImage(path, name, folder.name) for path in paths]
+    folders.warn(root)
+    return make_image_splits(
+        images,
+        options,
+        source=root,
+        held_out=held_out,
+        seed=seed,
+        unseen_share=unseen_share,
+        held_out_classes=held_out_classes,
+    )
 
 
-def _split(name: str, images: Tensor, labels: Tensor, train: Tensor, evaluated: Tensor, *, first_id: int) -> Split:
-    held_out = Part(images[evaluated], labels[evaluated], evaluated + first_id)
-    return Split(name, Part(images[train], labels[train], train + first_id), held_out, held_out)
+def _checked_root(root: str | Path, holds: str) -> Path:
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}; data.root must hold {holds}")
+    return root
 
 
-def _unseen_classes(classes: Tensor, share: float, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Classes that are reserved for testing, and as many other classes that are reserved for validation."""
-    number = round(share * len(classes))
-    order = torch.from_numpy(generator.permutation(classes.numpy()))
-    return order[:number], order[number : 2 * number]
+def _hint(folders: ClassFolders) -> str:
+    """What a folder without images directly in the folders of its classes seems to be instead."""
+    if any(path.is_dir() for path in folders.others):
+        return "; for <root>/<split>/<class>/<image> take the data set folders"
+    if folders.others:
+        return "; what it holds has no suffix of an image"
+    return ""
+
+
+def _starts(lists: object) -> list[int]:
+    starts, number = [], 0
+    for one in lists:  # type: ignore[attr-defined]
+        starts.append(number)
+        number += len(one)
+    return starts
 
 
 def _split_folders(root: Path, splits: Sequence[str] | int) -> list[Path]:
-    if not root.is_dir():
-        raise UserError(f"there is no folder {root}; data.root must hold a folder for every split")
-    found = {path.name: path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")}
+    found = {path.name: path for path in entries(root) if path.is_dir()}
     names = list(found)[:splits] if isinstance(splits, int) else list(splits)
     missing = [name for name in names if name not in found]
     if missing or not names or (isinstance(splits, int) and len(names) < splits):
@@ -113,17 +229,18 @@ def _split_folders(root: Path, splits: Sequence[str] | int) -> list[Path]:
     return [found[name] for name in names]
 
 
-def _files_by_class(folder: Path) -> list[list[Path]]:
-    classes = [path for path in sorted(folder.iterdir()) if path.is_dir()]
-    files = [sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES) for folder in classes]
-    if len(files) < 2 or min(map(len, files)) < 8:
+def _classes_of_split(folder: Path, folders: ClassFolders) -> dict[str, list[Path]]:
+    classes = folders.read(folder)
+    if len(classes) < 2 or min(map(len, classes.values())) < FEWEST_IMAGES:
         raise UserError(
-            f"the split {folder} must hold a folder for each of at least two classes, with at least 8 images each "
-            f"({', '.join(sorted(SUFFIXES))})"
+            f"the split {folder} must hold a folder for each of at least two classes, with at least {FEWEST_IMAGES} images "
+            f"each{_few(classes)}"
         )
-    return files
+    return classes
 
 
-def _image(path: Path, size: int, channels: int) -> Tensor:
-    pixels = read_image(path, size=size, short_side=size).float() / 255
-    return pixels.mean(0, keepdim=True) if channels == 1 else pixels
+def _few(classes: dict[str, list[Path]]) -> str:
+    few = [name for name, paths in classes.items() if len(paths) < FEWEST_IMAGES]
+    if few:
+        return f"; '{shortened(printable(few[0]), 60)}' has {len(classes[few[0]])}"
+    return f"; it has {len(classes)} with images"

@@ -18,7 +18,9 @@ def check_held_out(held_out: str) -> None:
     check_choice("held_out", held_out, get_args(HeldOut))
 
 
-def partition(labels: Tensor, held_out: HeldOut, seed: int) -> tuple[Tensor, Tensor]:
+def partition(
+    labels: Tensor, held_out: HeldOut, seed: int, *, fewest: int = 0, has_test: bool = False
+) -> tuple[Tensor, Tensor]:
     """The positions of the training items and of the held-out items of a data set.
 
     Of every class, a quarter of the items is drawn for testing, and a fifth of the others for validation. The remaining items
@@ -29,6 +31,9 @@ def partition(labels: Tensor, held_out: HeldOut, seed: int) -> tuple[Tensor, Ten
         held_out: whether the test items or the validation items are returned as held out. The other ones are in neither
             result.
         seed: of the random draw.
+        fewest: the smallest number of items of a class that is drawn for testing, and for validation; none is drawn of a class
+            that has fewer than twice as many left.
+        has_test: whether there are test items elsewhere, so that none is drawn for testing.
 
     Returns:
         The sorted positions of the training items, and those of the held-out items.
@@ -40,8 +45,14 @@ def partition(labels: Tensor, held_out: HeldOut, seed: int) -> tuple[Tensor, Ten
     train, evaluated = [], []
     for label in labels.unique():
         order = torch.from_numpy(generator.permutation((labels == label).nonzero()[:, 0].numpy()))
-        test, rest = order.split([len(order) // 4, len(order) - len(order) // 4])
-        validation, remaining = rest.split([len(rest) // 5, len(rest) - len(rest) // 5])
+        num_test = 0 if has_test else _num_held_out(len(order), 4, fewest)
+        test, rest = order[:num_test], order[num_test:]
+        num_validation = _num_held_out(len(rest), 5, fewest)
+        validation, remaining = rest[:num_validation], rest[num_validation:]
         train.append(remaining)
         evaluated.append(test if held_out == "test" else validation)
     return torch.cat(train).sort().values, torch.cat(evaluated).sort().values
+
+
+def _num_held_out(num_items: int, divisor: int, fewest: int) -> int:
+    return max(num_items // divisor, fewest) if num_items >= 2 * fewest else 0

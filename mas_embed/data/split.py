@@ -24,19 +24,36 @@ _UNUSED_IDS = itertools.count(2**40)
 class Part(Dataset[tuple[Any, int]]):
     """Inputs with labels: the training items, the queries or the gallery of a split. Item i is `(inputs[i], labels[i])`.
 
+    A part has two views. The clean view, `inputs`, is what is measured on: importance, everything that a method stores when a
+    split ends, compensations and evaluation. The training view, `augmented`, is what a network is trained on.
+
     Args:
         inputs: a tensor or an array [N, ...], or a sequence that loads its items when they are indexed.
         labels: [N] integers, which are stored as an int64 tensor.
         ids: [N] integers, stored likewise: the identity of each item in the data set, by which an item that is both a query
             and in the gallery is recognised. By default, the items get ids that no other part has.
+        augmented: a sequence of N inputs, whose item i is input i changed at random each time it is indexed. It may draw from
+            the global generators of Python, NumPy and torch (on the CPU), which training seeds for every item. None if a
+            network is trained on `inputs` as they are.
 
     Raises:
-        UserError: the inputs are no sequence, the labels or ids are not integers, or the numbers of the three differ.
+        UserError: the inputs are no sequence, the labels or ids are not integers, or their numbers differ.
+
+    Examples:
+        >>> from torchvision.transforms import v2
+        >>> class Flipped(list):
+        ...     def __getitem__(self, index):
+        ...         return v2.RandomHorizontalFlip()(super().__getitem__(index))
+        >>> images = torch.rand(2, 3, 4, 4)
+        >>> part = Part(images, torch.tensor([0, 1]), augmented=Flipped(images))
+        >>> torch.equal(part[0][0], images[0])
+        True
     """
 
     inputs: Any
     labels: Tensor
     ids: Tensor = field(default=torch.empty(0, dtype=torch.long))
+    augmented: Any = None
 
     def __post_init__(self) -> None:
         num_inputs = _num_inputs(self.inputs)
@@ -47,6 +64,10 @@ class Part(Dataset[tuple[Any, int]]):
         if not num_inputs == len(labels) == len(ids):
             raise UserError(
                 f"a part has {num_inputs} inputs, {len(labels)} labels and {len(ids)} ids; give as many of each"
+            )
+        if self.augmented is not None and _num_inputs(self.augmented) != num_inputs:
+            raise UserError(
+                f"a part has {num_inputs} inputs, but {len(self.augmented)} augmented ones; give as many of each"
             )
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "ids", ids)
@@ -153,12 +174,19 @@ def join_parts(parts: Sequence[Part]) -> Part:
         >>> len(join_parts([part, part]))
         4
     """
-    inputs = [part.inputs for part in parts]
+    is_augmented = any(part.augmented is not None for part in parts)
     return Part(
-        torch.cat(inputs) if all(isinstance(values, Tensor) for values in inputs) else ConcatDataset(inputs),
+        _joined([part.inputs for part in parts]),
         torch.cat([part.labels for part in parts]),
         torch.cat([part.ids for part in parts]),
+        _joined([part.inputs if part.augmented is None else part.augmented for part in parts])
+        if is_augmented
+        else None,
     )
+
+
+def _joined(inputs: list[Any]) -> Any:
+    return torch.cat(inputs) if all(isinstance(values, Tensor) for values in inputs) else ConcatDataset(inputs)
 
 
 def join_splits(splits: Sequence[Split], name: str = "all") -> Split:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -93,6 +93,9 @@ def _label_numbers(label: int | str, splits: Sequence[Split]) -> set[int]:
 
 def _select_items(items: Part, is_selected: Tensor) -> Part:
     positions = is_selected.nonzero()[:, 0]
-    inputs = items.inputs
-    selected = inputs[positions] if isinstance(inputs, Tensor) else ItemsByPosition(inputs, positions.tolist())
-    return Part(selected, items.labels[positions], items.ids[positions])
+    augmented = None if items.augmented is None else _at(items.augmented, positions)
+    return Part(_at(items.inputs, positions), items.labels[positions], items.ids[positions], augmented)
+
+
+def _at(inputs: Any, positions: Tensor) -> Any:
+    return inputs[positions] if isinstance(inputs, Tensor) else ItemsByPosition(inputs, positions.tolist())

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mas_embed.data.listed_lines import read_lines
+from mas_embed.data.manifest_lines import ManifestLine, check_ids, group_by_split, read_manifest, shown
 from mas_embed.data.partition import HeldOut, check_held_out, partition
 from mas_embed.data.split import DATASETS, Part, Split, SplitSequence
-from mas_embed.errors import UserError, unknown_name
+from mas_embed.errors import UserError
 from mas_embed.runtime.checks import as_whole_number
-from mas_embed.runtime.text import printable, shortened
 
-PARTS = ("train", "validation", "test")
 MOST_CHARACTERS = 100_000  # of a text
-ONLY_SPLIT = "all"  # the name of the split of a list without the column split
-
-
-class _Line(NamedTuple):
-    """One text; its part is "" in a list without the column part, and its id is "" where it has none."""
-
-    where: str
-    text: str
-    label: str
-    split: str
-    part: str
-    id: str
 
 
 @DATASETS.register("text_manifest")
@@ -69,8 +54,8 @@ def text_manifest(
     path = Path(path)
     check_held_out(held_out)
     seed = as_whole_number("seed", seed, 0)
-    lines_by_split = _group_by_split(_read(path), splits, path)
-    _check_ids(line for lines in lines_by_split.values() for line in lines)
+    lines_by_split = group_by_split(read_manifest(path, "text", most_characters=MOST_CHARACTERS), splits, path)
+    check_ids(line for lines in lines_by_split.values() for line in lines)
     labels: dict[str, int] = {}
     ids: dict[str, int] = {}
     sequence = []
@@ -81,66 +66,14 @@ def text_manifest(
         train, evaluated = _divide(lines, label_numbers, held_out, seed)
         for part, positions in (("train", train), (held_out, evaluated)):
             if len(positions) == 0:
-                raise UserError(f"{path} has no text of the part '{part}' in the split '{_shown(name)}'; add some")
-        texts = [line.text for line in lines]
+                raise UserError(f"{path} has no text of the part '{part}' in the split '{shown(name)}'; add some")
+        texts = [line.value for line in lines]
         held = _select(texts, label_numbers, id_numbers, evaluated)
         sequence.append(Split(name, _select(texts, label_numbers, id_numbers, train), query=held, gallery=held))
     return SplitSequence(sequence, label_names={name: [number] for name, number in labels.items()})
 
 
-def _read(path: Path) -> list[_Line]:
-    lines: list[_Line] = []
-    for where, values in read_lines(path, ("text", "label"), most_characters=MOST_CHARACTERS):
-        for column in ("text", "label", "split", "part"):
-            if values.get(column) == "":
-                raise UserError(f"{where} has an empty {column}; give it a value, or remove the line")
-        part = values.get("part", "")
-        if part and part not in PARTS:
-            raise UserError(f"{where} has the part '{_shown(part)}'; it must be {', '.join(PARTS[:-1])} or {PARTS[-1]}")
-        split = values.get("split", ONLY_SPLIT)
-        line = _Line(where, values["text"], values["label"], split, part, values.get("id", ""))
-        if lines and bool(line.part) != bool(lines[0].part):
-            raise UserError(f"{where} and {lines[0].where} must both have a part, or neither")
-        lines.append(line)
-    if not lines:
-        raise UserError(f"{path} has no text; give it a line for each")
-    return lines
-
-
-def _group_by_split(lines: Iterable[_Line], splits: Sequence[str] | None, path: Path) -> dict[str, list[_Line]]:
-    """The lines of every split, in the order in which the splits are learned."""
-    found: dict[str, list[_Line]] = {}
-    for line in lines:
-        found.setdefault(line.split, []).append(line)
-    if splits is None:
-        return found
-    if not splits:
-        raise UserError("splits must name at least one split, got an empty list; leave it out for all splits")
-    for name in splits:
-        if name not in found:
-            raise unknown_name(f"split of {path}", name, found)
-    return {name: found[name] for name in splits}
-
-
-def _check_ids(lines: Iterable[_Line]) -> None:
-    """Raises `UserError` for an id that is listed twice in a split, or in two parts."""
-    first_lines: dict[str, _Line] = {}
-    seen: dict[tuple[str, str], _Line] = {}
-    for line in lines:
-        if not line.id:
-            continue
-        first = first_lines.setdefault(line.id, line)
-        other = seen.setdefault((line.split, line.id), line)
-        is_divided = first is not line and (line.part != first.part or not line.part)
-        if other is not line or is_divided:
-            other = other if other is not line else first
-            raise UserError(
-                f"{line.where} has the id '{_shown(line.id)}' of {other.where}; an id may be repeated only in another split "
-                "and in the same part, which both lines must name"
-            )
-
-
-def _divide(lines: Sequence[_Line], labels: Tensor, held_out: HeldOut, seed: int) -> tuple[Tensor, Tensor]:
+def _divide(lines: Sequence[ManifestLine], labels: Tensor, held_out: HeldOut, seed: int) -> tuple[Tensor, Tensor]:
     """The positions of the training texts and of the held-out texts of a split."""
     if not lines[0].part:
         return partition(labels, held_out, seed)
@@ -153,7 +86,3 @@ def _divide(lines: Sequence[_Line], labels: Tensor, held_out: HeldOut, seed: int
 
 def _select(texts: Sequence[str], labels: Tensor, ids: Tensor, positions: Tensor) -> Part:
     return Part([texts[position] for position in positions.tolist()], labels[positions], ids[positions])
-
-
-def _shown(value: str) -> str:
-    return shortened(printable(value), 60)

@@ -51,6 +51,9 @@ class RetrievalEvaluator:
     An item is relevant to a query if both have the same label; a query's own item is left out. Every held-out item is
     embedded once by the same weights, and all queries are ranked in one call. See `evaluate_retrieval` for the metrics.
 
+    If some queries are of classes that no split trains on, and some of others, every metric is also given for either kind, as
+    `<metric>_seen` and `<metric>_unseen`.
+
     Args:
         distance: by which items are ranked: "cosine", "euclidean" or "inner_product".
         recall_at: the K of recall at K.
@@ -58,9 +61,10 @@ class RetrievalEvaluator:
             and after every update (`compare_indexes`, with compensations that are fitted on the training inputs of the new
             split). Costs one pass over these inputs before and one after the split.
         batch_size: of embedding, without gradients.
+        num_workers: processes that load the items, as for training; 0 to load them in this one.
 
     Raises:
-        UserError: an unknown distance, or a K or batch size below 1.
+        UserError: an unknown distance, a K or batch size below 1, or a number of workers below 0.
 
     Examples:
         >>> from mas_embed import digits, small_conv
@@ -76,6 +80,7 @@ class RetrievalEvaluator:
         recall_at: Sequence[int] = (1, 2, 4, 8),
         follow_index: bool = True,
         batch_size: int = 256,
+        num_workers: int = 0,
     ) -> None:
         check_distance(distance)
         if not isinstance(recall_at, Sequence) or not recall_at:
@@ -84,6 +89,7 @@ class RetrievalEvaluator:
         batch_size = as_whole_number("batch_size", batch_size, 1)
         self.distance, self.recall_at = distance, tuple(recall_at)
         self.follow_index, self.batch_size = follow_index, batch_size
+        self.num_workers = as_whole_number("num_workers", num_workers, 0)
         self._fingerprint = ""  # of the weights that have embedded what is in `_embedded`: queries and gallery by split
         self._embedded: dict[str, tuple[Tensor, Tensor]] = {}
         self._stale_galleries: list[Tensor] = []  # of the splits learned so far, as they were first stored
@@ -92,12 +98,17 @@ class RetrievalEvaluator:
     def check(self, splits: Sequence[Split]) -> list[str]:
         """The names of the metrics; raises `UserError` for a query whose class the gallery of all splits lacks."""
         check_queries_are_answerable(splits)
-        return [*METRICS, *(f"recall_at_{k}" for k in self.recall_at)]
+        names = [*METRICS, *(f"recall_at_{k}" for k in self.recall_at)]
+        return [*names, *(f"{name}_{kind}" for kind in _kinds_of_queries(splits) for name in names)]
 
     def without_details(self) -> RetrievalEvaluator:
         """An evaluator with the same scores that follows no index."""
         return RetrievalEvaluator(
-            distance=self.distance, recall_at=self.recall_at, follow_index=False, batch_size=self.batch_size
+            distance=self.distance,
+            recall_at=self.recall_at,
+            follow_index=False,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
         )
 
     def begin_split(self, model: nn.Module, splits: Sequence[Split], split_index: int) -> None:
@@ -164,7 +175,8 @@ class RetrievalEvaluator:
         return _HeldOut([queries for queries, _ in pairs], [gallery for _, gallery in pairs])
 
     def _embed(self, model: nn.Module, part: Part) -> Tensor:
-        return embed(model, ordered_batches(part, batch_size=self.batch_size), num_items=len(part))
+        batches = ordered_batches(part, batch_size=self.batch_size, num_workers=self.num_workers)
+        return embed(model, batches, num_items=len(part))
 
     def _rank(
         self, splits: Sequence[Split], queries: Sequence[Tensor], galleries: Sequence[Tensor]
@@ -180,8 +192,18 @@ class RetrievalEvaluator:
             distance=self.distance,
             recall_at=self.recall_at,
         )
-        by_split = ranked.means_by_group([len(split.query) for split in splits])
-        return {name: [means[name] for means in by_split] for name in ranked.as_dict()}, ranked.as_dict()
+        sizes = [len(split.query) for split in splits]
+        by_split, pooled = ranked.means_by_group(sizes), ranked.as_dict()
+        scores = {name: [means[name] for means in by_split] for name in pooled}
+        for kind, is_of_kind in _kinds_of_queries(splits).items():
+            of_splits = [
+                ranked.means_of(is_of_kind & is_of_split)
+                for is_of_split in torch.block_diag(*(torch.ones(1, size) for size in sizes)).bool()
+            ]
+            of_all = ranked.means_of(is_of_kind)
+            scores |= {f"{name}_{kind}": [means[name] for means in of_splits] for name in of_all}
+            pooled |= {f"{name}_{kind}": value for name, value in of_all.items()}
+        return scores, pooled
 
     def _rank_stale_gallery(self, splits: Sequence[Split], held_out: _HeldOut) -> dict[str, list[float]]:
         """The scores where items of the splits learned so far keep their first vectors."""
@@ -266,6 +288,12 @@ def check_queries_are_answerable(splits: Sequence[Split]) -> None:
                 raise UserError(
                     f"split '{split.name}' has queries of class {int(label)}, but no gallery has another image of that class"
                 )
+
+
+def _kinds_of_queries(splits: Sequence[Split]) -> dict[str, Tensor]:
+    """Which of all queries [Q] are of classes that a split trains on ("seen"), and which not; empty if all are of one kind."""
+    is_seen = torch.isin(_joined(splits, "query", "labels"), _joined(splits, "train", "labels"))
+    return {} if bool(is_seen.all()) or not bool(is_seen.any()) else {"seen": is_seen, "unseen": ~is_seen}
 
 
 def _joined(splits: Sequence[Split], part: str, name: str) -> Tensor:

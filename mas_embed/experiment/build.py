@@ -12,12 +12,23 @@ import torch
 from torch import nn
 
 from mas_embed.config import Component, Config, MethodSection, component_lists, constructor_parameters
-from mas_embed.data import DATASETS, Split, SplitSequence, Subset, check_splits, join_splits, select_subset
+from mas_embed.data import (
+    DATASETS,
+    TRANSFORMS,
+    Split,
+    SplitSequence,
+    Subset,
+    check_splits,
+    image_shape,
+    join_splits,
+    select_subset,
+    transform_splits,
+)
 from mas_embed.errors import UserError, explained
 from mas_embed.evaluation import EVALUATORS, Evaluator, SparseEvaluator
 from mas_embed.losses import LOSSES, MINERS, with_nested_components
 from mas_embed.methods import METHODS, Loss, Method
-from mas_embed.models import MODELS
+from mas_embed.models import MODELS, preprocessing_of
 from mas_embed.runtime.forward import device_of, embed_batch
 from mas_embed.runtime.modes import eval_mode
 from mas_embed.runtime.seeding import seeded
@@ -54,15 +65,37 @@ class Training:
 
 
 def build_splits(config: Config, **options: Any) -> Sequence[Split]:
-    """The splits of a config, under its options for the data and those that are given here instead.
+    """The splits of a config with its transforms, under its options for the data and those that are given here instead.
 
     Raises:
-        UserError: the data cannot be read, or cannot be trained and evaluated.
+        UserError: the data cannot be read, or cannot be trained and evaluated, or a transform does not work on it.
     """
     with explained("data"), seeded(0):
         splits: Sequence[Split] = DATASETS[config.data.name](**{**config.data.options, **options})
         check_splits(splits)
-    return splits
+    return _with_transforms(config, splits)
+
+
+def _with_transforms(config: Config, splits: Sequence[Split]) -> Sequence[Split]:
+    section, model = config.transforms, config.model
+    augment = []
+    if section.augment:
+        with explained("transforms.augment"):
+            size = list(image_shape(splits[0].train.inputs)[1:])
+        augment = [
+            _construct(
+                f"transforms.augment.{one.name}", TRANSFORMS[one.name], one.options, {"size": partial(_value, size)}
+            )
+            for one in section.augment
+        ]
+    normalize: Any = "data" if section.normalize == "data" else None
+    if section.normalize == "weights":
+        normalize = preprocessing_of(model.name, model.options)
+    with explained("transforms"), seeded(0):
+        transformed = transform_splits(splits, augment=augment, normalize=normalize)
+        if augment:
+            transformed[0].train.augmented[0]  # a transform that does not fit is found before anything is trained
+    return transformed
 
 
 def build_training(config: Config, method: MethodSection, splits: Sequence[Split], *, seed: int) -> Training:

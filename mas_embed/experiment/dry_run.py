@@ -156,7 +156,9 @@ def _try_method(method: MethodSection, training: Training) -> None:
     for split_index, split in enumerate((training.splits[0], training.splits[-1])):
         event = Event(training.method.name, 0, split.name, split_index, 2)
         if training.importance_data is None:
-            batches: Iterable[Any] = training_batches(split.train, batch_size=recipe.batch_size, sampler=recipe.sampler)
+            batches: Iterable[Any] = training_batches(
+                split.train, batch_size=recipe.batch_size, sampler=recipe.sampler, view="clean"
+            )
         else:
             batches = ordered_batches(training.importance_data, batch_size=recipe.batch_size)
         try:

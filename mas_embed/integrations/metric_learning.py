@@ -252,13 +252,6 @@ def _parts(method: Method) -> list[Method]:
     return [method]
 
 
-def _acts_after_step(part: Method) -> bool:
-    """Whether a method needs `after_step`, which for the elastic methods depends on the option `decoupled`."""
-    if hasattr(part, "decoupled") and not isinstance(part, SI):
-        return bool(part.decoupled)
-    return type(part).after_step is not Method.after_step
-
-
 def _changes_gradient(part: Method) -> bool:
     """Whether a method has a penalty for `WithPenalty` or `gradient_clippers`; SI also records the gradient there."""
     if isinstance(part, SI):
@@ -284,7 +277,7 @@ def _check_method(method: Method, extend_batch: ExtendedBatches | None, after_st
                 f"{part.name} extends batches: pass getter = ExtendedBatches(method) to the trainer as data_and_label_getter, "
                 "and here as extend_batch=getter"
             )
-        if _acts_after_step(part) and (after_step is None or after_step.method is not method):
+        if part.acts_after_step and (after_step is None or after_step.method is not method):
             raise UserError(
                 f"{part.name} acts after every step: pass hook = IterationHook(method) to the trainer as "
                 "end_of_iteration_hook, and here as after_step=hook"

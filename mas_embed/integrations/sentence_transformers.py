@@ -255,7 +255,7 @@ def _check_penalty_is_enough(method: Method) -> None:
         raise UserError(
             f"{method.name} with decoupled=True acts after the steps of the optimizer; use MethodCallback instead of WithPenalty"
         )
-    elif not hasattr(method, "decoupled") and type(method).after_step is not Method.after_step:
+    elif method.acts_after_step:
         raise UserError(
             f"{method.name} acts after the steps of the optimizer; use MethodCallback instead of WithPenalty"
         )

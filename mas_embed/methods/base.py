@@ -96,6 +96,11 @@ class Method:
         return frozenset(name for name in _BATCH_HOOKS if getattr(type(self), name) is not getattr(Method, name))
 
     @property
+    def acts_after_step(self) -> bool:
+        """Whether the method needs `after_step`, so that a loop without a place for this hook cannot train with it."""
+        return type(self).after_step is not Method.after_step
+
+    @property
     def num_bytes(self) -> int:
         """The memory that the method needs between splits: the size of the tensors in its state, in bytes."""
         return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(self._state_without_origin()))

@@ -64,7 +64,7 @@ class ClassStatistics(Method):
     Raises:
         UserError: the layer does not exist or an option is not accepted; or, from `consolidate`, batches have no labels,
             features are not floating-point, a parameter that feeds the layer also reaches the embeddings around it, or a batch
-            normalisation feeds the layer.
+            normalisation whose statistics change in training feeds the layer.
 
     Source: Shin et al., *Continual Learning with Deep Generative Replay*, NeurIPS 2017, and Liu et al., *Generative Feature
         Replay for Class-Incremental Learning*, CVPR workshops 2020, use networks as generators. Zhu et al., *Prototype
@@ -311,14 +311,17 @@ def _names_feeding(model: nn.Module, layer: str, inputs: Any, embed: Embed | str
         feeding = _names_with_gradient(output, parameters)
         with _replaced_output(model.get_submodule(layer), output.detach().requires_grad_()):
             around = feeding & _names_with_gradient(embed_batch(model, inputs, embed), parameters)
+        model.train()  # until the context ends
+        changing = {name for name, module in model.named_modules() if isinstance(module, _NormBase) and module.training}
     if around:
         raise UserError(
             f"'{min(around)}' feeds layer '{layer}' and also reaches the embeddings around it; choose another layer"
         )
     for name in sorted(feeding):
-        if isinstance(model.get_submodule(name.rpartition(".")[0]), _NormBase):
+        if name.rpartition(".")[0] in changing:
             raise UserError(
-                f"batch normalisation '{name}' feeds layer '{layer}', and its statistics change in training; freeze it"
+                f"batch normalisation '{name}' feeds layer '{layer}', and its statistics change in training; freeze it, for a "
+                "backbone with frozen_batch_norm=True"
             )
     return sorted(feeding)
 

@@ -53,6 +53,11 @@ class Combine(Method):
         return frozenset().union(*(method.batch_hooks for method in self.methods))
 
     @property
+    def acts_after_step(self) -> bool:
+        """Whether any of the methods needs `after_step`."""
+        return any(method.acts_after_step for method in self.methods)
+
+    @property
     def num_bytes(self) -> int:
         """The memory that all methods need between splits, in bytes."""
         return sum(method.num_bytes for method in self.methods)

@@ -101,6 +101,11 @@ class Elastic(Method, ABC):
             distances = torch._foreach_sub(parameters, anchors)
             torch._foreach_addcmul_(gradients, distances, importances, value=2 * self.strength * self._scale)
 
+    @property
+    def acts_after_step(self) -> bool:
+        """Whether the pull of the penalty follows the steps of the optimizer."""
+        return self.decoupled
+
     @torch.no_grad()
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """If `decoupled`, moves every parameter to `(theta + c anchor) / (1 + c)`, with `c = 2 lr strength importance`.

@@ -32,8 +32,8 @@ class Replay(Method):
     for every split; a split with too few items leaves its part of the buffer empty.
 
     From the second split on, items are drawn from the buffer without replacement and appended to every batch. The miner and
-    the loss treat them like the other items. Items are stored on the CPU as they were when the split ended; the augmentation
-    of later epochs is not applied to them.
+    the loss treat them like the other items. Items are stored on the CPU as the batches of `consolidate` hold them, which
+    `train_sequence` does not augment, and are trained on without augmentation.
 
     Args:
         model: the embedding model that is trained.

@@ -104,6 +104,11 @@ class SI(Elastic):
                 "step of the optimizer"
             )
 
+    @property
+    def acts_after_step(self) -> bool:
+        """True: every step is recorded."""
+        return True
+
     @torch.no_grad()
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Adds the last step to the path integral; the decoupled pull counts as part of the step."""

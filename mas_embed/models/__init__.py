@@ -1,6 +1,8 @@
 """Embedding networks, by name in `MODELS`."""
 
+from mas_embed.models.backbone import Backbone, backbone
 from mas_embed.models.embedding_net import MODELS, EmbeddingNet, small_conv
+from mas_embed.models.preprocessing import PREPROCESSING, preprocessing_of
 from mas_embed.models.sentence_encoder import (
     SentenceEncoder,
     WordVectorTransformer,
@@ -10,9 +12,13 @@ from mas_embed.models.sentence_encoder import (
 
 __all__ = [
     "MODELS",
+    "PREPROCESSING",
+    "Backbone",
     "EmbeddingNet",
     "SentenceEncoder",
     "WordVectorTransformer",
+    "backbone",
+    "preprocessing_of",
     "sentence_transformer",
     "small_conv",
     "word_vector_transformer",

@@ -1,4 +1,4 @@
-"""torchvision's networks as chains of layers that can be split between any two layers, and their weights."""
+"""Classification networks and their weights; and networks as chains of layers that can be split between any two layers."""
 
 from __future__ import annotations
 
@@ -13,36 +13,45 @@ import torch
 from torch import Tensor, nn
 
 from mas_embed.errors import UserError, reason_of, unknown_name
+from mas_embed.models.cifar_resnet import CifarResNet
 from mas_embed.runtime.modes import eval_mode
 from mas_embed.runtime.reading import check_regular_file
 from mas_embed.runtime.text import printable, shortened
 
 PROBE_SIZE = 64
+CIFAR_RESNETS = {"cifar_resnet20": 3, "cifar_resnet32": 5, "cifar_resnet56": 9}  # the number of blocks of a stage
 
 
 def load_trunk(name: str, weights: str) -> nn.Module:
-    """A classification network of torchvision.
+    """A classification network of torchvision, or "cifar_resnet20".
 
     Args:
-        name: its name in torchvision, such as "vgg16" or "resnet18".
+        name: its name in torchvision, such as "vgg16" or "resnet18"; or one of `CIFAR_RESNETS`.
         weights: "none" for the random initialisation of the network; "default" for torchvision's best weights, which are
-            downloaded once; or the path of a state dict of this network, as .safetensors or as a file of `torch.save`. The
-            weights of the last layer are not used.
+            downloaded once; or the path of a state dict of this network, as .safetensors or as a file of `torch.save`, which
+            may have been wrapped in `DataParallel`. The weights of the last layer are not used.
 
     Raises:
-        UserError: torchvision has no such network, or the weights cannot be downloaded, cannot be read, belong to another
-            network, or are not finite.
+        UserError: there is no such network, or the weights cannot be downloaded, cannot be read, belong to another network, or
+            are not finite.
     """
     from torchvision import models
 
-    known = models.list_models(module=models)
+    known = [*CIFAR_RESNETS, *models.list_models(module=models)]
     if name not in known:
-        raise unknown_name("network of torchvision", name, known)
-    trunk: nn.Module = models.get_model(name, weights=None)
+        raise unknown_name("network", name, known)
+    if name in CIFAR_RESNETS:
+        trunk: nn.Module = CifarResNet(CIFAR_RESNETS[name])
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # of how Inception and GoogLeNet will be initialised some day
+            trunk = models.get_model(name, weights=None)
     if weights == "default":
-        _load_state(trunk, _download(name), f"torchvision's weights of {name}")
+        load_weights(trunk, _download(name), f"torchvision's weights of {name}")
     elif weights != "none":
-        _load_state(trunk, _read_state(Path(weights)), weights)
+        load_weights(trunk, read_weights(Path(weights)), weights)
     return trunk
 
 
@@ -144,6 +153,11 @@ def _computes_the_same(trunk: nn.Module, chain: nn.Module) -> bool:
 def _download(name: str) -> Mapping[str, Tensor]:
     from torchvision import models
 
+    if name in CIFAR_RESNETS:
+        raise UserError(
+            f"there are no default weights of {name}; give the path of weights, such as those of "
+            "https://github.com/akamaster/pytorch_resnet_cifar10, or take weights: none"
+        )
     enum = models.get_model_weights(name)
     entry = enum.DEFAULT
     try:
@@ -155,7 +169,12 @@ def _download(name: str) -> Mapping[str, Tensor]:
         ) from None
 
 
-def _read_state(path: Path) -> Mapping[str, Tensor]:
+def read_weights(path: Path) -> Mapping[str, Tensor]:
+    """A state dict from a .safetensors file or a file of `torch.save`, of which nothing but tensors is read.
+
+    Raises:
+        UserError: the file cannot be read, or holds no state dict.
+    """
     check_regular_file(path, "weights from")
     try:
         with warnings.catch_warnings():
@@ -171,14 +190,27 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):
         raise UserError(f"{path} holds no state dict of tensors; save model.state_dict()")
+    if state and all(name.startswith("module.") for name in state):  # saved inside a DataParallel
+        return {name.removeprefix("module."): value for name, value in state.items()}
     return state
 
 
-def _load_state(trunk: nn.Module, state: Mapping[str, Any], source: str) -> None:
-    """Loads the weights of all layers but the last, which is not used."""
+def last_linear(network: nn.Module) -> str:
+    """The name of the last linear layer, which of a classification network computes the scores; "" if there is none."""
+    return next(reversed([name for name, module in network.named_modules() if isinstance(module, nn.Linear)]), "")
+
+
+def load_weights(trunk: nn.Module, state: Mapping[str, Any], source: str) -> None:
+    """Loads the weights of all layers but the last linear one, which is not used; it may have another size in the state.
+
+    Raises:
+        UserError: the state is of another network, or holds a tensor that cannot be used; the message names `source`.
+    """
     current = trunk.state_dict()
-    last = next(reversed([name for name, module in trunk.named_modules() if isinstance(module, nn.Linear)]), "")
+    last = last_linear(trunk)
     wanted = {name: value.shape for name, value in current.items() if name.rpartition(".")[0] != last}
+    for name in [name for name in wanted if name.endswith("num_batches_tracked") and name not in state]:
+        del wanted[name]  # weights of before torch 0.4.1 have no such count, which the running statistics do not need
     given = {name: value.shape for name, value in state.items() if name.rpartition(".")[0] != last}
     different = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
     if different:

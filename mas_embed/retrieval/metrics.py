@@ -97,6 +97,15 @@ class RetrievalScores:
             for size, end in zip(sizes, ends, strict=True)
         ]
 
+    def means_of(self, is_selected: NDArray[np.bool_] | Tensor) -> dict[str, float]:
+        """The means over the selected queries, by name, as in `means`; NaN if none of them has a relevant item.
+
+        Args:
+            is_selected: [Q] booleans.
+        """
+        mask = np.asarray(is_selected, dtype=bool)
+        return _means({name: values[mask] for name, values in self.per_query.items()})
+
 
 def evaluate_retrieval(
     queries: ArrayLike | Tensor,

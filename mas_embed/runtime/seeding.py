@@ -37,6 +37,25 @@ def seeded(*seed: int) -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
+@contextmanager
+def unchanged_generators() -> Iterator[None]:
+    """Restores the global generators of Python, NumPy and torch on the CPU; leaves those of GPUs, as a worker process must."""
+    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
+
+
+def seed_cpu(seed: int) -> None:
+    """Seeds the global generators of Python, NumPy and torch on the CPU; takes microseconds."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed the GPUs, too
+
+
 def mixed_seed(*seed: int) -> int:
     """One seed from several integers; neighbouring integers give unrelated seeds.
 

@@ -3,26 +3,117 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler, Sampler
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler
 
 from mas_embed.data import Part
 from mas_embed.errors import UserError
 from mas_embed.registry import Registry
-from mas_embed.runtime.checks import as_whole_number
+from mas_embed.runtime.checks import as_whole_number, check_choice
+from mas_embed.runtime.seeding import LARGEST_SEED, mixed_seed, seed_cpu, unchanged_generators
 from mas_embed.training.recipe import MakeSampler
 
 SAMPLERS = Registry("sampler")
 
+View = Literal["training", "clean"]
+
 
 def training_batches(
-    part: Part, *, batch_size: int, sampler: MakeSampler | None = None, num_workers: int = 0
+    part: Part,
+    *,
+    batch_size: int,
+    sampler: MakeSampler | None = None,
+    num_workers: int = 0,
+    view: View = "training",
+    generator: torch.Generator | None = None,
 ) -> DataLoader[Any]:
-    """Batches of (inputs, labels) whose one pass is one epoch; without a sampler every item once in random order."""
-    order = sampler(part.labels) if sampler is not None else RandomSampler(part)
-    return DataLoader(part, batch_size=batch_size, sampler=order, num_workers=num_workers)
+    """Batches of (inputs, labels) whose one pass is one epoch; without a sampler every item once in random order.
+
+    Augmented inputs do not depend on the number of workers: at the start of an epoch one number is drawn, and from it a seed
+    for each position in the order of the epoch. Every item is augmented under the seed of its position.
+
+    Args:
+        part: the items.
+        batch_size: the number of items of a batch; the last batch may be smaller.
+        sampler: `labels [N] -> Sampler` of one epoch; None for every item once, shuffled.
+        num_workers: processes that load the batches; 0 to load them in this one.
+        view: "training" for the augmented inputs of the part, if it has any; "clean" for its inputs as they are.
+        generator: of the order without a sampler and of the augmentation; None for torch's global generator.
+
+    Raises:
+        UserError: an unknown view.
+
+    Examples:
+        >>> part = Part(torch.zeros(5, 3), torch.zeros(5, dtype=torch.long))
+        >>> [len(labels) for _, labels in training_batches(part, batch_size=2)]
+        [2, 2, 1]
+    """
+    check_choice("view", view, get_args(View))
+    order = sampler(part.labels) if sampler is not None else RandomSampler(part, generator=generator)
+    if part.augmented is None or view == "clean":
+        return DataLoader(part, batch_size=batch_size, sampler=order, num_workers=num_workers, generator=generator)
+    return DataLoader(
+        _AugmentedItems(part),
+        batch_size=batch_size,
+        sampler=_WithSeeds(order, generator),
+        num_workers=num_workers,
+        generator=generator,
+    )
+
+
+class _WithSeeds(Sampler[tuple[int, int]]):
+    """The indices of a sampler, each with a seed; the seeds of an epoch come from one number of the generator.
+
+    A trainer that calls `set_epoch`, so that an epoch can be repeated, gets a number that depends on the epoch alone.
+    """
+
+    def __init__(self, order: Iterable[int], generator: torch.Generator | None) -> None:
+        self.order, self.generator, self.epoch = order, generator, -1
+        self._initial_seed = 0 if generator is None else generator.initial_seed()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Says which epoch the next pass is, also to the sampler inside."""
+        self.epoch = epoch
+        if hasattr(self.order, "set_epoch"):
+            self.order.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.order)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        if self.epoch >= 0:
+            epoch_seed = mixed_seed(self._initial_seed, self.epoch)
+        else:
+            epoch_seed = int(torch.randint(LARGEST_SEED, (), generator=self.generator))
+        seeds = torch.Generator().manual_seed(epoch_seed)
+        for index in self.order:
+            yield index, int(torch.randint(LARGEST_SEED, (), generator=seeds))
+
+
+class _AugmentedItems(Dataset[tuple[Any, int]]):
+    """The training view of a part, indexed by `(index, seed)`."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def __getitem__(self, index_and_seed: tuple[int, int]) -> tuple[Any, int]:
+        return self.__getitems__([index_and_seed])[0]
+
+    def __getitems__(self, indices_and_seeds: Iterable[tuple[int, int]]) -> list[tuple[Any, int]]:
+        """The items of a batch, which a `DataLoader` asks for: saving the state of NumPy's generator takes 0.2 ms."""
+        items = []
+        with unchanged_generators():
+            for index, seed in indices_and_seeds:
+                seed_cpu(seed)
+                items.append((self.part.augmented[index], int(self.part.labels[index])))
+        return items
 
 
 @SAMPLERS.register("MPerClassSampler")

@@ -30,7 +30,8 @@ class Recipe:
         scheduler: `optimizer -> LRScheduler`, which steps after every epoch; None for a constant learning rate.
         sampler: `labels [N] -> Sampler` of one epoch, such as `functools.partial(per_class_sampler, m=4)`; None for every item
             once, shuffled.
-        num_workers: processes that load training batches; 0 to load them in this one.
+        num_workers: processes that load training batches, and those that a method consolidates on; 0 to load them in this
+            one. The batches are the same for any number.
         clip_norm: the largest norm of the gradient, penalty included, over all parameters; None for no limit.
         accumulate: batches whose gradients are averaged for one step of the optimizer. If an accelerator is passed to
             `train_sequence`, its number is used, and this one must be 1.

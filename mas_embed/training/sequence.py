@@ -184,8 +184,11 @@ def _prepared(model: nn.Module, method: Method, accelerator: Accelerator) -> nn.
 
 
 def _consolidation_batches(split: Split, unlabeled: Any, recipe: Recipe) -> Iterable[Any]:
-    """What a method consolidates on: unlabeled inputs if there are any, else the split's training items with their labels."""
+    """What a method consolidates on: unlabeled inputs if there are any, else the split's training items with their labels.
+
+    They are not augmented, because importance and what else a method stores is measured on them.
+    """
     if unlabeled is not None:
-        return ordered_batches(unlabeled, batch_size=recipe.batch_size)
+        return ordered_batches(unlabeled, batch_size=recipe.batch_size, num_workers=recipe.num_workers)
     # In random order: a loss over pairs says nothing about a batch of one class
-    return training_batches(split.train, batch_size=recipe.batch_size, num_workers=recipe.num_workers)
+    return training_batches(split.train, batch_size=recipe.batch_size, num_workers=recipe.num_workers, view="clean")

@@ -179,3 +179,35 @@ def test_a_class_whose_only_gallery_image_is_the_query_is_refused():
 def test_options_outside_their_range(options, message):
     with pytest.raises(UserError, match=message):
         RetrievalEvaluator(**options)
+
+
+def test_classes_that_are_never_trained_on_are_told_apart():
+    splits = small_splits()
+    assert not any("seen" in name for name in RetrievalEvaluator().check(splits))
+    first = splits[0]
+    is_trained = first.train.labels == 0
+    train_part = Part(first.train.inputs[is_trained], first.train.labels[is_trained])
+    splits[0] = Split(first.name, train_part, first.query, first.gallery)  # class 1 is never trained on
+    evaluator, model = RetrievalEvaluator(recall_at=(1,)), small_model()
+    evaluation = evaluator.evaluate(model, splits, -1)
+    assert set(evaluator.check(splits)) == set(evaluation.scores) == set(evaluation.pooled)
+    whole, seen, unseen = (evaluation.scores[f"mean_average_precision{kind}"] for kind in ("", "_seen", "_unseen"))
+    assert whole[0] == pytest.approx((seen[0] + unseen[0]) / 2)  # as many queries of either class
+    assert whole[1:] == seen[1:] and np.isnan(unseen[1:]).all()
+    assert evaluation.pooled["recall_at_1_unseen"] == evaluation.scores["recall_at_1_unseen"][0]
+    plain = RetrievalEvaluator(recall_at=(1,)).evaluate(model, small_splits(), -1)
+    assert all(evaluation.scores[name] == values for name, values in plain.scores.items())
+
+
+def test_worker_processes_change_nothing():
+    splits = small_splits()
+    lists = [
+        Split(
+            split.name,
+            split.train,
+            *(Part(list(part.inputs), part.labels, part.ids) for part in (split.query, split.gallery)),
+        )
+        for split in splits
+    ]
+    alone, together = (RetrievalEvaluator(num_workers=number).evaluate(small_model(), lists, -1) for number in (0, 2))
+    assert alone.scores == together.scores

@@ -22,9 +22,12 @@ from mas_embed import (
     Split,
     SplitSequence,
     UserError,
+    load_config,
     run_experiment,
 )
 from mas_embed.experiment import build_splits, build_training, dry_run
+from mas_embed.models import PREPROCESSING
+from mas_embed.runtime.preprocessing import Preprocessing
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 
@@ -177,3 +180,65 @@ def test_the_dry_run_leaves_the_random_state_alone_and_writes_nothing(tmp_path, 
     dry_run(config, build_splits(config))
     assert torch.equal(state, torch.get_rng_state())
     assert sorted(tmp_path.rglob("*")) == files
+
+
+@PREPROCESSING.register("town_pictures")
+def town_colours(*, weights: str = "none"):
+    return Preprocessing((0.5,), (0.25,)) if weights != "none" else None
+
+
+@MODELS.register("town_pictures")
+def town_pictures(*, weights: str = "none"):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+
+
+def with_transforms(tmp_path, model="small_conv", **transforms):
+    return load_from(tmp_path, {**TINY, "model": model, "transforms": transforms})
+
+
+def test_transforms_have_their_defaults_in_the_resolved_config(tmp_path):
+    assert load_from(tmp_path, TINY).transforms.model_dump() == {"augment": (), "normalize": "none"}
+    augment = [{"name": "RandomResizedCrop", "scale": [0.5, 1]}, "RandomHorizontalFlip"]
+    resolved = with_transforms(tmp_path, augment=augment, normalize="data").to_yaml()
+    assert "scale: [0.5, 1.0]" in resolved and "p: 0.5" in resolved and "normalize: data" in resolved
+    (tmp_path / "again.yaml").write_text(resolved)
+    again = load_config(tmp_path / "again.yaml")
+    assert again.to_yaml() == resolved
+    splits = build_splits(again)
+    assert splits[0].train.augmented[0].shape == (1, 8, 8)
+    assert splits[0].query.augmented is None
+
+
+def test_the_model_says_which_colours_its_weights_want(tmp_path):
+    with_weights = {"name": "town_pictures", "weights": "default"}
+    assert with_transforms(tmp_path, with_weights).transforms.normalize == "weights"
+    assert with_transforms(tmp_path, "town_pictures").transforms.normalize == "none"
+    assert with_transforms(tmp_path, with_weights, normalize="none").transforms.normalize == "none"
+    plain = build_splits(with_transforms(tmp_path))[0].train.inputs
+    wanted = build_splits(with_transforms(tmp_path, with_weights))[0].train.inputs
+    assert torch.equal(wanted, (plain - 0.5) / 0.25)
+    with pytest.raises(UserError, match="normalize=weights needs a model with weights that ask for colours"):
+        with_transforms(tmp_path, "town_pictures", normalize="weights")
+
+
+@pytest.mark.parametrize(
+    ("transforms", "message"),
+    [
+        ({"augment": ["RandomFlip"]}, "unknown transform 'RandomFlip': did you mean"),
+        ({"augment": [{"name": "RandomRotation", "degree": 3}]}, "option of transforms.augment.RandomRotation 'degree'"),
+        ({"augment": [{"name": "RandomCrop", "size": 4}]}, r"transforms.augment.RandomCrop: size is 4 in the config, but \[8, 8\]"),
+        ({"augment": ["Grayscale", "RandomShortestSize"]}, "transforms.augment.RandomShortestSize needs the option"),
+        ({"normalize": "imagenet"}, "transforms.normalize=.* must be 'weights', 'data' or 'none'"),
+        ({"augment": [{"name": "Pad", "padding": 1}]}, r"transforms: augmented images must have the shape \[1, 8, 8\]"),
+    ],
+)  # fmt: skip
+def test_transforms_that_do_not_fit_name_their_key(tmp_path, transforms, message):
+    with pytest.raises(UserError, match=message):
+        build_splits(with_transforms(tmp_path, **transforms))
+
+
+def test_a_run_with_augmentation(tmp_path):
+    transforms = {"augment": ["RandomHorizontalFlip"], "normalize": "data"}
+    config = load_from(tmp_path, {**TINY, "seeds": [0], "methods": ["replay", "joint"], "transforms": transforms})
+    results = run_experiment(config, tmp_path / "run")
+    assert len(results.runs) == 2

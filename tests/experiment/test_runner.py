@@ -3,11 +3,10 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
 from small import Stopped
 from tiny_experiment import TINY, load_from
 
-from mas_embed import UserError, load_config, read_results, run_experiment
+from mas_embed import DATASETS, Part, Split, UserError, digits, load_config, read_results, run_experiment
 from mas_embed.errors import RunError
 from mas_embed.experiment import ExperimentCallback, runner
 from mas_embed.experiment.runner import runs_of
@@ -303,15 +302,18 @@ def test_options_are_selected_on_the_validation_part_and_their_cost_is_told(tiny
     assert [row[-1] for row in table.rows].count("chosen") == 1
 
 
-def test_a_validation_part_that_cannot_be_evaluated_is_refused_before_anything_is_written(tmp_path):
-    """Of eight images of a class two are tested and one validated, which no other image of its class can answer."""
-    for split in ("a", "b"):
-        for label in ("x", "y"):
-            (tmp_path / "images" / split / label).mkdir(parents=True)
-            for index in range(8):
-                Image.new("L", (8, 8), index).save(tmp_path / "images" / split / label / f"{index}.png")
-    data = {"name": "folders", "root": str(tmp_path / "images"), "splits": 2, "image_size": 8}
-    config = load_from(tmp_path, TINY | {"data": data, "methods": [SELECT], "training": {"epochs": 1}})
+def test_a_validation_part_that_cannot_be_evaluated_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    """Its one query has no other image of its class."""
+
+    def lonely(*, held_out="test"):
+        splits = digits(num_splits=2)
+        if held_out == "test":
+            return splits
+        lone = Part(splits[0].query.inputs[:1], splits[0].query.labels[:1])
+        return [Split("a", splits[0].train, lone, lone), *splits[1:]]
+
+    monkeypatch.setitem(DATASETS._components, "lonely", lonely)
+    config = load_from(tmp_path, TINY | {"data": {"name": "lonely"}, "methods": [SELECT], "training": {"epochs": 1}})
     with pytest.raises(
         UserError, match="data with held_out=validation, on which options are chosen: split 'a' has queries"
     ):

@@ -253,7 +253,7 @@ def test_weights_that_cannot_be_downloaded(monkeypatch):
 
 
 def test_options_outside_their_range_are_refused():
-    with pytest.raises(UserError, match="unknown network of torchvision 'resnet81': did you mean 'resnet"):
+    with pytest.raises(UserError, match="unknown network 'resnet81': did you mean 'resnet"):
         two_branch(trunk="resnet81")
     with pytest.raises(UserError, match="unknown layer 'layer9': did you mean 'layer"):
         two_branch(split_after="layer9")

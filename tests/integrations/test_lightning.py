@@ -129,7 +129,7 @@ def assert_same(first, second, tolerance=1e-5):
 
 
 # Other tests register methods of their own
-OURS = [name for name, method in METHODS.items() if method.__module__.startswith("mas_embed.")]
+OURS = [name for name, method in METHODS.items() if method.__module__.startswith("mas_embed.methods.")]
 ALL = [name for name in OURS if name not in ("joint", "frozen")]
 
 
@@ -632,3 +632,29 @@ def test_the_extra_is_named_when_lightning_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
     with pytest.raises(UserError, match=r"pip install 'mas-embed\[lightning\]'"):
         runpy.run_path(lightning.__file__)
+
+
+def test_the_data_module_trains_on_the_training_view():
+    part = small_splits()[0].train
+    shifted = me.Part(part.inputs, part.labels, part.ids, augmented=Shifted(part.inputs))
+    data = SplitsDataModule([me.Split("a", shifted, part, part)], batch_size=5)
+
+    def epoch(number):
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(number)
+        return torch.cat([inputs for inputs, _ in loader])
+
+    assert float(epoch(0).min()) > 50
+    assert torch.equal(epoch(1), epoch(1)) and not torch.equal(epoch(0), epoch(1))
+    assert float(torch.cat([inputs for inputs, _ in data.ordered_dataloader()]).max()) < 50
+
+
+class Shifted:
+    def __init__(self, inputs):
+        self.inputs = inputs
+
+    def __len__(self):
+        return len(self.inputs)
+
+    def __getitem__(self, index):
+        return self.inputs[index] + 100 + torch.rand(())

@@ -8,6 +8,7 @@ from torch import nn
 
 from mas_embed import ClassStatistics, Combine, Finetune, LwF, Replay, UserError
 from mas_embed.methods.class_statistics import ClassGaussian
+from mas_embed.models import backbone
 
 POINTS = torch.tensor([[0.0, 1.0], [2.0, 1.0], [1.0, 4.0]]).double()
 
@@ -180,6 +181,19 @@ class Twice(nn.Module):
 
     def forward(self, inputs):
         return self.first(self.first(inputs))
+
+
+def test_batch_normalization_that_keeps_its_statistics_may_feed_the_layer():
+    model = backbone(network="cifar_resnet20", weights="none", embedding_size=4, frozen_batch_norm=True)
+    images, labels = torch.rand(8, 3, 8, 8), torch.arange(8) % 2
+    method = ClassStatistics(model, layer="trunk")
+    method.consolidate([(images, labels)])
+    assert sorted(method.classes) == [0, 1] and "trunk.bn1.weight" in method.held
+    modes = [module.training for module in model.modules()]
+    with pytest.raises(UserError, match=r"'trunk.bn1.bias' feeds layer 'trunk', .* with frozen_batch_norm=True"):
+        model.frozen_batch_norm = False
+        ClassStatistics(model, layer="trunk").consolidate([(images, labels)])
+    assert [module.training for module in model.modules()] == modes
 
 
 def test_errors():

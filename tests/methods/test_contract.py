@@ -14,6 +14,7 @@ from mas_embed import (
     SI,
     ClassStatistics,
     Combine,
+    Frozen,
     LocalMAS,
     LwF,
     Method,
@@ -31,12 +32,13 @@ def combined(*makers):
 
 
 FACTORIES = {
-    **{name: method for name, method in METHODS.items() if method.__module__.startswith("mas_embed.")},
+    **{name: method for name, method in METHODS.items() if method.__module__.startswith("mas_embed.methods.")},
     "ewc": partial(EWC, loss=loss),
     "ewc of batches": partial(EWC, loss=loss, fisher="batch"),
     "ewc online": partial(EWC, loss=loss, mode="online"),
     "imm from the average": partial(IMM, start="average"),
     "imm by Fisher": partial(IMM, mode="mode", loss=loss),
+    "frozen layer": partial(Frozen, only="0"),
     "lwf of similarities": partial(LwF, distillation="similarity"),
     "mas of projections": partial(MAS, output="projection"),
     "replay balanced": partial(Replay, policy="balanced", buffer_size=7),

@@ -69,6 +69,7 @@ METHODS = {
     "combine": lambda model: Combine(model, methods=[MAS(model), Replay(model)]),
     "finetune": Finetune,
     "frozen": Frozen,
+    "frozen layer": lambda model: Frozen(model, only="0"),
 }
 
 

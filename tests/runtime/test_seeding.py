@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mas_embed import UserError
-from mas_embed.runtime.seeding import mixed_seed, seeded
+from mas_embed.runtime.seeding import mixed_seed, seed_cpu, seeded, unchanged_generators
 
 
 def test_seeded_repeats_and_restores():
@@ -35,3 +35,16 @@ def test_seeds_that_are_no_whole_numbers_are_refused(seed):
     with pytest.raises(UserError, match="seed must be a whole number >= 0, got"), seeded(seed):
         pass
     assert mixed_seed(np.int64(3), torch.tensor(4)) == mixed_seed(3, 4)
+
+
+def test_generators_are_unchanged_after_an_error_too():
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    expected = [random.random(), np.random.rand(), float(torch.rand(()))]
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    with pytest.raises(ZeroDivisionError), unchanged_generators():
+        seed_cpu(2**63 - 1)
+        first = [random.random(), np.random.rand(), float(torch.rand(()))]
+        seed_cpu(2**63 - 1)
+        assert first == [random.random(), np.random.rand(), float(torch.rand(()))]
+        1 / 0  # noqa: B018
+    assert [random.random(), np.random.rand(), float(torch.rand(()))] == expected

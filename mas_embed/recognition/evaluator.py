@@ -1,0 +1,143 @@
+"""The evaluator recognition: the accuracy of every split, by the head of the split and by all heads together."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mas_embed.data import Split, check_splits, ordered_batches
+from mas_embed.errors import UserError
+from mas_embed.evaluation import EVALUATORS, Evaluation
+from mas_embed.recognition.heads import check_labels, check_scores, split_of_classes, without_other_heads
+from mas_embed.retrieval import embed
+from mas_embed.runtime.checks import as_whole_number
+
+RECOGNITION_METRICS = ("accuracy", "accuracy_all_heads")
+
+
+@dataclass(frozen=True)
+class RecognitionDetails:
+    """The accuracy of single classes.
+
+    Attributes:
+        class_accuracy: by split, by class, the share of its held-out images that the head of the split recognises.
+    """
+
+    class_accuracy: dict[str, dict[str, float]]
+
+
+@EVALUATORS.register("recognition")
+class RecognitionEvaluator:
+    """The share of the held-out images (`Split.query`) whose class has the highest score.
+
+    - `accuracy`: among the classes of the image's own split. Which split an image is from is known, as in the experiments of
+      Aljundi et al. (2018).
+    - `accuracy_all_heads`: among the classes of all splits of the sequence, also of those that are not learned yet; which
+      split an image is from is not known.
+
+    Of classes with equal scores the first one counts. Pooled scores are over the images of all splits, each of which counts
+    equally, so that large splits count more; the final average counts every split equally. The forgetting of a split in the
+    code of Aljundi et al. is its accuracy when it was learned, less that in the end: the mean over all splits but the last
+    is the negative of `backward_transfer`, see `ScoreMatrix`.
+
+    Args:
+        classes_per_split: the number of classes of each split, in order; the data set provides it.
+        class_names: the names of the classes of each split; None for their labels. The data set provides it.
+        by_class: whether the details hold the accuracy of every class.
+        batch_size: number of images that are classified at once.
+
+    Raises:
+        UserError: a number is below 1, or the names do not fit the numbers of classes or are not distinct in a split.
+    """
+
+    def __init__(
+        self,
+        classes_per_split: Sequence[int],
+        *,
+        class_names: Sequence[Sequence[str]] | None = None,
+        by_class: bool = False,
+        batch_size: int = 256,
+    ) -> None:
+        self.split_of_class = split_of_classes(classes_per_split)
+        self.classes_per_split = list(classes_per_split)
+        self.batch_size, self.by_class = as_whole_number("batch_size", batch_size, 1), by_class
+        if class_names is None:
+            class_names = [
+                [str(label) for label in range(len(self.split_of_class)) if self.split_of_class[label] == index]
+                for index in range(len(classes_per_split))
+            ]
+        if [len(set(names)) for names in class_names] != self.classes_per_split:
+            raise UserError(
+                f"class_names must hold, for every split, as many different names as it has classes ({classes_per_split})"
+            )
+        self._names = [name for names in class_names for name in names]
+
+    def check(self, splits: Sequence[Split]) -> Collection[str]:
+        """The names of the metrics.
+
+        Raises:
+            UserError: a part is empty, or a label is not one of the classes.
+        """
+        check_splits(splits)
+        for split in splits:
+            for part in (split.train, split.query):
+                check_labels(part.labels, len(self.split_of_class), of=f"of split '{split.name}'")
+        return RECOGNITION_METRICS
+
+    def without_details(self) -> RecognitionEvaluator:
+        """An evaluator with the same scores that does not count by class."""
+        return RecognitionEvaluator(self.classes_per_split, batch_size=self.batch_size)
+
+    def begin_split(self, model: nn.Module, splits: Sequence[Split], split_index: int) -> None:
+        """Does nothing: nothing is compared with the model before the split."""
+
+    def evaluate(self, model: nn.Module, splits: Sequence[Split], split_index: int) -> Evaluation:
+        """The accuracies of every split, and those pooled over all splits.
+
+        Raises:
+            UserError: `check` refuses the splits, the model does not give one score for every class, or a score is not finite.
+        """
+        self.check(splits)
+        correct = [self._correct(model, split) for split in splits]  # of every split by metric [N]
+        counts = [len(split.query) for split in splits]
+        sums = {metric: [int(one[metric].sum()) for one in correct] for metric in RECOGNITION_METRICS}
+        scores = {metric: [s / n for s, n in zip(values, counts, strict=True)] for metric, values in sums.items()}
+        pooled = {metric: sum(values) / sum(counts) for metric, values in sums.items()}
+        by_split = zip(splits, correct, strict=True)
+        details = {split.name: self._by_class(one["accuracy"], split.query.labels) for split, one in by_split}
+        return Evaluation(scores, pooled, RecognitionDetails(details) if self.by_class else None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The settings; the evaluator remembers nothing from split to split."""
+        return {"classes_per_split": list(self.classes_per_split), "by_class": self.by_class}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Checks the settings in the state; there is nothing else to restore.
+
+        Raises:
+            UserError: the state is of an evaluator with other settings.
+        """
+        for name, value in self.state_dict().items():
+            if state.get(name) != value:
+                raise UserError(f"the state is of an evaluator with {name} {state.get(name)}, but this one has {value}")
+
+    def _correct(self, model: nn.Module, split: Split) -> dict[str, Tensor]:
+        """Whether each held-out image is classified correctly, by metric [N]."""
+        labels = split.query.labels
+        scores = embed(model, ordered_batches(split.query, batch_size=self.batch_size))
+        check_scores(scores, len(self.split_of_class))
+        if not bool(scores.isfinite().all()):
+            raise UserError(f"the class scores of split '{split.name}' are not finite; lower the learning rate")
+        of_own_head = without_other_heads(scores, labels, self.split_of_class)
+        predicted = {"accuracy": of_own_head.argmax(1), "accuracy_all_heads": scores.argmax(1)}
+        return {metric: classes == labels for metric, classes in predicted.items()}
+
+    def _by_class(self, correct: Tensor, labels: Tensor) -> dict[str, float]:
+        """By the name of a class that occurs the share of its images that are classified correctly."""
+        num_classes = len(self.split_of_class)
+        totals, hits = labels.bincount(minlength=num_classes), labels[correct].bincount(minlength=num_classes)
+        return {self._names[label]: int(hits[label]) / int(totals[label]) for label in torch.unique(labels).tolist()}
