@@ -44,6 +44,7 @@ from mas_embed.models import MODELS
 from mas_embed.registry import Registry
 from mas_embed.report import Table, read_runs, split_table, summary_table, tracked_tables, write_report
 from mas_embed.retrieval import COMPENSATIONS
+from mas_embed.runtime.shown_warnings import warnings_as_sentences
 from mas_embed.runtime.signals import INTERRUPTED, TERMINATED, Terminated, exit_codes_of_signals
 from mas_embed.runtime.text import printable, shortened
 from mas_embed.training import CALLBACKS, OPTIMIZERS, SAMPLERS, SCHEDULERS, ProgressBar
@@ -348,7 +349,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows ASCII only
-    with exit_codes_of_signals():
+    with exit_codes_of_signals(), warnings_as_sentences(lambda text: _print_error(text, "[yellow]warning:[/yellow] ")):
         sys.exit(_run())
 
 

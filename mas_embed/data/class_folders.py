@@ -56,7 +56,7 @@ class ClassFolders:
         """
         if self.empty:
             warnings.warn(
-                f"{len(self.empty)} folders in {root} hold no image and are left out: {_shown(self.empty, root)}",
+                f"folders without an image are left out of {root}: {_shown(self.empty, root)}",
                 stacklevel=4,
             )
         if self.others:
