@@ -62,9 +62,11 @@ if TYPE_CHECKING:
     from mas_embed.retrieval import IndexCompatibility as IndexCompatibility
     from mas_embed.retrieval import RetrievalIndex as RetrievalIndex
     from mas_embed.retrieval import RetrievalScores as RetrievalScores
+    from mas_embed.retrieval import class_means as class_means
     from mas_embed.retrieval import clustering_scores as clustering_scores
     from mas_embed.retrieval import compare_indexes as compare_indexes
     from mas_embed.retrieval import evaluate_retrieval as evaluate_retrieval
+    from mas_embed.retrieval import nearest_class_mean_accuracy as nearest_class_mean_accuracy
     from mas_embed.runtime.fingerprint import fingerprint_of as fingerprint_of
     from mas_embed.runtime.forward import embed_batch as embed_batch
     from mas_embed.runtime.libraries import require_library as require_library
@@ -117,9 +119,11 @@ _NAMES = {
         "IndexCompatibility",
         "RetrievalIndex",
         "RetrievalScores",
+        "class_means",
         "clustering_scores",
         "compare_indexes",
         "evaluate_retrieval",
+        "nearest_class_mean_accuracy",
     ],
     "evaluation": [
         "EVALUATORS",

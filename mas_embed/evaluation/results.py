@@ -21,6 +21,7 @@ from mas_embed.runtime.reading import read_json
 from mas_embed.runtime.text import shortened
 
 SCHEMA = 2
+RANKING_METRIC = "mean_average_precision"  # shown of an index where the primary metric ranks no gallery
 
 # The files of a run directory that its report is made of
 RESULTS_FILE = "results.json"
@@ -45,15 +46,21 @@ class Details(BaseModel):
     index_update: IndexUpdate | None = None
     tracked: dict[str, Finite] = {}
 
-    def check(self, primary_metric: str, num_splits: int, where: str) -> None:
-        """Raises `ValueError` unless the scores of the primary metric are there."""
+    @property
+    def scores_of_index(self) -> list[dict[str, list[Score]] | dict[str, float]]:
+        """All scores of the stale gallery and of the update of the index, by metric; empty without them."""
         stale, update = self.stale_gallery, self.index_update
-        if stale and (primary_metric not in stale or any(len(row) > num_splits for row in stale.values())):
-            raise ValueError(f"{where} lacks the {primary_metric} of its stale gallery, or has that of too many splits")
+        scores: list[dict[str, list[Score]] | dict[str, float]] = [stale] if stale else []
         if update is not None:
-            scored = [update.old_on_old, update.new_on_new, update.new_on_old, *update.compensated.values()]
-            if any(primary_metric not in scores for scores in scored):
-                raise ValueError(f"{where} lacks the {primary_metric} of an update of the index")
+            scores += [update.old_on_old, update.new_on_new, update.new_on_old, *update.compensated.values()]
+        return scores
+
+    def check(self, metric: str, num_splits: int, where: str) -> None:
+        """Raises `ValueError` unless all scores of an index have the metric."""
+        if any(metric not in scores for scores in self.scores_of_index):
+            raise ValueError(f"{where} lacks the {metric} of its stale gallery, or of an update of the index")
+        if self.stale_gallery and any(len(row) > num_splits for row in self.stale_gallery.values()):
+            raise ValueError(f"{where} has a stale gallery of too many splits")
 
 
 class RunRecord(BaseModel):
@@ -91,7 +98,7 @@ class RunRecord(BaseModel):
     details: list[Details] = []
     seconds: dict[str, Annotated[float, Field(ge=0, le=1e100)]]
 
-    def check(self, splits: list[str], primary_metric: str) -> None:
+    def check(self, splits: list[str], primary_metric: str, index_metric: str) -> None:
         """Raises `ValueError` unless everything that tables and figures show is there, and of one size."""
         where, num_splits = f"the run {self.method} with seed {self.seed}", len(splits)
         if not self.method:
@@ -113,7 +120,11 @@ class RunRecord(BaseModel):
         if len(self.details) not in (0, num_rows):
             raise ValueError(f"{where} has details of {len(self.details)} evaluations, not of {num_rows}")
         for found in self.details:
-            found.check(primary_metric, num_splits, where)
+            found.check(index_metric, num_splits, where)
+        if any(found.scores_of_index for found in self.details):
+            measures = self.measures.get(index_metric, {})
+            if index_metric not in self.scores or any(measure not in measures for measure in MEASURES):
+                raise ValueError(f"{where} lacks the scores or measures of {index_metric}")
 
     def matrix(self, metric: str) -> ScoreMatrix:
         """The score matrix of a metric."""
@@ -202,13 +213,20 @@ class Results(BaseModel):
         if not self.splits or not all(self.splits):
             raise ValueError("there is no split, or one without a name")
         for run in self.runs:
-            run.check(self.splits, self.primary_metric)
+            run.check(self.splits, self.primary_metric, self.index_metric)
         seeds = Counter((run.method, run.seed) for run in self.runs)
         shapes = {run.method: len(run.scores[self.primary_metric]) for run in self.runs}
         for run in self.runs:
             if seeds[run.method, run.seed] > 1 or shapes[run.method] != len(run.scores[self.primary_metric]):
                 raise ValueError(f"two runs of {run.method} with seed {run.seed} do not fit together")
         return self
+
+    @property
+    def index_metric(self) -> str:
+        """The metric that is shown of an index: the primary one, or mean average precision where that ranks no gallery."""
+        of_indexes = [scores for run in self.runs for found in run.details for scores in found.scores_of_index]
+        is_ranking = not of_indexes or any(self.primary_metric in scores for scores in of_indexes)
+        return self.primary_metric if is_ranking else RANKING_METRIC
 
     @property
     def methods(self) -> list[str]:

@@ -15,15 +15,24 @@ from torch import Tensor, nn
 from mas_embed.data import Part, Split, ordered_batches
 from mas_embed.errors import UserError
 from mas_embed.evaluation.base import BEFORE_FIRST, EVALUATORS, Evaluation
+from mas_embed.evaluation.stored_means import (
+    NCM_METRICS,
+    RECOMPUTED,
+    StoredClassMeans,
+    check_queries_have_means,
+    ncm_scores,
+)
 from mas_embed.retrieval import (
     METRICS,
     Distance,
     IndexUpdate,
     check_distance,
+    class_means,
     compare_indexes,
     embed,
     evaluate_retrieval,
 )
+from mas_embed.retrieval.inputs import unit_rows
 from mas_embed.runtime.checks import as_whole_number, shown
 from mas_embed.runtime.fingerprint import fingerprint_of
 
@@ -60,11 +69,23 @@ class RetrievalEvaluator:
         follow_index: also score a gallery that is never embedded again, and compare the index of the splits so far before
             and after every update (`compare_indexes`, with compensations that are fitted on the training inputs of the new
             split). Costs one pass over these inputs before and one after the split.
+        class_means: also classify the queries of the splits learned so far by the nearest mean of all classes learned so far
+            (`nearest_class_mean_accuracy`). A class mean is that of the embeddings of the class's training items, not augmented,
+            by the weights at the first evaluation after its split was learned. There are three accuracies, NaN for splits that
+            were not learned: `ncm_accuracy` with the means as they were stored; `ncm_accuracy_compensated` with the means moved
+            across every later split by `DriftCompensation`, fitted on the training items of that split; and
+            `ncm_accuracy_recomputed` with all means computed again by the present weights, which takes the training items of
+            the earlier splits and costs a pass over them. Under "cosine" embeddings are scaled to unit length first, and means
+            are not; the distance of a query from a mean is Euclidean.
         batch_size: of embedding, without gradients.
         num_workers: processes that load the items, as for training; 0 to load them in this one.
 
     Raises:
-        UserError: an unknown distance, a K or batch size below 1, or a number of workers below 0.
+        UserError: an unknown distance, a K or batch size below 1, a number of workers below 0, or class means under
+            "inner_product".
+
+    Source: class means and their compensation as in Yu et al., *Semantic Drift Compensation for Class-Incremental Learning*,
+        CVPR 2020. Their code embeds augmented training images, drawn anew for either model.
 
     Examples:
         >>> from mas_embed import digits, small_conv
@@ -79,6 +100,7 @@ class RetrievalEvaluator:
         distance: Distance = "cosine",
         recall_at: Sequence[int] = (1, 2, 4, 8),
         follow_index: bool = True,
+        class_means: bool = False,
         batch_size: int = 256,
         num_workers: int = 0,
     ) -> None:
@@ -88,18 +110,26 @@ class RetrievalEvaluator:
         recall_at = [as_whole_number("every number of recall_at", k, 1) for k in recall_at]
         batch_size = as_whole_number("batch_size", batch_size, 1)
         self.distance, self.recall_at = distance, tuple(recall_at)
-        self.follow_index, self.batch_size = follow_index, batch_size
+        if class_means and distance == "inner_product":
+            raise UserError("class_means compare by the Euclidean distance; take distance cosine or euclidean")
+        self.follow_index, self.class_means, self.batch_size = follow_index, class_means, batch_size
         self.num_workers = as_whole_number("num_workers", num_workers, 0)
         self._fingerprint = ""  # of the weights that have embedded what is in `_embedded`: queries and gallery by split
         self._embedded: dict[str, tuple[Tensor, Tensor]] = {}
+        self._embedded_train: dict[str, Tensor] = {}  # by the same weights
         self._stale_galleries: list[Tensor] = []  # of the splits learned so far, as they were first stored
         self._before: _Before | None = None
+        self._means = StoredClassMeans()
 
     def check(self, splits: Sequence[Split]) -> list[str]:
-        """The names of the metrics; raises `UserError` for a query whose class the gallery of all splits lacks."""
+        """The names of the metrics; raises `UserError` for a query whose class the gallery lacks, or that has no class mean."""
         check_queries_are_answerable(splits)
         names = [*METRICS, *(f"recall_at_{k}" for k in self.recall_at)]
-        return [*names, *(f"{name}_{kind}" for kind in _kinds_of_queries(splits) for name in names)]
+        names += [f"{name}_{kind}" for kind in _kinds_of_queries(splits) for name in names]
+        if self.class_means:
+            check_queries_have_means(splits)
+            names += NCM_METRICS
+        return names
 
     def without_details(self) -> RetrievalEvaluator:
         """An evaluator with the same scores that follows no index."""
@@ -107,6 +137,7 @@ class RetrievalEvaluator:
             distance=self.distance,
             recall_at=self.recall_at,
             follow_index=False,
+            class_means=self.class_means,
             batch_size=self.batch_size,
             num_workers=self.num_workers,
         )
@@ -115,7 +146,11 @@ class RetrievalEvaluator:
         """Embeds the new split's training inputs with the weights before it, to fit compensations on."""
         if self.follow_index and self._stale_galleries:
             held_out = self._embed_held_out(model, splits)
-            self._before = _Before(held_out, split_index, self._embed(model, splits[split_index].train))
+            (train,) = self._embed_train(model, [splits[split_index]])
+            self._before = _Before(held_out, split_index, train)
+        if self.class_means and self._means.num_splits:
+            (train,) = self._embed_train(model, [splits[split_index]])
+            self._means.begin_split(split_index, self._for_means(train))
 
     def evaluate(self, model: nn.Module, splits: Sequence[Split], split_index: int) -> Evaluation:
         """The scores of every split, and what became of the vectors that were stored before."""
@@ -123,7 +158,11 @@ class RetrievalEvaluator:
             self.check(splits)
             self._forget()
         held_out = self._embed_held_out(model, splits)
-        scores, pooled = self._rank(splits, held_out.queries, held_out.galleries)
+        ranked, pooled = self._rank(splits, held_out.queries, held_out.galleries)
+        scores = ranked
+        if self.class_means:
+            accuracies, pooled_accuracies = self._classify(model, splits, held_out.queries, split_index + 1)
+            scores, pooled = ranked | accuracies, pooled | pooled_accuracies
         if not self.follow_index or split_index == BEFORE_FIRST:
             return Evaluation(scores, pooled)
         num_before = len(self._stale_galleries)
@@ -132,15 +171,19 @@ class RetrievalEvaluator:
             return Evaluation(scores, pooled, RetrievalDetails())
         # Where no vector has changed, as after a split that a method does not learn, the ranking is the same
         is_fresh = all(map(torch.equal, self._stale_galleries, held_out.galleries))
-        stale_scores = scores if is_fresh else self._rank_stale_gallery(splits, held_out)
+        stale_scores = ranked if is_fresh else self._rank_stale_gallery(splits, held_out)
         details = RetrievalDetails(stale_scores, self._compare(model, splits, held_out, num_before))
         self._before = None
         return Evaluation(scores, pooled, details)
 
     def state_dict(self) -> dict[str, Any]:
-        """The settings, the gallery vectors of the splits so far as they were first stored, and what `begin_split` embedded."""
-        before = {} if self._before is None else self._before.as_state()
-        return {**self._settings(), "stale_galleries": _numbered(self._stale_galleries), "before": before}
+        """The settings, the gallery vectors and class means that were stored, and what `begin_split` embedded."""
+        return {
+            **self._settings(),
+            "stale_galleries": _numbered(self._stale_galleries),
+            "before": {} if self._before is None else self._before.as_state(),
+            "means": self._means.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores a state.
@@ -154,18 +197,19 @@ class RetrievalEvaluator:
         self._forget()
         self._stale_galleries = _in_order(state["stale_galleries"])
         self._before = _Before.of_state(state["before"]) if state["before"] else None
+        self._means.load_state_dict(state["means"])
 
     def _settings(self) -> dict[str, Any]:
-        return {"distance": self.distance, "recall_at": list(self.recall_at), "follow_index": self.follow_index}
+        names = ("distance", "follow_index", "class_means")
+        return {"recall_at": list(self.recall_at), **{name: getattr(self, name) for name in names}}
 
     def _forget(self) -> None:
-        self._fingerprint, self._embedded, self._stale_galleries, self._before = "", {}, [], None
+        self._fingerprint, self._embedded, self._embedded_train = "", {}, {}
+        self._stale_galleries, self._before, self._means = [], None, StoredClassMeans()
 
     def _embed_held_out(self, model: nn.Module, splits: Sequence[Split]) -> _HeldOut:
         """The held-out items of every split; none is embedded twice by the same weights."""
-        fingerprint = fingerprint_of(model)
-        if fingerprint != self._fingerprint:
-            self._fingerprint, self._embedded = fingerprint, {}
+        self._drop_embeddings_of_other_weights(model)
         for split in splits:
             if split.name not in self._embedded:
                 gallery = self._embed(model, split.gallery)
@@ -173,6 +217,19 @@ class RetrievalEvaluator:
                 self._embedded[split.name] = queries, gallery
         pairs = [self._embedded[split.name] for split in splits]
         return _HeldOut([queries for queries, _ in pairs], [gallery for _, gallery in pairs])
+
+    def _embed_train(self, model: nn.Module, splits: Sequence[Split]) -> list[Tensor]:
+        """The training inputs of every split, not augmented; none is embedded twice by the same weights."""
+        self._drop_embeddings_of_other_weights(model)
+        for split in splits:
+            if split.name not in self._embedded_train:
+                self._embedded_train[split.name] = self._embed(model, split.train)
+        return [self._embedded_train[split.name] for split in splits]
+
+    def _drop_embeddings_of_other_weights(self, model: nn.Module) -> None:
+        fingerprint = fingerprint_of(model)
+        if fingerprint != self._fingerprint:
+            self._fingerprint, self._embedded, self._embedded_train = fingerprint, {}, {}
 
     def _embed(self, model: nn.Module, part: Part) -> Tensor:
         batches = ordered_batches(part, batch_size=self.batch_size, num_workers=self.num_workers)
@@ -205,6 +262,27 @@ class RetrievalEvaluator:
             pooled |= {f"{name}_{kind}": value for name, value in of_all.items()}
         return scores, pooled
 
+    def _classify(
+        self, model: nn.Module, splits: Sequence[Split], queries: Sequence[Tensor], num_learned: int
+    ) -> tuple[dict[str, list[float]], dict[str, float]]:
+        """The accuracies by the nearest class mean after the first splits were learned, see `ncm_scores`."""
+        learned = splits[:num_learned]
+        if not learned:
+            return ncm_scores({}, [], [], len(splits))
+        train = [self._for_means(rows) for rows in self._embed_train(model, learned)]
+        self._means.end_split(train, [split.train.labels for split in learned])
+        recomputed = class_means(torch.cat(train), _joined(learned, "train", "labels"))
+        return ncm_scores(
+            {**self._means.stored, RECOMPUTED: recomputed},
+            [self._for_means(rows) for rows in queries[:num_learned]],
+            [split.query.labels for split in learned],
+            len(splits),
+        )
+
+    def _for_means(self, rows: Tensor) -> Tensor:
+        """Embeddings [N, D] as class means are made of them, in float64: of unit length under "cosine"."""
+        return unit_rows(rows, "embeddings") if self.distance == "cosine" else rows.double()
+
     def _rank_stale_gallery(self, splits: Sequence[Split], held_out: _HeldOut) -> dict[str, list[float]]:
         """The scores where items of the splits learned so far keep their first vectors."""
         galleries = [*self._stale_galleries, *held_out.galleries[len(self._stale_galleries) :]]
@@ -224,6 +302,7 @@ class RetrievalEvaluator:
             held_out.galleries,
         )
         old_queries, new_queries, old_gallery, new_gallery = (torch.cat(part[:num_before]) for part in parts)
+        (train,) = self._embed_train(model, [split])
         compared = compare_indexes(
             old_queries,
             new_queries,
@@ -235,7 +314,7 @@ class RetrievalEvaluator:
             gallery_ids=_joined(earlier, "gallery", "ids"),
             distance=self.distance,
             k=min(NUM_NEIGHBOURS, len(old_gallery) - 1),
-            fit_on=(self._before.train, self._embed(model, split.train)),
+            fit_on=(self._before.train, train),
         )
         return compared.summary(after=split.name)
 

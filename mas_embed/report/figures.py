@@ -86,7 +86,7 @@ def stale_gallery_figure(results: Results) -> Figure:
     A solid line with the gallery embedded again after every split (fresh), a dashed one with a gallery that never is (stale);
     means over the seeds.
     """
-    metric, splits = results.primary_metric, list(map(drawn, results.splits))
+    metric, splits = results.index_metric, list(map(drawn, results.splits))
     runs_by_method = {
         method: [run for run in results.runs_of(method) if run.stale_gallery_matrix(metric) is not None]
         for method in results.methods

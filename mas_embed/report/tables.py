@@ -110,11 +110,11 @@ def index_table(results: Results) -> Table | None:
     """What updates of the model did to the index that was made before them, by method; None if no run followed one.
 
     The final average with the gallery embedded again after every split (fresh), and never (stale). Then, over all splits
-    but the first and all seeds, the primary metric of the queries of the splits before: old queries on the old gallery, new on
+    but the first and all seeds, the index metric of the queries of the splits before: old queries on the old gallery, new on
     new, new on old, and new on the old gallery moved by each compensation; mean drift and churn of the old gallery; and how
     often each verdict fell.
     """
-    metric, rows = results.primary_metric, []
+    metric, rows = results.index_metric, []
     updates_of = {
         method: [update for run in results.runs_of(method) for update in run.index_updates]
         for method in results.methods

@@ -1,4 +1,4 @@
-"""Embedding a data set, nearest-neighbour search, exact retrieval metrics, and comparing an index across model updates."""
+"""Embedding a data set, nearest-neighbour search, exact retrieval metrics, class means, and an index across model updates."""
 
 from mas_embed.retrieval.clustering import clustering_scores
 from mas_embed.retrieval.compatibility import IndexCompatibility, IndexUpdate, compare_indexes
@@ -11,6 +11,7 @@ from mas_embed.retrieval.compensation import (
 from mas_embed.retrieval.embedding import embed
 from mas_embed.retrieval.index import Neighbours, RetrievalIndex
 from mas_embed.retrieval.metrics import METRICS, RetrievalScores, evaluate_retrieval
+from mas_embed.retrieval.nearest_mean import ClassMeans, class_means, nearest_class_mean_accuracy
 from mas_embed.retrieval.search import find_nearest
 from mas_embed.retrieval.similarity import DISTANCES, Distance, check_distance
 
@@ -18,6 +19,7 @@ __all__ = [
     "COMPENSATIONS",
     "DISTANCES",
     "METRICS",
+    "ClassMeans",
     "Distance",
     "DriftCompensation",
     "IndexCompatibility",
@@ -28,9 +30,11 @@ __all__ = [
     "RetrievalScores",
     "RidgeCompensation",
     "check_distance",
+    "class_means",
     "clustering_scores",
     "compare_indexes",
     "embed",
     "evaluate_retrieval",
     "find_nearest",
+    "nearest_class_mean_accuracy",
 ]

@@ -54,7 +54,8 @@ class DriftCompensation:
     Takes O(G M D) time; at most about 4 million weights are in memory at once.
 
     Source: Yu, Twardowski, Liu, Herranz, Wang, Cheng, Jui, van de Weijer, *Semantic Drift Compensation for Class-Incremental
-        Learning*, CVPR 2020. The paper moves class means; this class moves every vector of a gallery.
+        Learning*, CVPR 2020, equations 10, 11 and 13. The paper moves class means; this class moves any vectors, such as class
+        means or the vectors of a gallery.
 
     Examples:
         >>> shifted = DriftCompensation().fit(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 1.0]]))

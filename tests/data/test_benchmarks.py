@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data.photographs import red, write_photograph
+from data.photographs import red, write_birds, write_flowers, write_photograph
 from scipy.io import savemat
 
 from mas_embed import DATASETS, UserError
@@ -39,21 +39,7 @@ def all_reds(part):
 
 @pytest.fixture
 def birds(tmp_path):
-    root = tmp_path / "CUB_200_2011"
-    images, labels, parts = [], [], []
-    for label in range(1, 5):
-        for index in range(5):
-            number = len(images) + 1
-            link = f"00{label}.Bird {label}/Bird_{index}.jpg"
-            write_photograph(root / "images" / link, number, quality=95)
-            images.append(f"{number} {link}")
-            labels.append(f"{number} {label}")
-            parts.append(f"{number} {int(index < 3)}")
-    (root / "classes.txt").write_text("".join(f"{label} 00{label}.Bird {label}\n" for label in range(1, 5)))
-    (root / "images.txt").write_text("\n".join(images) + "\n")
-    (root / "image_class_labels.txt").write_text("\n".join(labels))
-    (root / "train_test_split.txt").write_text("\n".join(parts))
-    return tmp_path
+    return write_birds(tmp_path)
 
 
 def bird(*labels):
@@ -211,16 +197,7 @@ def test_cars_that_are_not_as_published(cars):
 
 @pytest.fixture
 def flowers(tmp_path):
-    root = tmp_path / "flowers-102"
-    labels = np.repeat(np.arange(1, 5), 6)
-    for number in range(1, 25):
-        write_photograph(root / "jpg" / f"image_{number:05}.jpg", 9 * number)
-    savemat(root / "imagelabels.mat", {"labels": labels})
-    ids = np.arange(1, 25).reshape(4, 6)
-    savemat(
-        root / "setid.mat", {"trnid": ids[:, :2].ravel(), "valid": ids[:, 2:4].ravel(), "tstid": ids[:, 4:].ravel()}
-    )
-    return tmp_path
+    return write_flowers(tmp_path)
 
 
 def test_flowers(flowers):

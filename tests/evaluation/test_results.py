@@ -56,6 +56,17 @@ def test_what_is_written_is_read_as_the_same(tmp_path):
     np.testing.assert_array_equal(run.stale_gallery_matrix("recall_at_1").scores, [[0.9, math.nan], [0.4, math.nan]])
 
 
+def test_an_index_is_shown_by_a_metric_that_ranks_it():
+    """The primary metric need not rank a gallery, as accuracy by class means does not."""
+    two = {name: record()["scores"]["recall_at_1"] for name in ("recall_at_1", "mean_average_precision")}
+    measures = dict.fromkeys(two, record()["measures"]["recall_at_1"])
+    stale = [{}, {"stale_gallery": {"mean_average_precision": [0.1, 0.2]}}]
+    other = Results.model_validate(content(record(scores=two, measures=measures, details=stale)))
+    assert (other.primary_metric, other.index_metric) == ("recall_at_1", "mean_average_precision")
+    same = Results.model_validate(content(record(details=[{}, {"stale_gallery": {"recall_at_1": [0.1, 0.2]}}])))
+    assert same.index_metric == Results.model_validate(content(record())).index_metric == "recall_at_1"
+
+
 def test_schema_1_in_the_words_of_schema_2(tmp_path):
     run = record()
     run["all"] = run.pop("pooled")
@@ -114,6 +125,10 @@ def test_every_stored_result_is_read(path):
         (
             content(record(details=[{}, {"index_update": UPDATE | {"compensated": {"none": {}}}}])),
             "of an update of the index",
+        ),
+        (
+            content(record(details=[{}, {"stale_gallery": {"mean_average_precision": [0.1, 0.2]}}])),
+            "lacks the scores or measures of mean_average_precision",
         ),
         (content(record(pooled={"recall_at_1": math.inf})), "runs.0.pooled.recall_at_1"),
         ("[" * 100_000, "is not valid JSON"),
