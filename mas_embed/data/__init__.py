@@ -20,6 +20,7 @@ from mas_embed.data.transforms import (
     image_shape,
     transform_splits,
 )
+from mas_embed.data.unlabeled_images import unlabeled_images
 
 __all__ = [
     "DATASETS",
@@ -57,4 +58,5 @@ __all__ = [
     "text_manifest",
     "torchvision_images",
     "transform_splits",
+    "unlabeled_images",
 ]
