@@ -126,8 +126,9 @@ def _check_gradients(model: nn.Module, inputs: Any) -> None:
         (embeddings * torch.randn_like(embeddings)).sum().backward()
     gradients = [parameter.grad for parameter in trainable.values() if parameter.grad is not None]
     assert any(bool(gradient.any()) for gradient in gradients), "in train mode some gradient must not be zero"
-    if hasattr(model, "parameter_groups"):
-        held = sorted(id(parameter) for group in model.parameter_groups(0.1) for parameter in group["params"])
+    parameter_groups: Any = getattr(model, "parameter_groups", None)
+    if parameter_groups is not None:
+        held = sorted(id(parameter) for group in parameter_groups(0.1) for parameter in group["params"])
         assert held == sorted(map(id, trainable.values())), (
             "parameter_groups(lr) must hold every trainable parameter once and no other"
         )
