@@ -42,6 +42,13 @@ def peak_mebibytes(call: Callable[[], Any], device: torch.device) -> float:
     return (_status("VmHWM") - before) / 1024
 
 
+def resident_mebibytes() -> float:
+    """Memory of this process, without that of its workers, after what is free was given back."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return _status("VmRSS") / 1024
+
+
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()

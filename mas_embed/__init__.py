@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mas_embed.data import image_manifest as image_manifest
     from mas_embed.data import join_splits as join_splits
     from mas_embed.data import transform_splits as transform_splits
+    from mas_embed.data import unlabeled_images as unlabeled_images
     from mas_embed.errors import RunError as RunError
     from mas_embed.errors import UserError as UserError
     from mas_embed.evaluation import EVALUATORS as EVALUATORS
@@ -147,6 +148,7 @@ _NAMES = {
         "image_manifest",
         "join_splits",
         "transform_splits",
+        "unlabeled_images",
     ],
     "models": ["EmbeddingNet", "MODELS", "PREPROCESSING", "small_conv"],
     "losses": ["LOSSES"],

@@ -201,8 +201,10 @@ def report(
         Path | None,
         typer.Option(help="Where to write; needed for several runs.", metavar="DIR", parser=_folder),
     ] = None,
+    imports: Imports = None,
 ) -> None:
     """Rebuild the report of a run directory from its results, or compare several runs over the same splits."""
+    _import_modules(imports)  # a report needs no component, but the options of a run should be accepted here
     write_report(*run_directories, out=out)
     _show_tables(read_runs(run_directories))
     _print(f"report  {(out or run_directories[0]) / 'report.html'}")

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "config": BASE | {"data", "models", "losses", "methods", "evaluation", "training"},
     "experiment": BASE | {"config", "data", "models", "losses", "methods", "evaluation", "training", "report"},
     "report": BASE | {"evaluation"},
-    "testing": BASE | {"methods", "data", "training"},
+    "testing": BASE | {"importance", "methods", "data", "training"},
     "cli": BASE | {"config", "experiment", "report", "importance", "data", "models", "losses", "methods", "evaluation", "retrieval", "training"},
     "__main__": {"cli", "runtime"},
 }  # fmt: skip
@@ -63,9 +63,9 @@ def test_imports_go_downwards_only(path):
 
 def test_the_root_holds_only_what_the_layout_names():
     assert {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"} == {
-        "__init__.py", "__main__.py", "cli.py", "errors.py", "py.typed", "registry.py", "testing.py",
+        "__init__.py", "__main__.py", "cli.py", "errors.py", "py.typed", "registry.py",
         "config", "data", "evaluation", "experiment", "facts", "importance", "integrations", "losses", "methods", "models", "recognition", "report",
-        "retrieval", "runtime", "training",
+        "retrieval", "runtime", "testing", "training",
     }  # fmt: skip
 
 

@@ -316,6 +316,9 @@ def test_a_module_in_the_working_directory_brings_components(mas_embed, config, 
     result = mas_embed("run", *arguments, "--import", "cli_components", "--out", tmp_path / "run")
     assert result.returncode == 0, result.stderr
     assert "mine" in result.stdout
+    for command in (["check", *arguments], ["report", tmp_path / "run"], ["list", "methods", "mine"]):
+        result = mas_embed(*command, "--import", "cli_components")
+        assert result.returncode == 0 and "mine" in result.stdout, result.stderr
     missing = mas_embed("check", config, "--import", "not_there")
     assert (missing.returncode, len(missing.stderr.splitlines())) == (2, 1)
     assert "cannot import 'not_there', given by --import: ModuleNotFoundError" in missing.stderr

@@ -132,6 +132,11 @@ def _resolve_transforms(config: Config, model: Component) -> TransformsSection:
             f"transforms.normalize=weights needs a model with weights that ask for colours, but '{model.name}' has none under "
             "these options; choose data or none"
         )
+    if normalize == "data" and config.start.weights is not None:
+        raise UserError(
+            "transforms.normalize=data takes mean and standard deviation from the new data, but the model of start.weights was "
+            "trained with others; choose weights or none"
+        )
     augment = tuple(
         _resolve(config, f"transforms.augment.{one.name}", one, TRANSFORMS) for one in config.transforms.augment
     )

@@ -132,6 +132,19 @@ class ImportanceSection(Section):
     data: str = "train"
 
 
+class StartSection(Section):
+    """The model before the first split: a pretrained or deployed one, and what it is protected on.
+
+    `weights` is the file of a state dict of the whole model; None for the initial weights that the section `model` gives.
+    `consolidate_on` names inputs without labels: a subset, or else a folder of images. `methods` lists the labels of the
+    methods that consolidate on them; None for all.
+    """
+
+    weights: Annotated[str, Field(min_length=1)] | None = None
+    consolidate_on: Annotated[str, Field(min_length=1)] | None = None
+    methods: tuple[str, ...] | None = None
+
+
 class MethodSection(Component):
     """A method. `label` names it in tables and folders, and must be given to two methods of one name.
 
@@ -194,6 +207,7 @@ class Config(Section):
     data: Component
     transforms: TransformsSection = TransformsSection()
     model: Component
+    start: StartSection = StartSection()
     loss: Component
     methods: tuple[MethodSection, ...] = Field(min_length=1)
     subsets: dict[str, SubsetSection] = {}
@@ -225,6 +239,22 @@ class Config(Section):
             if self.importance_of(method) not in ("train", *self.subsets):
                 raise unknown_name("subset in importance.data", self.importance_of(method), ("train", *self.subsets))
         return self
+
+    @model_validator(mode="after")
+    def _methods_of_start_exist(self) -> Config:
+        if self.start.methods is None:
+            return self
+        if self.start.consolidate_on is None:
+            raise UserError("start.methods lists what consolidates on start.consolidate_on, which is missing")
+        for title in self.start.methods:
+            if title not in {method.title for method in self.methods}:
+                raise unknown_name("method in start.methods", title, (method.title for method in self.methods))
+        return self
+
+    def consolidates_at_start(self, method: MethodSection) -> bool:
+        """Whether a method consolidates before the first split."""
+        methods = self.start.methods
+        return self.start.consolidate_on is not None and (methods is None or method.title in methods)
 
     def importance_of(self, method: MethodSection) -> str:
         """What a method consolidates on: "train", or the name of a subset."""

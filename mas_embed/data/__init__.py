@@ -8,7 +8,16 @@ from mas_embed.data.image_folders import image_folder, image_folders
 from mas_embed.data.image_manifest import image_manifest
 from mas_embed.data.images import ImageFiles
 from mas_embed.data.partition import HeldOut, check_held_out, partition
-from mas_embed.data.split import DATASETS, Part, Split, SplitSequence, check_splits, join_parts, join_splits
+from mas_embed.data.split import (
+    DATASETS,
+    FIRST_FREE_ID,
+    Part,
+    Split,
+    SplitSequence,
+    check_splits,
+    join_parts,
+    join_splits,
+)
 from mas_embed.data.subset import PartName, Subset, select_subset
 from mas_embed.data.text_manifest import text_manifest
 from mas_embed.data.torchvision_sets import torchvision_images
@@ -20,9 +29,11 @@ from mas_embed.data.transforms import (
     image_shape,
     transform_splits,
 )
+from mas_embed.data.unlabeled_images import unlabeled_images
 
 __all__ = [
     "DATASETS",
+    "FIRST_FREE_ID",
     "TRANSFORMS",
     "AugmentedImages",
     "HeldOut",
@@ -57,4 +68,5 @@ __all__ = [
     "text_manifest",
     "torchvision_images",
     "transform_splits",
+    "unlabeled_images",
 ]

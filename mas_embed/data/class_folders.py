@@ -59,14 +59,7 @@ class ClassFolders:
                 f"folders without an image are left out of {root}: {_shown(self.empty, root)}",
                 stacklevel=4,
             )
-        if self.others:
-            suffixes = Counter("a folder" if path.is_dir() else path.suffix or "no suffix" for path in self.others)
-            kinds = ", ".join(f"{printable(suffix)} ({count})" for suffix, count in suffixes.most_common(5))
-            warnings.warn(
-                f"{len(self.others)} entries of {root} are no image files in the folder of a class and are left out: {kinds}; "
-                f"such as {_shown(self.others, root)}",
-                stacklevel=4,
-            )
+        warn_of_others(self.others, root, "are no image files in the folder of a class", stacklevel=5)
 
     def _images(self, folder: Path) -> list[Path]:
         found = []
@@ -76,6 +69,22 @@ class ClassFolders:
             else:
                 self.others.append(path)
         return found
+
+
+def warn_of_others(paths: list[Path], root: Path, reason: str, *, stacklevel: int = 3) -> None:
+    """Warns in one sentence of files and folders in a directory that are not used; says nothing if there are none.
+
+    Warns:
+        UserWarning: there are some.
+    """
+    if not paths:
+        return
+    suffixes = Counter("a folder" if path.is_dir() else path.suffix or "no suffix" for path in paths)
+    kinds = ", ".join(f"{printable(suffix)} ({count})" for suffix, count in suffixes.most_common(5))
+    warnings.warn(
+        f"{len(paths)} entries of {root} {reason} and are left out: {kinds}; such as {_shown(paths, root)}",
+        stacklevel=stacklevel,
+    )
 
 
 def entries(folder: Path) -> list[Path]:

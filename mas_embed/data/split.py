@@ -17,7 +17,8 @@ from mas_embed.runtime.arrays import as_integers
 
 DATASETS = Registry("data set")
 
-_UNUSED_IDS = itertools.count(2**40)
+FIRST_FREE_ID = 2**40  # that parts without ids of their own are given
+_UNUSED_IDS = itertools.count(FIRST_FREE_ID)
 
 
 @dataclass(frozen=True)

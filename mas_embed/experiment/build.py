@@ -28,7 +28,7 @@ from mas_embed.errors import UserError, explained
 from mas_embed.evaluation import EVALUATORS, Evaluator, SparseEvaluator
 from mas_embed.losses import LOSSES, MINERS, with_nested_components
 from mas_embed.methods import METHODS, Loss, Method
-from mas_embed.models import MODELS, preprocessing_of
+from mas_embed.models import MODELS, load_model_weights, preprocessing_of
 from mas_embed.runtime.forward import device_of, embed_batch
 from mas_embed.runtime.modes import eval_mode
 from mas_embed.runtime.seeding import seeded
@@ -132,9 +132,12 @@ def build_training(config: Config, method: MethodSection, splits: Sequence[Split
 
 
 def build_model(config: Config, splits: Sequence[Split], *, seed: int) -> nn.Module:
-    """The model of a config, its initial weights drawn from the seed."""
+    """The model of a config, its initial weights drawn from the seed, or those of `start.weights`."""
     with seeded(seed):
         model: nn.Module = _construct("model", MODELS[config.model.name], config.model.options, _provided(splits))
+    if config.start.weights is not None:
+        with explained("start.weights"):
+            load_model_weights(model, Path(config.start.weights))
     return model
 
 

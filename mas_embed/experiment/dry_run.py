@@ -30,6 +30,7 @@ from mas_embed.experiment.build import (
     build_training,
     embedding_size,
 )
+from mas_embed.experiment.start import consolidate_start
 from mas_embed.runtime.seeding import seeded
 from mas_embed.training import (
     Callback,
@@ -70,6 +71,7 @@ def dry_run(config: Config, splits: Sequence[Split]) -> None:
                 _check_labels(training, splits)
                 _check_scheduler(training)
             _check_sampler(training)
+            consolidate_start(config, method, training, splits, seed=0, num_batches=1)
             _try_method(method, training)
 
 

@@ -46,7 +46,8 @@ class RunDirectory:
         config_yaml: the resolved config.
         fresh: the results before anything has run.
         folders: of the trainings, inside the directory: "mas/seed0".
-        data: by name of a split the fingerprint of its data; None where files are missing.
+        data: by name of a split the fingerprint of its data, and by key of the config that of what it names; None where files
+            are missing.
         resume: go on with a run of the same config.
         overwrite: remove the run that is there.
     """
@@ -94,7 +95,7 @@ def check_run_directory(directory: RunDirectory) -> None:
             f"{path} holds a run already: pass --resume to go on with it, --overwrite to replace it, or another --out"
         )
     _check_config(path / CONFIG_FILE, directory.config_yaml)
-    _check_data(path, directory.data)
+    _check_data(path, directory.data, directory.fresh.splits)
 
 
 @contextmanager
@@ -214,17 +215,18 @@ def _leaves(value: object, path: str = "") -> dict[str, object]:
     return {key: leaf for inner_path, inner in pairs for key, leaf in _leaves(inner, inner_path).items()}
 
 
-def _check_data(path: Path, data: Mapping[str, str | None]) -> None:
+def _check_data(path: Path, data: Mapping[str, str | None], splits: Sequence[str]) -> None:
     mark = read_mark(path)
     stored = mark.get("data", {}) if mark is not None else None
     if not isinstance(stored, dict):
         raise UserError(
             f"{path / MARK_FILE} is damaged, so it is not known what data was trained on; start anew with --overwrite"
         )
-    for split, fingerprint in data.items():
-        if fingerprint is not None and stored.get(split) not in (None, fingerprint):
+    for name, fingerprint in data.items():
+        if fingerprint is not None and stored.get(name) not in (None, fingerprint):
+            what = f"the data of split '{name}'" if name in splits else f"the content of {name}"
             raise UserError(
-                f"the data of split '{split}' has changed since the run in {path} began; bring the old data back, or start "
+                f"{what} has changed since the run in {path} began; bring the old data back, or start "
                 "anew with --overwrite"
             )
 

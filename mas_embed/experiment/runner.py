@@ -32,6 +32,7 @@ from mas_embed.experiment.run_directory import (
     open_run_directory,
 )
 from mas_embed.experiment.search import best_candidate, try_candidate
+from mas_embed.experiment.start import consolidate_start, fingerprints_of_start
 from mas_embed.report import write_report
 from mas_embed.runtime.atomic_files import write_errors_explained
 from mas_embed.runtime.distributed import check_one_process
@@ -104,7 +105,7 @@ def run_experiment(
             name=config.name, splits=[split.name for split in splits], primary_metric=config.evaluation.primary_metric
         ),
         folders=[run.folder for run in runs_of(config)],
-        data={split.name: fingerprint_of_split(split) for split in splits},
+        data={split.name: fingerprint_of_split(split) for split in splits} | fingerprints_of_start(config, splits),
         resume=resume,
         overwrite=overwrite,
     )
@@ -179,11 +180,14 @@ def _train(
     if not resume:
         (folder / LOG_FILE).unlink(missing_ok=True)
     training = build_training(config, run.method, splits, seed=run.seed)
+    checkpoint = folder / CHECKPOINT_FILE
     try:
+        if not (resume and checkpoint.exists()):  # a checkpoint holds what the method has stored
+            consolidate_start(config, run.method, training, splits, seed=run.seed)
         result = train_sequence(
             **vars(training),
             seed=run.seed,
-            checkpoint=folder / CHECKPOINT_FILE,
+            checkpoint=checkpoint,
             resume=resume,
             callbacks=[EpochLog(folder / LOG_FILE), *build_callbacks(config, folder), *callbacks],
         )
@@ -244,6 +248,7 @@ def _validation_score(
     # Subsets may lie in any split, so the components are built for all, whichever are trained
     training = build_training(config, with_candidate(config, method, options), splits, seed=seed)
     training.method.name = f"{method.title} {dict(options)}"
+    consolidate_start(config, method, training, splits, seed=seed)
     num_splits = None if training.method.joins_splits else method.select.num_splits
     evaluator = without_details(training.evaluator)
     arguments = {**vars(training), "splits": training.splits[:num_splits], "evaluator": evaluator}

@@ -19,6 +19,8 @@ class Frozen(Method):
     With `only`, the later splits are trained as well, but the parameters and buffers of the module, such as the running
     statistics of batch normalisation, are reset to their values at the end of the first split after every step.
 
+    A model that is good before the first split is frozen from the start by a `consolidate` before training.
+
     Args:
         model: the embedding model that is trained.
         only: the name of the submodule that is frozen, as in `model.get_submodule(only)`; None for the whole model.

@@ -9,6 +9,7 @@ from mas_embed.models.sentence_encoder import (
     sentence_transformer,
     word_vector_transformer,
 )
+from mas_embed.models.trunks import load_model_weights, read_weights
 
 __all__ = [
     "MODELS",
@@ -18,7 +19,9 @@ __all__ = [
     "SentenceEncoder",
     "WordVectorTransformer",
     "backbone",
+    "load_model_weights",
     "preprocessing_of",
+    "read_weights",
     "sentence_transformer",
     "small_conv",
     "word_vector_transformer",

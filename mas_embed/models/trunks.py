@@ -169,8 +169,12 @@ def _download(name: str) -> Mapping[str, Tensor]:
         ) from None
 
 
-def read_weights(path: Path) -> Mapping[str, Tensor]:
+def read_weights(path: Path, *, remedy: str = "give 'none', 'default' or a state dict") -> Mapping[str, Tensor]:
     """A state dict from a .safetensors file or a file of `torch.save`, of which nothing but tensors is read.
+
+    Args:
+        path: of the file.
+        remedy: the end of the message about a file that cannot be read.
 
     Raises:
         UserError: the file cannot be read, or holds no state dict.
@@ -184,7 +188,7 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # for a damaged file one of many kinds
         reason = getattr(error, "strerror", None) or "it holds more than tensors, or is damaged"
-        raise UserError(f"cannot read weights from {path}: {reason}; give 'none', 'default' or a state dict") from None
+        raise UserError(f"cannot read weights from {path}: {reason}; {remedy}") from None
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
@@ -206,12 +210,31 @@ def load_weights(trunk: nn.Module, state: Mapping[str, Any], source: str) -> Non
     Raises:
         UserError: the state is of another network, or holds a tensor that cannot be used; the message names `source`.
     """
-    current = trunk.state_dict()
-    last = last_linear(trunk)
-    wanted = {name: value.shape for name, value in current.items() if name.rpartition(".")[0] != last}
+    _load_checked(trunk, state, source, skipped=last_linear(trunk))
+
+
+def load_model_weights(model: nn.Module, path: Path) -> None:
+    """Loads the state dict of a whole embedding model, its head included; every name and shape must be that of the model.
+
+    Args:
+        model: that is changed.
+        path: of a .safetensors file, or of a file of `torch.save`.
+
+    Raises:
+        UserError: the file cannot be read, or is the state of another model, or holds a tensor that cannot be used. The model
+            is then unchanged.
+    """
+    state = read_weights(path, remedy="give a state dict, as model.state_dict() is")
+    _load_checked(model, state, str(path), skipped=None)
+
+
+def _load_checked(network: nn.Module, state: Mapping[str, Any], source: str, *, skipped: str | None) -> None:
+    """Loads a state of exactly the network's tensors, without those of the layer that is skipped."""
+    current = network.state_dict()
+    wanted = {name: value.shape for name, value in current.items() if name.rpartition(".")[0] != skipped}
     for name in [name for name in wanted if name.endswith("num_batches_tracked") and name not in state]:
         del wanted[name]  # weights of before torch 0.4.1 have no such count, which the running statistics do not need
-    given = {name: value.shape for name, value in state.items() if name.rpartition(".")[0] != last}
+    given = {name: value.shape for name, value in state.items() if name.rpartition(".")[0] != skipped}
     different = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
     if different:
         raise UserError(
@@ -222,7 +245,7 @@ def load_weights(trunk: nn.Module, state: Mapping[str, Any], source: str) -> Non
         problem = _problem_of(state[name], current[name])
         if problem:
             raise UserError(f"the weights {source} cannot be used: the tensor {name} {problem}")
-    trunk.load_state_dict({**current, **{name: state[name] for name in wanted}})
+    network.load_state_dict({**current, **{name: state[name] for name in wanted}})
 
 
 def _problem_of(given: Tensor, expected: Tensor) -> str:

@@ -15,7 +15,7 @@ from mas_embed.runtime.checks import as_number, as_whole_number
 
 MakeOptimizer = Callable[[Iterable[Any]], torch.optim.Optimizer]
 MakeScheduler = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
-MakeSampler = Callable[[Tensor], Sampler[int]]
+MakeSampler = Callable[[Tensor], Sampler[int] | list[int]]
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,8 @@ def train_sequence(
     Args:
         model: embeds a batch of inputs as [N, D]; trained in place.
         splits: in the order in which they are learned.
-        method: how old knowledge is kept; made with `model`.
+        method: how old knowledge is kept; made with `model`. One that has consolidated already, as on what a deployed model
+            serves, protects the model in the first split, too.
         loss: `(embeddings [N, D], labels [N], mined) -> Tensor []`, such as a pytorch-metric-learning loss.
         miner: `(embeddings, labels) -> mined`, such as a pytorch-metric-learning miner.
         recipe: how every split is trained.

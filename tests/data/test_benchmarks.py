@@ -4,6 +4,7 @@ import hashlib
 import os
 import pickle
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from scipy.io import savemat
 from mas_embed import DATASETS, UserError
 from mas_embed.data import cars196, cub200, flowers102, grocery, in_shop, stanford_online_products, torchvision_images
 from mas_embed.evaluation.retrieval import check_queries_are_answerable
+from mas_embed.testing import check_dataset
 
 SMALL = {"image_size": 8, "short_side": 8}
 
@@ -428,6 +430,23 @@ def test_cifar100(tmp_path, monkeypatch):
     for split in splits:
         assert (len(split.train), len(split.query)) == (40, 20)
         assert torch.equal((split.train.inputs[:, 0, 0, 0] * 255).round().long(), split.train.labels)
+
+
+@pytest.mark.parametrize(
+    ("reader", "files", "options"),
+    [
+        (cub200, "birds", {"splits": 1}),
+        (cars196, "cars", {"splits": 1}),
+        (flowers102, "flowers", {"splits": 2}),
+        (stanford_online_products, "products", {"splits": 1}),
+        (in_shop, "clothes", {}),
+        (grocery, "groceries", {}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*are the only ones of their class")
+def test_the_contract(reader, files, options, request):
+    root = request.getfixturevalue(files)
+    check_dataset(partial(reader, root=root, image_size=8, **options), has_duplicates=True)
 
 
 def test_benchmarks_have_names_in_a_config():
