@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import textwrap
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -61,24 +63,47 @@ def resolve_options(
 
 
 def constructor_parameters(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The named parameters of a constructor, with types resolved; behind `**kwargs`, those of the base classes too."""
+    """The named parameters of a constructor, with types resolved; behind `**kwargs`, those of the base classes too.
+
+    Those that a class passes to its base class itself are left out.
+    """
     functions = [constructor]
     if inspect.isclass(constructor):
         functions = [
             vars(base)["__init__"] for base in constructor.__mro__ if "__init__" in vars(base) and base is not object
         ]
     found: dict[str, inspect.Parameter] = {}
+    settled = {"self"}
     for function in functions:
         parameters = inspect.signature(function).parameters.values()
         types = _types(function)
         for parameter in parameters:
-            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) and parameter.name != "self":
+            is_named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            if is_named and parameter.name not in settled:
                 found.setdefault(
                     parameter.name, parameter.replace(annotation=types.get(parameter.name, parameter.empty))
                 )
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
+        settled |= _names_given_to_base(function)
     return found
+
+
+def _names_given_to_base(function: Callable[..., Any]) -> set[str]:
+    """The parameters of the base class that `super().__init__(name=...)` in a constructor sets, so that nobody else may.
+
+    Those that the constructor takes out of its own keywords, by `kwargs["name"]`, are not among them.
+    """
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):  # no source
+        return set()
+    nodes = list(ast.walk(tree))
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
+    to_base = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "__init__"]
+    keys = [node.slice for node in nodes if isinstance(node, ast.Subscript)]
+    own = {key.value for key in keys if isinstance(key, ast.Constant)}
+    return {keyword.arg for call in to_base for keyword in call.keywords if keyword.arg is not None} - own
 
 
 def component_lists(constructor: Callable[..., Any], kind: type) -> list[str]:

@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mas_embed import METHODS, Method, UserError, load_config
+from mas_embed import LOSSES, METHODS, Method, UserError, load_config
+from mas_embed.config import constructor_parameters
+from mas_embed.config.options import resolve_options
+from mas_embed.losses import MINERS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MINIMAL = {
@@ -443,3 +446,14 @@ def test_long_values_and_names_are_shortened(write):
     with pytest.raises(UserError, match=r"must look like key.path=value, got 'xx.* \.\.\. x") as caught:
         load_config(write(), ["x" * 9000])
     assert len(str(caught.value)) < 400
+
+
+def test_what_a_class_passes_to_its_base_class_is_no_option():
+    """BatchHardMiner sets both strategies itself; SubCenterArcFaceLoss takes the sizes out of its keywords."""
+    parameters = constructor_parameters(MINERS["BatchHardMiner"])
+    assert "pos_strategy" not in parameters and "allowed_pos_range" in parameters
+    MINERS["BatchHardMiner"](**resolve_options("miner", MINERS["BatchHardMiner"], {}))
+    with pytest.raises(UserError, match="unknown option of miner 'pos_strategy'"):
+        resolve_options("miner", MINERS["BatchHardMiner"], {"pos_strategy": "easy"})
+    assert {"num_classes", "embedding_size"} <= constructor_parameters(LOSSES["SubCenterArcFaceLoss"]).keys()
+    assert "mat_based_loss" not in constructor_parameters(LOSSES["NTXentLoss"])
