@@ -1,6 +1,6 @@
 """Cost of the training loop beside a plain PyTorch loop, memory over epochs, and importance of a network for photographs.
 
-Run: python -m benchmarks.training --help; the parts are chosen by --loop, --memory and --photographs.
+Run: python benchmarks/training.py --help; the parts are chosen by --loop, --memory and --photographs.
 
 --loop: images per second of `train_sequence` (method finetune, no evaluation) and of a plain loop over the same `DataLoader`
 of JPEG files, with 0, 1 and 2 workers; the same network, optimizer, loss and batches, all in turn in every round. The files are
