@@ -15,12 +15,12 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from mas_embed.data.image_cache import ImageCache
 from mas_embed.errors import UserError
 from mas_embed.runtime.checks import check_at_least, check_choice
+from mas_embed.runtime.preprocessing import IMAGENET, normalized
 from mas_embed.runtime.reading import check_regular_file
 from mas_embed.runtime.text import printable, shortened
 
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Normalization = Literal["none", "imagenet"]
-
-# Mean and standard deviation of the colours of ImageNet; torchvision's weights expect images normalized with them
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # A file that does not exist under its listed name is looked for under these suffixes
 ALTERNATIVE_SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
@@ -104,8 +100,7 @@ class ImageFiles:
         image = self._in_channels(pixels[:, top : top + self.size, left : left + self.size].float() / 255)
         if self.normalization == "none":
             return image
-        mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-        return (image - mean) / std
+        return normalized(image, IMAGENET)
 
     def picture(self, index: int) -> Tensor:
         """The image before it is cropped, from which a random crop is taken: [C, H, W], uint8 if it has three channels.
@@ -147,18 +142,6 @@ class ImageFiles:
 
     def _in_channels(self, image: Tensor) -> Tensor:
         return image.mean(0, keepdim=True) if self.channels == 1 else image
-
-
-def read_image(path: Path, *, size: int, short_side: int) -> Tensor:
-    """The centre of an image, uint8 [3, size, size], after its shorter side was scaled to `short_side` pixels.
-
-    Raises:
-        UserError: the file is missing, is truncated, or is not an image; the message names it.
-    """
-    from torchvision.transforms.functional import center_crop
-
-    cropped: Tensor = center_crop(read_scaled_image(path, short_side=short_side), [size])
-    return cropped
 
 
 def read_scaled_image(path: Path, *, short_side: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from mas_embed.data.split import Part, Split
 from mas_embed.errors import UserError, raised_by, reason_of
 from mas_embed.registry import Constructor, Registry
-from mas_embed.runtime.preprocessing import Preprocessing, check_preprocessing
+from mas_embed.runtime.preprocessing import Preprocessing, check_preprocessing, normalized
 
 # Those of `transforms.v2` that change one image; not those that hold others, mix a batch, change a type, or call a function
 _NO_AUGMENTATIONS = {
@@ -48,9 +48,8 @@ _NO_AUGMENTATIONS = {
     "UniformTemporalSubsample",
 }
 
-Transform = Callable[
-    [Tensor], Tensor
-]  # an image [C, H, W], uint8 or floating-point in [0, 1] -> the same, changed at random
+# an image [C, H, W], uint8 or floating-point in [0, 1] -> the same, changed at random
+Transform = Callable[[Tensor], Tensor]
 Normalize = Literal["weights", "data", "none"]
 
 
@@ -191,12 +190,6 @@ def transform_splits(
         for split in splits
     ]
     return sequence
-
-
-def normalized(image: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """`(image - mean) / std` of images [..., C, H, W]."""
-    mean, std = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in preprocessing)
-    return (image - mean) / std
 
 
 def _transform_part(part: Part, augment: Sequence[Transform], preprocessing: Preprocessing | None) -> Part:

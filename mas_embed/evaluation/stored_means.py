@@ -37,9 +37,8 @@ class StoredClassMeans:
     def __init__(self) -> None:
         self.stored: dict[str, ClassMeans] = {}
         self.num_splits = 0
-        self._before: tuple[int, Tensor] | None = (
-            None  # a split and its training items, embedded by the weights before it
-        )
+        # A split and its training items, embedded by the weights before it
+        self._before: tuple[int, Tensor] | None = None
 
     def begin_split(self, split_index: int, embeddings: Tensor) -> None:
         """Remembers the training items [N, D] of a split, embedded by the weights before it."""

@@ -13,11 +13,10 @@ from mas_embed.models.preprocessing import PREPROCESSING
 from mas_embed.models.trunks import CIFAR_RESNETS, last_linear, load_trunk, load_weights, read_weights
 from mas_embed.runtime.checks import as_number, check_choice
 from mas_embed.runtime.libraries import require_library
-from mas_embed.runtime.preprocessing import Preprocessing
+from mas_embed.runtime.preprocessing import IMAGENET, Preprocessing
 
 TIMM = "timm/"  # with which the names of timm's networks begin
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
-_IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # also of the public weights for CIFAR-10
 
 
 class Backbone(EmbeddingNet):
@@ -136,9 +135,9 @@ def colours_of_weights(*, network: str, weights: str) -> Preprocessing | None:
     if network.startswith(TIMM):
         timm = require_library("timm", extra="timm")
         cfg = timm.get_pretrained_cfg(network.removeprefix(TIMM), allow_unregistered=True)
-        return _IMAGENET if cfg is None else Preprocessing(tuple(cfg.mean), tuple(cfg.std))
+        return IMAGENET if cfg is None else Preprocessing(tuple(cfg.mean), tuple(cfg.std))
     if network in CIFAR_RESNETS:
-        return _IMAGENET
+        return IMAGENET
     from torchvision import models
 
     known = models.list_models(module=models)

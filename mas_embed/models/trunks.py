@@ -44,9 +44,8 @@ def load_trunk(name: str, weights: str) -> nn.Module:
         trunk: nn.Module = CifarResNet(CIFAR_RESNETS[name])
     else:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # of how Inception and GoogLeNet will be initialised some day
+            # Of how Inception and GoogLeNet will be initialised some day
+            warnings.simplefilter("ignore", FutureWarning)
             trunk = models.get_model(name, weights=None)
     if weights == "default":
         load_weights(trunk, _download(name), f"torchvision's weights of {name}")

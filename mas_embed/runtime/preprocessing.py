@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from mas_embed.errors import UserError
 from mas_embed.runtime.checks import as_number
 
@@ -18,6 +21,16 @@ class Preprocessing(NamedTuple):
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+
+# Of ImageNet; torchvision's weights, and the public ones for CIFAR-10, were trained with it
+IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def normalized(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """`(images - mean) / std` of images [..., C, H, W]."""
+    mean, std = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in preprocessing)
+    return (images - mean) / std
 
 
 def check_preprocessing(preprocessing: Preprocessing) -> None:

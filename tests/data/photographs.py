@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from scipy.io import savemat
+
+from mas_embed.data import ImageFiles
 
 
 def write_photograph(path, value=128, size=(12, 10), mode="RGB", **options):
@@ -20,6 +23,12 @@ def write_photograph(path, value=128, size=(12, 10), mode="RGB", **options):
 def red(image):
     """The value that an image was written with, up to what JPEG loses."""
     return round(float(image[0].mean()) * 255)
+
+
+def read_image(path, *, size, short_side):
+    """The bytes of an image as `ImageFiles` prepares it, uint8 [3, size, size]."""
+    image = ImageFiles([path], size=size, short_side=short_side)[0]
+    return (image * 255).round().to(torch.uint8)
 
 
 def write_classes(root, sizes, suffix=".png"):

@@ -4,7 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from data.photographs import red, write_classes, write_photograph
+from data.photographs import read_image, red, write_classes, write_photograph
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -180,8 +180,6 @@ def test_images_of_every_kind_are_read(tmp_path):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_images_are_upright(tmp_path, orientation):
     from PIL import ImageOps
-
-    from mas_embed.data.images import read_image
 
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
     exif = Image.Exif()

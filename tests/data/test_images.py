@@ -9,13 +9,14 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from data.photographs import read_image
 from PIL import Image
 from torchvision.transforms import functional
 from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 
 from mas_embed import UserError
 from mas_embed.data import ImageFiles
-from mas_embed.data.images import find_inside, read_image
+from mas_embed.data.images import find_inside
 
 
 def write(path, pixels):
