@@ -9,6 +9,7 @@ from mas_embed.evaluation.base import (
     HasDetails,
     TrackedDetails,
     check_evaluable,
+    check_same_settings,
     without_details,
 )
 from mas_embed.evaluation.results import (
@@ -50,6 +51,7 @@ __all__ = [
     "SparseEvaluator",
     "TrackedDetails",
     "check_evaluable",
+    "check_same_settings",
     "first_mistake",
     "join_results",
     "read_results",

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 
 from mas_embed.data import Split
+from mas_embed.errors import UserError
 from mas_embed.registry import Registry
 
 EVALUATORS = Registry("evaluator")
@@ -84,6 +85,13 @@ class Evaluator(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores the result of `state_dict`; refuses that of an evaluator with other settings."""
         ...
+
+
+def check_same_settings(state: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raises `UserError` if a state, of which the settings are a part, is of an evaluator with other settings."""
+    for name, value in settings.items():
+        if state.get(name) != value:
+            raise UserError(f"the state is of an evaluator with {name} {state.get(name)}, but this one has {value}")
 
 
 @runtime_checkable

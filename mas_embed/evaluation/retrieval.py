@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mas_embed.data import Part, Split, ordered_batches
 from mas_embed.errors import UserError
-from mas_embed.evaluation.base import BEFORE_FIRST, EVALUATORS, Evaluation
+from mas_embed.evaluation.base import BEFORE_FIRST, EVALUATORS, Evaluation, check_same_settings
 from mas_embed.evaluation.stored_means import (
     NCM_METRICS,
     RECOMPUTED,
@@ -191,9 +191,7 @@ class RetrievalEvaluator:
         Raises:
             UserError: it is of an evaluator with other settings.
         """
-        for name, value in self._settings().items():
-            if state.get(name) != value:
-                raise UserError(f"the state is of an evaluator with {name} {state.get(name)}, but this one has {value}")
+        check_same_settings(state, self._settings())
         self._forget()
         self._stale_galleries = _in_order(state["stale_galleries"])
         self._before = _Before.of_state(state["before"]) if state["before"] else None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mas_embed.data import Split, Subset, check_splits, ordered_batches
 from mas_embed.errors import UserError, unknown_name
-from mas_embed.evaluation import EVALUATORS, Evaluation, TrackedDetails
+from mas_embed.evaluation import EVALUATORS, Evaluation, TrackedDetails, check_same_settings
 from mas_embed.facts.metrics import FactDistance, evaluate_fact_recognition, evaluate_fact_retrieval
 from mas_embed.facts.table import FactTable
 from mas_embed.retrieval import embed
@@ -122,9 +122,7 @@ class FactEvaluator:
         Raises:
             UserError: the state is of an evaluator with other settings.
         """
-        for name, value in self.state_dict().items():
-            if state.get(name) != value:
-                raise UserError(f"the state is of an evaluator with {name} {state.get(name)}, but this one has {value}")
+        check_same_settings(state, self.state_dict())
 
     def _score_subset(self, subset: Subset, embeddings: Sequence[Tensor], labels: Sequence[Tensor]) -> float:
         """The mean average precision of the subset's facts, from the embeddings and labels of each split."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mas_embed.data import Split, check_splits, ordered_batches
 from mas_embed.errors import UserError
-from mas_embed.evaluation import EVALUATORS, Evaluation
+from mas_embed.evaluation import EVALUATORS, Evaluation, check_same_settings
 from mas_embed.recognition.heads import check_labels, check_scores, split_of_classes, without_other_heads
 from mas_embed.retrieval import embed
 from mas_embed.runtime.checks import as_whole_number
@@ -121,9 +121,7 @@ class RecognitionEvaluator:
         Raises:
             UserError: the state is of an evaluator with other settings.
         """
-        for name, value in self.state_dict().items():
-            if state.get(name) != value:
-                raise UserError(f"the state is of an evaluator with {name} {state.get(name)}, but this one has {value}")
+        check_same_settings(state, self.state_dict())
 
     def _correct(self, model: nn.Module, split: Split) -> dict[str, Tensor]:
         """Whether each held-out image is classified correctly, by metric [N]."""
