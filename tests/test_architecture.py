@@ -133,7 +133,7 @@ def test_the_names_that_others_build_on():
 def test_signatures_are_a_contract():
     assert list(inspect.signature(mas_embed.train_sequence).parameters) == [
         "model", "splits", "method", "loss", "miner", "recipe", "evaluator", "evaluate_on", "importance_data", "callbacks",
-        "checkpoint", "resume", "accelerator", "seed",
+        "checkpoint", "resume", "checkpoint_every", "accelerator", "seed",
     ]  # fmt: skip
     assert list(inspect.signature(mas_embed.Recipe).parameters) == [
         "epochs", "batch_size", "optimizer", "scheduler", "sampler", "num_workers", "clip_norm", "accumulate",

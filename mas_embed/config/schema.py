@@ -23,7 +23,7 @@ from mas_embed.errors import UserError, unknown_name
 from mas_embed.runtime.mistakes import accepted_by, not_accepted
 from mas_embed.runtime.text import printable, shortened
 from mas_embed.runtime.yaml_text import to_yaml
-from mas_embed.training import Recipe
+from mas_embed.training import CheckpointEvery, Recipe
 
 PositiveCount = Annotated[StrictInt, Field(gt=0, le=2**31)]
 
@@ -180,6 +180,13 @@ class TransformsSection(Section):
     normalize: Normalize | None = None
 
 
+class CheckpointSection(Section):
+    """How often a checkpoint is written within a split, see `CheckpointEvery`; null for a number that does not matter."""
+
+    minutes: Annotated[float, Field(gt=0, strict=True)] | None = CheckpointEvery.minutes
+    steps: PositiveCount | None = CheckpointEvery.steps
+
+
 class TrainingSection(Section):
     """How a split is trained, see `Recipe`."""
 
@@ -192,6 +199,7 @@ class TrainingSection(Section):
     num_workers: Annotated[StrictInt, Field(ge=0, le=1024)] = Recipe.num_workers
     clip_norm: Annotated[float, Field(gt=0, strict=True)] | None = Recipe.clip_norm
     accumulate: PositiveCount = Recipe.accumulate
+    checkpoint_every: CheckpointSection = CheckpointSection()
 
     @field_validator("optimizer", mode="before")
     @classmethod

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from mas_embed.errors import UserError
 from mas_embed.evaluation import CONFIG_FILE, ENVIRONMENT_FILE, RESULTS_FILE, Results, read_results
@@ -24,16 +27,24 @@ from mas_embed.runtime.output_folder import (
     read_mark,
     remove_temporary_files,
 )
-from mas_embed.runtime.reading import read_text
+from mas_embed.runtime.reading import read_json, read_text
 from mas_embed.runtime.text import printable, shortened
 from mas_embed.runtime.yaml_text import parse_yaml
+from mas_embed.training import lock_of_checkpoint, previous_checkpoint
 
 ERROR_FILE = "error.log"
 FILES = (CONFIG_FILE, ENVIRONMENT_FILE, RESULTS_FILE, *REPORT_FILES, ERROR_FILE)
 
 LOG_FILE, CHECKPOINT_FILE = "log.jsonl", "checkpoint.safetensors"
-FILES_OF_A_TRAINING = (LOG_FILE, CHECKPOINT_FILE, "steps.jsonl")
+LOG_FILES = (LOG_FILE, "steps.jsonl")
+CHECKPOINT_FILES = (CHECKPOINT_FILE, previous_checkpoint(Path(CHECKPOINT_FILE)).name)
+FILES_OF_A_TRAINING = (*LOG_FILES, *CHECKPOINT_FILES, lock_of_checkpoint(Path(CHECKPOINT_FILE)).name)
 
+# Keys of a config that change no result, so that a run may be resumed with other values, as on another machine
+CHANGEABLE_KEYS = ("training.num_workers", "training.checkpoint_every.minutes", "training.checkpoint_every.steps")
+
+LONGEST_VALUE = 60  # in a message, in characters
+_ABSENT = object()
 LONGEST_NAME = 100  # of a folder, in bytes; file systems accept 255
 
 
@@ -136,7 +147,9 @@ def _take_over(directory: RunDirectory) -> Results:
     if not _holds_a_run(path) or not is_marked(path):
         _mark(directory)
     write_file(path / CONFIG_FILE, directory.config_yaml)
-    if not (path / ENVIRONMENT_FILE).exists():
+    if (path / ENVIRONMENT_FILE).exists():
+        _warn_of_other_threads(path / ENVIRONMENT_FILE)
+    else:
         write_file(path / ENVIRONMENT_FILE, json.dumps(describe_environment(), indent=1) + "\n")
     if not (path / RESULTS_FILE).exists():
         return fresh.model_copy(deep=True)
@@ -144,6 +157,21 @@ def _take_over(directory: RunDirectory) -> Results:
     if any(getattr(results, key) != getattr(fresh, key) for key in ("name", "splits", "primary_metric")):
         raise UserError(f"{path / RESULTS_FILE} is not of this config; start anew with --overwrite")
     return results
+
+
+def _warn_of_other_threads(environment: Path) -> None:
+    """Warns if a run that is resumed began with another number of threads."""
+    try:
+        before = read_json(environment, "the environment").get("threads")
+    except (UserError, AttributeError):
+        return
+    if before not in (None, now := torch.get_num_threads()):
+        warnings.warn(
+            f"the run in {environment.parent} began with {shortened(repr(before), LONGEST_VALUE)} threads and goes on with "
+            f"{now}, so its scores may differ in the last digits from those of a run that is not interrupted; "
+            "OMP_NUM_THREADS sets the number",
+            stacklevel=2,
+        )
 
 
 def _mark(directory: RunDirectory) -> None:
@@ -181,7 +209,7 @@ def _is_folder_name(folder: object) -> bool:
 
 
 def _holds_a_run(path: Path) -> bool:
-    files = [*FILES, *(f"{folder}/{CHECKPOINT_FILE}" for folder in _known_folders(path))]
+    files = [*FILES, *(f"{folder}/{name}" for folder in _known_folders(path) for name in CHECKPOINT_FILES)]
     return any((path / name).exists() for name in files)
 
 
@@ -195,12 +223,22 @@ def _check_config(path: Path, config_yaml: str) -> None:
         was, now = (_leaves(parse_yaml(one, str(path))) for one in (text, config_yaml))
     except UserError:
         was, now = {}, {}
-    keys = [key for key in {**was, **now} if was.get(key) != now.get(key)]
-    differing = f" ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''} differ)" if keys else ""
+    keys = [key for key in {**was, **now} if was.get(key, _ABSENT) != now.get(key, _ABSENT)]
+    if keys and set(keys) <= set(CHANGEABLE_KEYS):
+        return
+    differing = [
+        f"{key}: {_shown(was, key)} there, {_shown(now, key)} here" for key in keys if key not in CHANGEABLE_KEYS
+    ]
     raise UserError(
-        f"{path.parent} holds a run of another config{shortened(printable(differing))}, which this one cannot resume; "
-        f"compare {path}"
+        f"{path.parent} holds a run of another config, which this one cannot resume ({printable('; '.join(differing))}); give "
+        f"the old values, or another --out"
+        if differing
+        else f"{path.parent} holds a run of another config, which this one cannot resume; compare {path}"
     )
+
+
+def _shown(leaves: Mapping[str, object], key: str) -> str:
+    return shortened(repr(leaves[key]), LONGEST_VALUE) if key in leaves else "nothing"
 
 
 def _leaves(value: object, path: str = "") -> dict[str, object]:

@@ -26,6 +26,7 @@ from mas_embed.experiment.dry_run import dry_run
 from mas_embed.experiment.run_directory import (
     CHECKPOINT_FILE,
     LOG_FILE,
+    LOG_FILES,
     RunDirectory,
     check_run_directory,
     folder_name,
@@ -36,7 +37,7 @@ from mas_embed.experiment.start import consolidate_start, fingerprints_of_start
 from mas_embed.report import write_report
 from mas_embed.runtime.atomic_files import write_errors_explained
 from mas_embed.runtime.distributed import check_one_process
-from mas_embed.training import Callback, EpochLog, train_sequence
+from mas_embed.training import Callback, CheckpointEvery, EpochLog, has_checkpoint, train_sequence
 
 
 @dataclass(frozen=True)
@@ -177,18 +178,19 @@ def _train(
     folder = out / run.folder
     with write_errors_explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        (folder / LOG_FILE).unlink(missing_ok=True)
     training = build_training(config, run.method, splits, seed=run.seed)
     checkpoint = folder / CHECKPOINT_FILE
     try:
-        if not (resume and checkpoint.exists()):  # a checkpoint holds what the method has stored
+        if not (resume and has_checkpoint(checkpoint)):  # a checkpoint holds what the method has stored
+            for log in LOG_FILES:
+                (folder / log).unlink(missing_ok=True)
             consolidate_start(config, run.method, training, splits, seed=run.seed)
         result = train_sequence(
             **vars(training),
             seed=run.seed,
             checkpoint=checkpoint,
             resume=resume,
+            checkpoint_every=CheckpointEvery(**dict(config.training.checkpoint_every)),
             callbacks=[EpochLog(folder / LOG_FILE), *build_callbacks(config, folder), *callbacks],
         )
     except (RunError, UserError) as error:

@@ -23,6 +23,7 @@ from mas_embed.runtime.text import printable
 
 METADATA_KEY = "mas_embed"
 CHECKSUM_KEY = "mas_embed_checksum"
+NAMES_KEY = "mas_embed_names"  # in their order, which the format does not keep: sums over a mapping depend on it
 TEMPORARY_FILES = ".mas-embed-*.tmp"  # what a killed process may leave in a folder
 
 # The disk is full or broken: nothing that the user gave is wrong
@@ -30,8 +31,12 @@ _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, *, keep_as: Path | None = None) -> Iterator[BinaryIO]:
     """A file to write into, which takes the place of `path` when the body ends, unless the body raises.
+
+    Args:
+        path: of the file.
+        keep_as: the name that a file which is at `path` already gets, in the same folder; None to replace it.
 
     Raises:
         UserError: the folder of the file does not exist or cannot be written, or the name is not possible there.
@@ -48,9 +53,22 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+            if keep_as is not None and path.exists():
+                path.replace(keep_as)
             temporary.replace(path)
+            _flush_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Makes the names of files in a folder survive a power failure, where the system has folders that can be opened."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager
@@ -70,27 +88,39 @@ def write_errors_explained(path: Path) -> Iterator[None]:
         raise kind(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def write_file(path: Path, content: bytes | str) -> None:
+def write_file(path: Path, content: bytes | str, *, keep_as: Path | None = None) -> None:
     """Writes a file atomically: after a crash the file holds either the old content or the new content in full.
+
+    Args:
+        path: of the file.
+        content: of the file.
+        keep_as: see `atomic_file`.
 
     Raises:
         UserError, RunError: as `atomic_file`.
     """
-    with atomic_file(path) as file:
+    with atomic_file(path, keep_as=keep_as) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Writes tensors and a JSON description with a checksum of both, atomically, as one safetensors file, without pickle."""
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any], *, keep_as: Path | None = None
+) -> None:
+    """Writes tensors and a JSON description with a checksum of both, atomically, as one safetensors file, without pickle.
+
+    `keep_as` is the name that an earlier file gets, see `atomic_file`.
+    """
     on_cpu = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(description)
-    write_file(path, safetensors.torch.save(on_cpu, {METADATA_KEY: text, CHECKSUM_KEY: _checksum(on_cpu, text)}))
+    metadata = {METADATA_KEY: text, CHECKSUM_KEY: _checksum(on_cpu, text), NAMES_KEY: json.dumps(list(on_cpu))}
+    content = safetensors.torch.save(on_cpu, metadata)
+    write_file(path, content, keep_as=keep_as)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the description in a file that `write_tensors` wrote.
+    """The tensors, in their order, and the description in a file that `write_tensors` wrote.
 
-    Files of earlier versions have no checksum, and are read without one.
+    Files of earlier versions have no checksum or no order, and are read without.
 
     Raises:
         UserError: the file does not exist, is not a safetensors file, is damaged, or was written by another program.
@@ -105,15 +135,20 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if METADATA_KEY not in metadata:
         raise UserError(f"{path} is a safetensors file, but not one that mas-embed wrote")
     text = metadata[METADATA_KEY]
-    is_known = metadata.keys() <= {METADATA_KEY, CHECKSUM_KEY}  # else the name of the checksum may be what is damaged
+    is_known = metadata.keys() <= {
+        METADATA_KEY,
+        CHECKSUM_KEY,
+        NAMES_KEY,
+    }  # else the name of the checksum may be what is damaged
     if not is_known or metadata.get(CHECKSUM_KEY) not in (None, _checksum(tensors, text)):
         raise UserError(f"{path} is damaged: its content does not have the checksum that was written with it")
     try:
         description = json.loads(text)
-    except (ValueError, RecursionError):
+        tensors = {name: tensors[name] for name in json.loads(metadata.get(NAMES_KEY, "null")) or tensors}
+    except (ValueError, RecursionError, KeyError, TypeError):
         description = None
     if not isinstance(description, dict):
-        raise UserError(f"{path} is damaged: its description is not a JSON object")
+        raise UserError(f"{path} is damaged: its description is not a JSON object, or not of its tensors")
     return tensors, description
 
 

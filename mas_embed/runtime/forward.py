@@ -41,7 +41,7 @@ def embed_batch(model: nn.Module, batch: Any, embed: Embed | str | None = None) 
     try:
         embeddings = function(model, inputs) if function else call_with(_method(model, cast(str | None, embed)), inputs)
     except _REFUSALS as error:
-        if isinstance(error, UserError | RunError) or _is_out_of_memory(error):
+        if isinstance(error, UserError | RunError) or is_out_of_memory(error):
             raise
         given = shortened(printable(_described(inputs)))
         remedy = "" if function else _remedy(model) or _remedy_of_parts(inputs)
@@ -118,7 +118,7 @@ def _method(model: nn.Module, name: str | None) -> Callable[..., Any]:
     return cast(Callable[..., Any], method)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether torch could not allocate memory; for the memory of the CPU its error has no class of its own."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 

@@ -80,20 +80,24 @@ def check_files(folder: Path, files: Iterable[str], *, is_ours: bool) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, name: str = LOCK_FILE, refusal: str | None = None) -> Iterator[None]:
     """Keeps other processes from writing into a folder that exists, for the body of the `with` statement.
+
+    Args:
+        folder: that is locked.
+        name: of the file that is locked for it.
+        refusal: the sentence for the process that comes second.
 
     Raises:
         UserError: another process does so already, or the folder cannot be written.
     """
-    lock = FileLock(folder / LOCK_FILE)
-    with write_errors_explained(folder / LOCK_FILE):
+    lock = FileLock(folder / name)
+    with write_errors_explained(folder / name):
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            raise UserError(
-                f"another process is writing into {folder}; wait for its end, or name another --out"
-            ) from None
+            sentence = f"another process is writing into {folder}; wait for its end, or name another --out"
+            raise UserError(refusal or sentence) from None
     try:
         yield
     finally:

@@ -13,6 +13,8 @@ from mas_embed.training.callbacks import (
     StepEnd,
     StepLog,
 )
+from mas_embed.training.checkpoint import has_checkpoint, lock_of_checkpoint, previous_checkpoint
+from mas_embed.training.checkpointing import CheckpointEvery
 from mas_embed.training.loading import SAMPLERS, per_class_sampler, training_batches
 from mas_embed.training.optimizers import OPTIMIZERS, SCHEDULERS, make_optimizer
 from mas_embed.training.recipe import Recipe
@@ -27,6 +29,7 @@ __all__ = [
     "SCHEDULERS",
     "Callback",
     "Callbacks",
+    "CheckpointEvery",
     "EpochEnd",
     "EpochLog",
     "Event",
@@ -39,9 +42,12 @@ __all__ = [
     "StepEnd",
     "StepLog",
     "Stopwatch",
+    "has_checkpoint",
     "learn_split",
+    "lock_of_checkpoint",
     "make_optimizer",
     "per_class_sampler",
+    "previous_checkpoint",
     "train_sequence",
     "training_batches",
     "training_step",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +14,7 @@ from torch import Tensor
 from mas_embed.evaluation import Evaluation
 from mas_embed.registry import Registry
 from mas_embed.runtime.atomic_files import write_errors_explained
-from mas_embed.runtime.checks import check_at_least
+from mas_embed.runtime.checks import as_whole_number, check_at_least
 from mas_embed.runtime.json_text import json_text
 from mas_embed.runtime.text import printable
 
@@ -104,7 +106,19 @@ class RunEnd(Event):
 
 
 class Callback:
-    """The base class of callbacks: methods that are called when a batch, an epoch, a split or a run ends, and do nothing."""
+    """The base class of callbacks: methods that are called when a batch, an epoch, a split or a run ends, and do nothing.
+
+    A callback that keeps something, such as lines in a file, can override `state_dict` and `load_state_dict`. Checkpoints then
+    hold its state, and a resumed training takes it back to where it was: everything that it was told after the checkpoint it
+    is told again. It is told that a split has ended before the checkpoint is written, which then holds what it made of it.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the callback has kept so far, as tensors, numbers, texts and dicts of them; empty for nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes the callback back to a state; called once, before anything else, if a training is resumed."""
 
     def on_step_end(self, event: StepEnd) -> None:
         """Called after every batch, if it is overridden."""
@@ -113,7 +127,7 @@ class Callback:
         """Called after every pass over a split, before the method consolidates."""
 
     def on_split_end(self, event: SplitEnd) -> None:
-        """Called after every split, once the model is evaluated and the checkpoint written."""
+        """Called after every split, once the model is evaluated and the checkpoint written; before, if it has a state."""
 
     def on_run_end(self, event: RunEnd) -> None:
         """Called when the last split was learned."""
@@ -130,6 +144,29 @@ class Callbacks(Callback):
     def wants_steps(self) -> bool:
         """Whether any of them overrides `on_step_end`, whose event costs a look at the penalty."""
         return bool(self._listening_to_steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of those that have one, by the name of their class; several of one class are numbered."""
+        return {name: state for name, callback in self._by_name().items() if (state := callback.state_dict())}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes those back whose state is there."""
+        for name, callback in self._by_name().items():
+            if name in state:
+                callback.load_state_dict(state[name])
+
+    def with_state(self, has_state: bool) -> Callbacks:
+        """Those that override `state_dict`, or those that do not."""
+        return Callbacks(
+            tuple(one for one in self._callbacks if (type(one).state_dict is not Callback.state_dict) is has_state)
+        )
+
+    def _by_name(self) -> dict[str, Callback]:
+        names: dict[str, Callback] = {}
+        for callback in self._callbacks:
+            kind = type(callback).__name__
+            names[f"{kind} {sum(name.startswith(f'{kind} ') for name in names) + 1}"] = callback
+        return names
 
     def on_step_end(self, event: StepEnd) -> None:
         for callback in self._listening_to_steps:
@@ -148,7 +185,24 @@ class Callbacks(Callback):
             callback.on_run_end(event)
 
 
-class EpochLog(Callback):
+class _LinesInAFile(Callback):
+    """A callback that appends JSON lines to a file; those that were written after a checkpoint are removed on resuming."""
+
+    _path: Path
+
+    def state_dict(self) -> dict[str, Any]:
+        """The length of the file, in bytes."""
+        return {"num_bytes": self._path.stat().st_size if self._path.exists() else 0}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Shortens the file to the length that it had."""
+        num_bytes = as_whole_number("the length of a log in a checkpoint", state.get("num_bytes"), 0)
+        if self._path.exists() and self._path.stat().st_size > num_bytes:
+            with write_errors_explained(self._path):
+                os.truncate(self._path, num_bytes)
+
+
+class EpochLog(_LinesInAFile):
     """Appends a JSON line to a file for every epoch and every split.
 
     Args:
@@ -167,7 +221,7 @@ class EpochLog(Callback):
 
 
 @CALLBACKS.register("step_log")
-class StepLog(Callback):
+class StepLog(_LinesInAFile):
     """Appends a JSON line with loss, penalty and learning rate to `<folder>/steps.jsonl` for every n-th batch of a split.
 
     Args:

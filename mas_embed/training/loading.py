@@ -15,6 +15,8 @@ from mas_embed.errors import UserError
 from mas_embed.registry import Registry
 from mas_embed.runtime.checks import as_whole_number, check_choice
 from mas_embed.runtime.seeding import LARGEST_SEED, mixed_seed, seed_cpu, unchanged_generators
+from mas_embed.runtime.signals import ignore_signals
+from mas_embed.training.order import ResumableOrder
 from mas_embed.training.recipe import MakeSampler
 
 SAMPLERS = Registry("sampler")
@@ -54,26 +56,27 @@ def training_batches(
     """
     check_choice("view", view, get_args(View))
     order = sampler(part.labels) if sampler is not None else RandomSampler(part, generator=generator)
-    if part.augmented is None or view == "clean":
-        return DataLoader(part, batch_size=batch_size, sampler=order, num_workers=num_workers, generator=generator)
+    is_augmented = part.augmented is not None and view == "training"
     return DataLoader(
-        _AugmentedItems(part),
+        _AugmentedItems(part) if is_augmented else part,
         batch_size=batch_size,
-        sampler=_WithSeeds(order, generator),
+        sampler=_WithSeeds(order, generator) if is_augmented else order,
         num_workers=num_workers,
         generator=generator,
+        worker_init_fn=ignore_signals if num_workers else None,
     )
 
 
 class _WithSeeds(Sampler[tuple[int, int]]):
     """The indices of a sampler, each with a seed; the seeds of an epoch come from one number of the generator.
 
-    A trainer that calls `set_epoch`, so that an epoch can be repeated, gets a number that depends on the epoch alone.
+    A trainer that calls `set_epoch`, so that an epoch can be repeated, gets a number that depends on the epoch and on the
+    seed of the generator alone.
     """
 
     def __init__(self, order: Iterable[int], generator: torch.Generator | None) -> None:
         self.order, self.generator, self.epoch = order, generator, -1
-        self._initial_seed = 0 if generator is None else generator.initial_seed()
+        self._initial_seed = torch.initial_seed() if generator is None else generator.initial_seed()
 
     def set_epoch(self, epoch: int) -> None:
         """Says which epoch the next pass is, also to the sampler inside."""
@@ -90,7 +93,10 @@ class _WithSeeds(Sampler[tuple[int, int]]):
         else:
             epoch_seed = int(torch.randint(LARGEST_SEED, (), generator=self.generator))
         seeds = torch.Generator().manual_seed(epoch_seed)
-        for index in self.order:
+        indices = iter(self.order)
+        for _ in range(self.order.num_skipped if isinstance(self.order, ResumableOrder) else 0):
+            torch.randint(LARGEST_SEED, (), generator=seeds)
+        for index in indices:
             yield index, int(torch.randint(LARGEST_SEED, (), generator=seeds))
 
 

@@ -45,12 +45,13 @@ def check_plan(stored: Any, plan: Mapping[str, Any], *, num_learned: int, source
         source: the checkpoint's path, for messages.
     """
     stored = stored if isinstance(stored, dict) else {}
+    differences = []
     for name, value in plan.items():
-        if name == "data":
-            continue
-        if stored.get(name) != value:
-            was, now = _difference(stored.get(name), value)
-            raise UserError(f"the checkpoint {source} is of another sequence: its {name} is {was}, not {now}")
+        was, now = (_without_workers(one) for one in (stored.get(name), value))
+        if name != "data" and was != now:
+            differences.append("its {} is {}, not {}".format(name, *_difference(was, now)))
+    if differences:
+        raise UserError(f"the checkpoint {source} is of another sequence: {'; '.join(differences)}")
     data = stored.get("data")
     if not isinstance(data, list) or len(data) != len(plan["data"]):
         raise UserError(f"the checkpoint {source} is damaged: it does not say what data it is of; {REMEDY}")
@@ -61,6 +62,12 @@ def check_plan(stored: Any, plan: Mapping[str, Any], *, num_learned: int, source
                 f"the data of split '{plan['splits'][index]}' is not what the checkpoint {source} was trained with; bring the "
                 "old data back, or start anew without the checkpoint"
             )
+
+
+def _without_workers(description: Any) -> Any:
+    """A description of a recipe without the number of processes that load its batches, which changes none of them."""
+    is_recipe = isinstance(description, dict) and description.get("name") == "Recipe"
+    return {key: value for key, value in description.items() if key != "num_workers"} if is_recipe else description
 
 
 def _difference(stored: Any, value: Any) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from torch import nn
 from mas_embed.errors import UserError
 from mas_embed.evaluation import Details, Evaluation, Evaluator, ScoreMatrix
 from mas_embed.methods import Method
-from mas_embed.training.checkpoint import REMEDY, load_states, read_checkpoint
+from mas_embed.training.checkpoint import REMEDY, has_checkpoint, load_states, read_last_checkpoint
 from mas_embed.training.plan import check_plan
 from mas_embed.training.result import SequenceResult
 from mas_embed.training.step import Stopwatch
@@ -44,7 +44,7 @@ class Progress:
             progress = cls()
         num_learned = len(progress.scores)
         sizes = {len(values) for row in (progress.initial, *progress.scores) for values in row.values()}
-        is_whole = num_learned > 0 and all(progress.scores) and progress.initial
+        is_whole = all(progress.scores) and progress.initial
         if not is_whole or len(progress.details) != num_learned or len(sizes) > 1 or len(progress.seconds) != 3:
             raise UserError(f"the checkpoint {source} is damaged; {REMEDY}")
         return progress
@@ -74,41 +74,58 @@ class Progress:
         )
 
 
+@dataclass
+class Resumed:
+    """Where a sequence goes on.
+
+    Attributes:
+        progress: what has been recorded.
+        within_split: the state of `SplitTraining` in the middle of the next split; None at its start.
+        callbacks: the states of the callbacks by name; None for a sequence that starts.
+    """
+
+    progress: Progress
+    within_split: Mapping[str, Any] | None = None
+    callbacks: Mapping[str, Any] | None = None
+
+    def take_within_split(self) -> Mapping[str, Any] | None:
+        """The state within a split, the first time; then None."""
+        taken, self.within_split = self.within_split, None
+        return taken
+
+
 def restore(
-    checkpoint: str | Path | None,
+    checkpoint: Path | None,
     resume: bool,
     plan: Mapping[str, Any],
     model: nn.Module,
     method: Method,
     evaluator: Evaluator,
-) -> Progress:
+) -> Resumed:
     """Where a sequence stands.
 
     Args:
         checkpoint: the file; None for a sequence without.
-        resume: whether to go on from the file if it exists.
+        resume: whether to go on from the file, or the one before it, if it exists.
         plan: that the checkpoint must be of, see `make_plan`.
         model: that the checkpoint's state is loaded into, like method and evaluator.
         method: of the sequence.
         evaluator: of the sequence.
 
     Raises:
-        UserError: the folder of the file does not exist; there is a checkpoint and `resume` is False; it is damaged, or of
-            another sequence.
+        UserError: there is a checkpoint and `resume` is False; it is damaged, like the one before it, or of another sequence.
     """
-    if checkpoint is None:
-        return Progress()
-    path = Path(checkpoint)
-    if not path.parent.is_dir():
-        raise UserError(f"the folder of the checkpoint, {path.parent}, does not exist")
-    if not path.exists():
-        return Progress()
+    if checkpoint is None or not has_checkpoint(checkpoint):
+        return Resumed(Progress())
     if not resume:
-        raise UserError(f"there is a checkpoint already at {path}; pass resume=True to go on from it, or another path")
-    states, stored = read_checkpoint(path)
-    progress = Progress.read(stored, source=path)
-    check_plan(stored.get("plan"), plan, num_learned=len(progress.scores), source=str(path))
-    if len(progress.scores) > len(plan["splits"]):
-        raise UserError(f"the checkpoint {path} is damaged; {REMEDY}")
-    load_states(states, model, method, evaluator, source=path)
-    return progress
+        raise UserError(
+            f"there is a checkpoint already at {checkpoint}; pass resume=True to go on from it, or another path"
+        )
+    states, stored = read_last_checkpoint(checkpoint)
+    within_split = states.get("within_split")
+    progress = Progress.read(stored, source=checkpoint)
+    check_plan(stored.get("plan"), plan, num_learned=len(progress.scores), source=str(checkpoint))
+    if len(progress.scores) + bool(within_split) > len(plan["splits"]):
+        raise UserError(f"the checkpoint {checkpoint} is damaged; {REMEDY}")
+    load_states(states, model, method, evaluator, source=checkpoint)
+    return Resumed(progress, within_split or None, states.get("callbacks") or {})

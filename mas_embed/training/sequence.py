@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,12 +18,15 @@ from mas_embed.evaluation import BEFORE_FIRST, Evaluator, RetrievalEvaluator
 from mas_embed.methods import Loss, Method
 from mas_embed.runtime.distributed import check_one_process
 from mas_embed.runtime.forward import device_of, unwrap_compiled
+from mas_embed.runtime.output_folder import locked
 from mas_embed.runtime.seeding import seeded
 from mas_embed.training.callbacks import Callback, Callbacks, Event, RunEnd, SplitEnd
-from mas_embed.training.checkpoint import save_checkpoint
+from mas_embed.training.checkpoint import lock_of_checkpoint, save_checkpoint
+from mas_embed.training.checkpointing import CheckpointEvery, SplitCheckpoints
+from mas_embed.training.failures import failures_explained
 from mas_embed.training.loading import training_batches
 from mas_embed.training.plan import make_plan
-from mas_embed.training.progress import restore
+from mas_embed.training.progress import Progress, restore
 from mas_embed.training.recipe import Recipe
 from mas_embed.training.result import SequenceResult
 from mas_embed.training.step import Learner, Stopwatch, learn_split
@@ -67,6 +71,7 @@ def train_sequence(
     callbacks: Sequence[Callback] = (),
     checkpoint: str | Path | None = None,
     resume: bool = False,
+    checkpoint_every: CheckpointEvery = CheckpointEvery(),
     accelerator: Accelerator | None = None,
     seed: int = 0,
 ) -> SequenceResult:
@@ -91,16 +96,21 @@ def train_sequence(
         importance_data: unlabeled inputs, anything with a length and items by position, that the method consolidates on after
             every split; None for the split's training items, with labels.
         callbacks: objects whose methods are called when a batch, an epoch, a split and the sequence end.
-        checkpoint: a file that is written after every split.
-        resume: go on from `checkpoint` if it exists; the split in which training stopped starts again.
+        checkpoint: a file that is written before the first split, after every split and, as `checkpoint_every` says, within
+            one. The file before it is kept beside it. With a checkpoint, Ctrl-C and SIGTERM wait for the end of a step and
+            write it, too; a second one does not wait.
+        resume: go on from `checkpoint` if it exists, bit for bit as if training had not been interrupted (on a CPU with the
+            same number of threads).
+        checkpoint_every: how often a checkpoint is written within a split, by default every 5 minutes.
         accelerator: for devices and precision; by default what `accelerate` finds. One process only.
         seed: of batches, miners and whatever the model draws; mixed with the split's index.
 
     Raises:
         UserError: a split is empty or the evaluator refuses it; the method was made with another model; there is a checkpoint
-            and `resume` is False, or it is one of another sequence; its folder does not exist; both the accelerator and the
-            recipe accumulate gradients; there are several processes; an argument has moved, which the sentence names.
-        RunError: training diverged.
+            and `resume` is False, or it is one of another sequence, or another process uses it; its folder does not exist;
+            both the accelerator and the recipe accumulate gradients; there are several processes; an argument has moved,
+            which the sentence names.
+        RunError: training diverged, the memory or the disk is full, or a process that loads batches was killed.
     """
     evaluated_splits = splits if evaluate_on is None else evaluate_on
     check_splits(splits)
@@ -109,36 +119,139 @@ def train_sequence(
     evaluator = RetrievalEvaluator() if evaluator is None else evaluator
     accelerator = _accelerator(accelerator, recipe)
     learner = Learner(_prepared(model, method, accelerator), method, loss, miner, recipe, accelerator)
+    path = None if checkpoint is None else Path(checkpoint)
     plan: dict[str, Any] = {}
-    if checkpoint is not None:
+    if path is not None:
         plan = make_plan(learner, splits, evaluated_splits, importance_data=importance_data, seed=seed)
-    progress = restore(checkpoint, resume, plan, model, method, evaluator)
-    notified, stopwatch = Callbacks(tuple(callbacks)), Stopwatch(progress.seconds)
-    if not progress.initial:
-        with stopwatch.timed("evaluation"):
-            progress.initial = evaluator.evaluate(model, evaluated_splits, BEFORE_FIRST).scores
-    for split_index in range(len(progress.scores), len(splits)):
-        split = splits[split_index]
-        event = Event(method.name, seed, split.name, split_index, len(splits))
-        last_learned = split_index if evaluate_on is None else len(evaluated_splits) - 1
-        if evaluate_on is None:
-            with stopwatch.timed("evaluation"):
-                evaluator.begin_split(model, splits, split_index)
-        if method.is_learning:
-            consolidate_on = _consolidation_batches(split, importance_data, recipe)
-            with seeded(seed, split_index):
-                progress.num_steps += learn_split(
-                    learner, split, consolidate_on=consolidate_on, callbacks=notified, event=event, stopwatch=stopwatch
-                )
-        with stopwatch.timed("evaluation"):
-            evaluation = evaluator.evaluate(model, evaluated_splits, last_learned)
-        progress.record(evaluation)
-        if checkpoint is not None:
-            save_checkpoint(Path(checkpoint), model, method, evaluator, {"plan": plan, **asdict(progress)})
-        notified.on_split_end(SplitEnd(**vars(event), evaluation=evaluation))
-    result = progress.as_result([split.name for split in evaluated_splits], method=method, seed=seed)
-    notified.on_run_end(RunEnd(method.name, seed, splits[-1].name, len(splits) - 1, len(splits), result))
-    return result
+    with _locked(path):
+        resumed = restore(path, resume, plan, model, method, evaluator)
+        sequence = _Sequence(
+            model,
+            learner,
+            splits,
+            evaluate_on,
+            evaluator,
+            Callbacks(tuple(callbacks)),
+            resumed.progress,
+            importance_data,
+            path,
+            plan,
+            checkpoint_every,
+            seed,
+        )
+        sequence.begin(resumed.callbacks)
+        for split_index in range(len(resumed.progress.scores), len(splits)):
+            sequence.learn(split_index, resumed.take_within_split())
+            sequence.evaluate(split_index)
+        return sequence.end()
+
+
+@dataclass
+class _Sequence:
+    """A sequence that is trained, in the steps of `train_sequence`."""
+
+    model: nn.Module
+    learner: Learner
+    splits: Sequence[Split]
+    evaluate_on: Sequence[Split] | None
+    evaluator: Evaluator
+    callbacks: Callbacks
+    progress: Progress
+    importance_data: Any
+    path: Path | None
+    plan: Mapping[str, Any]
+    checkpoint_every: CheckpointEvery
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.method = self.learner.method
+        self.evaluated_splits = self.splits if self.evaluate_on is None else self.evaluate_on
+        self.stopwatch = Stopwatch(self.progress.seconds)
+
+    def begin(self, states_of_callbacks: Mapping[str, Any] | None) -> None:
+        """Takes the callbacks back to where they were, and evaluates the model before the first split."""
+        if states_of_callbacks is not None:
+            self.callbacks.load_state_dict(states_of_callbacks)
+        if not self.progress.initial:
+            with self.stopwatch.timed("evaluation"):
+                self.progress.initial = self.evaluator.evaluate(self.model, self.evaluated_splits, BEFORE_FIRST).scores
+            self._save()
+
+    def learn(self, split_index: int, within_split: Mapping[str, Any] | None) -> None:
+        """Learns a split, or the rest of it."""
+        split = self.splits[split_index]
+        if self.evaluate_on is None and within_split is None:
+            with self.stopwatch.timed("evaluation"):
+                self.evaluator.begin_split(self.model, self.splits, split_index)
+        if not self.method.is_learning:
+            return
+        consolidate_on = _consolidation_batches(split, self.importance_data, self.learner.recipe)
+        save = None if self.path is None else self._save_within_split
+        with seeded(self.seed, split_index), failures_explained(self.learner.recipe, split.name):
+            self.progress.num_steps += learn_split(
+                self.learner,
+                split,
+                consolidate_on=consolidate_on,
+                callbacks=self.callbacks,
+                event=self._event(split_index),
+                stopwatch=self.stopwatch,
+                checkpoints=SplitCheckpoints(save, self.checkpoint_every, within_split),
+            )
+
+    def evaluate(self, split_index: int) -> None:
+        """Measures the model after a split, and records it."""
+        last_learned = split_index if self.evaluate_on is None else len(self.evaluated_splits) - 1
+        with self.stopwatch.timed("evaluation"):
+            evaluation = self.evaluator.evaluate(self.model, self.evaluated_splits, last_learned)
+        self.progress.record(evaluation)
+        event = SplitEnd(**vars(self._event(split_index)), evaluation=evaluation)
+        self.callbacks.with_state(True).on_split_end(event)
+        self._save()
+        self.callbacks.with_state(False).on_split_end(event)
+
+    def end(self) -> SequenceResult:
+        """The result, of which the callbacks are informed."""
+        names = [split.name for split in self.evaluated_splits]
+        result = self.progress.as_result(names, method=self.method, seed=self.seed)
+        self.callbacks.on_run_end(RunEnd(**vars(self._event(len(self.splits) - 1)), record=result))
+        return result
+
+    def _event(self, split_index: int) -> Event:
+        return Event(self.method.name, self.seed, self.splits[split_index].name, split_index, len(self.splits))
+
+    def _save_within_split(self, state: Mapping[str, Any]) -> None:
+        self.stopwatch.lap("training")
+        self._save(state)
+
+    def _save(self, within_split: Mapping[str, Any] | None = None) -> None:
+        if self.path is None:
+            return
+        save_checkpoint(
+            self.path,
+            self.model,
+            self.method,
+            self.evaluator,
+            {"plan": self.plan, **asdict(self.progress)},
+            callbacks=self.callbacks.state_dict(),
+            within_split=within_split,
+        )
+
+
+@contextmanager
+def _locked(checkpoint: Path | None) -> Iterator[None]:
+    """Keeps other processes from the checkpoint.
+
+    Raises:
+        UserError: another process uses it already, or its folder does not exist.
+    """
+    if checkpoint is None:
+        yield
+        return
+    if not checkpoint.parent.is_dir():
+        raise UserError(f"the folder of the checkpoint, {checkpoint.parent}, does not exist")
+    refusal = f"another process is training with the checkpoint {checkpoint}; wait for its end, or name another file"
+    with locked(checkpoint.parent, name=lock_of_checkpoint(checkpoint).name, refusal=refusal):
+        yield
 
 
 def _check_components(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,15 +13,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import RandomSampler
 
 from mas_embed.data import Split
-from mas_embed.errors import RunError, raised_by
+from mas_embed.errors import raised_by
 from mas_embed.methods import Loss, Method
 from mas_embed.training.callbacks import Callbacks, EpochEnd, Event, StepEnd
+from mas_embed.training.checkpointing import SplitCheckpoints
 from mas_embed.training.loading import training_batches
 from mas_embed.training.optimizers import make_optimizer
+from mas_embed.training.order import ResumableOrder
 from mas_embed.training.recipe import Recipe
+from mas_embed.training.split_training import SplitTraining
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,20 @@ class Stopwatch:
     """Wall time by what it was spent on, in seconds."""
 
     seconds: dict[str, float] = field(default_factory=lambda: {"training": 0.0, "importance": 0.0, "evaluation": 0.0})
+    _start: float = 0.0
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Adds the time of its body."""
-        start = time.perf_counter()
+        self._start = time.perf_counter()
         yield
-        self.seconds[name] += time.perf_counter() - start
+        self.lap(name)
+
+    def lap(self, name: str) -> None:
+        """Adds the time until now of a body that goes on."""
+        now = time.perf_counter()
+        self.seconds[name] += now - self._start
+        self._start = now
 
 
 def learn_split(
@@ -68,6 +77,7 @@ def learn_split(
     callbacks: Callbacks,
     event: Event,
     stopwatch: Stopwatch,
+    checkpoints: SplitCheckpoints | None = None,
 ) -> int:
     """Trains on one split, with a fresh optimizer and fresh copies of the loss and the miner, then lets the method consolidate.
 
@@ -80,6 +90,7 @@ def learn_split(
         callbacks: their methods are called after every batch and epoch.
         event: where the training stands.
         stopwatch: of training and of consolidating.
+        checkpoints: where the state within the split is stored and from which it goes on; None for neither.
 
     Returns:
         The number of batches that were trained on.
@@ -87,60 +98,71 @@ def learn_split(
     Raises:
         RunError: the loss is not finite.
     """
+    checkpoints = SplitCheckpoints() if checkpoints is None else checkpoints
     with stopwatch.timed("training"):
-        num_steps = _train_epochs(learner, split, callbacks, event)
+        num_steps = _train_epochs(learner, split, callbacks, event, checkpoints)
     with stopwatch.timed("importance"), raised_by("method"):
         learner.method.consolidate(consolidate_on)
     return num_steps
 
 
-def _train_epochs(learner: Learner, split: Split, callbacks: Callbacks, event: Event) -> int:
+def _train_epochs(
+    learner: Learner, split: Split, callbacks: Callbacks, event: Event, checkpoints: SplitCheckpoints
+) -> int:
     """Trains on one split; returns the number of batches."""
     learner = replace(learner, loss=copy.deepcopy(learner.loss), miner=copy.deepcopy(learner.miner))
-    batches, optimizer, scheduler = _prepare(learner, split)
-    with raised_by("method"):
-        learner.method.begin_split()
-    num_steps = 0
-    for epoch in range(learner.recipe.epochs):
-        learning_rate = _learning_rate(optimizer)
-        learner.model.train()
-        losses = []
-        for batch in batches:
-            losses.append(training_step(learner, batch, optimizer))
-            num_steps += 1
-            if callbacks.wants_steps:
-                penalty = _penalty(learner.method)
-                callbacks.on_step_end(
-                    StepEnd(
-                        **vars(event),
-                        epoch=epoch,
-                        step=num_steps,
-                        loss=losses[-1],
-                        penalty=penalty,
-                        learning_rate=learning_rate,
-                    )
+    training = _prepare(learner, split)
+    if not checkpoints.restore(training):
+        with raised_by("method"):
+            learner.method.begin_split()
+    with checkpoints.delay_signals():
+        for _ in range(training.epoch, learner.recipe.epochs):
+            _train_epoch(training, callbacks, event, checkpoints)
+    return training.num_steps
+
+
+def _train_epoch(training: SplitTraining, callbacks: Callbacks, event: Event, checkpoints: SplitCheckpoints) -> None:
+    """Trains on the batches of an epoch that were not learned yet."""
+    learner, optimizer, epoch = training.learner, training.optimizer, training.epoch
+    learning_rate = _learning_rate(optimizer)
+    learner.model.train()
+    for batch in training.remaining_batches():
+        training.losses.append(loss := training_step(learner, batch, optimizer))
+        training.num_steps += 1
+        if callbacks.wants_steps:
+            penalty = _penalty(learner.method)
+            callbacks.on_step_end(
+                StepEnd(
+                    **vars(event),
+                    epoch=epoch,
+                    step=training.num_steps,
+                    loss=loss,
+                    penalty=penalty,
+                    learning_rate=learning_rate,
                 )
-        mean_loss = float(torch.stack(losses).mean())
-        if not math.isfinite(mean_loss):
-            raise RunError(f"training diverged, the loss is {mean_loss}: lower the learning rate, or the strength")
-        if scheduler is not None:
-            with raised_by("scheduler"):
-                scheduler.step()
-        callbacks.on_epoch_end(
-            EpochEnd(
-                **vars(event),
-                epoch=epoch,
-                num_epochs=learner.recipe.epochs,
-                loss=mean_loss,
-                penalty=float(_penalty(learner.method)),
-                learning_rate=learning_rate,
-                num_batches=len(losses),
             )
+        checkpoints.between_steps(training, event)
+    checkpoints.check_finite(training, event)
+    if training.scheduler is not None:
+        with raised_by("scheduler"):
+            training.scheduler.step()
+    losses = training.losses.values()
+    training.end_epoch()
+    callbacks.on_epoch_end(
+        EpochEnd(
+            **vars(event),
+            epoch=epoch,
+            num_epochs=learner.recipe.epochs,
+            loss=float(losses.mean()),
+            penalty=float(_penalty(learner.method)),
+            learning_rate=learning_rate,
+            num_batches=len(losses),
         )
-    return num_steps
+    )
+    checkpoints.between_steps(training, event)
 
 
-def _prepare(learner: Learner, split: Split) -> tuple[Any, AcceleratedOptimizer, LRScheduler | None]:
+def _prepare(learner: Learner, split: Split) -> SplitTraining:
     """The batches of the split, an optimizer without accumulated gradients, and a scheduler, all fresh."""
     recipe, accelerator = learner.recipe, learner.accelerator
     loss_parameters: list[nn.Parameter] = []
@@ -150,15 +172,17 @@ def _prepare(learner: Learner, split: Split) -> tuple[Any, AcceleratedOptimizer,
         plain_optimizer = make_optimizer(accelerator.unwrap_model(learner.model), loss_parameters, recipe.optimizer)
     with raised_by("scheduler"):
         scheduler = recipe.scheduler(plain_optimizer) if recipe.scheduler is not None else None
+    make_order = RandomSampler if recipe.sampler is None else recipe.sampler
+    order = ResumableOrder(make_order(split.train.labels))
     batches = accelerator.prepare_data_loader(
         training_batches(
-            split.train, batch_size=recipe.batch_size, sampler=recipe.sampler, num_workers=recipe.num_workers
+            split.train, batch_size=recipe.batch_size, sampler=lambda labels: order, num_workers=recipe.num_workers
         )
     )
     # Not by `accelerator.prepare`, which would keep the optimizer of every split in memory
     optimizer = AcceleratedOptimizer(plain_optimizer, scaler=accelerator.scaler)
     optimizer.zero_grad()  # a backward pass of the caller may have left gradients
-    return batches, optimizer, scheduler
+    return SplitTraining(learner, order, batches, optimizer, scheduler)
 
 
 def training_step(learner: Learner, batch: tuple[Any, Tensor], optimizer: AcceleratedOptimizer) -> Tensor:
