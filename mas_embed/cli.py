@@ -11,6 +11,7 @@ import re
 import sys
 import tempfile
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,16 +21,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from mas_embed.config import PASSED_TO, PROVIDED_TO, Config, constructor_parameters, load_config
+from mas_embed.config import PASSED_TO, PROVIDED_TO, constructor_parameters, load_config
 from mas_embed.data import DATASETS, TRANSFORMS, ordered_batches
 from mas_embed.errors import RunError, UserError, reason_of, unknown_name
-from mas_embed.evaluation import EVALUATORS, Candidate, Results, RunRecord
+from mas_embed.evaluation import EVALUATORS, Results
 from mas_embed.experiment import (
+    ALL_CORES,
     ERROR_FILE,
-    ExperimentCallback,
-    Run,
+    RunProgress,
     build_model,
     build_splits,
+    cluster,
     default_directory,
     dry_run,
     num_trainings,
@@ -47,7 +49,7 @@ from mas_embed.retrieval import COMPENSATIONS
 from mas_embed.runtime.shown_warnings import warnings_as_sentences
 from mas_embed.runtime.signals import INTERRUPTED, TERMINATED, Terminated, exit_codes_of_signals
 from mas_embed.runtime.text import printable, shortened
-from mas_embed.training import CALLBACKS, OPTIMIZERS, SAMPLERS, SCHEDULERS, ProgressBar
+from mas_embed.training import CALLBACKS, OPTIMIZERS, SAMPLERS, SCHEDULERS
 
 # By the name under which `mas-embed list` shows them
 KINDS: dict[str, Registry] = {
@@ -100,6 +102,15 @@ def _folder(text: str) -> Path:
     return Path(text)
 
 
+def _jobs(text: str) -> int:
+    if text == "auto":
+        return ALL_CORES
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"'{printable(text)}' is neither a number nor auto") from None
+
+
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file: one whole run.")]
 Overrides = Annotated[
     list[str] | None,
@@ -115,6 +126,13 @@ Imports = Annotated[
         "--import",
         metavar="MODULE",
         help="Import a module that registers components, from the working directory or an installed package; repeatable.",
+    ),
+]
+
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        help="Trainings that run side by side; auto: one for each core.", show_default="1", metavar="N", parser=_jobs
     ),
 ]
 
@@ -143,14 +161,21 @@ def run(
     imports: Imports = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run of the same config stopped.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results in the run directory.")] = False,
+    jobs: Jobs = None,
+    backend: Annotated[
+        str | None, typer.Option(help="Train on a cluster: dask or ray.", show_default="this machine", metavar="NAME")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Of the cluster: tcp://host:8786.", metavar="ADDRESS")] = None,
 ) -> None:
     """Train every method and seed of a config, evaluate them after every split, and write a report."""
     _import_modules(imports)
     loaded = load_config(config, overrides or ())
     folder = default_directory(loaded) if out is None else out
+    jobs = (ALL_CORES if backend else 1) if jobs is None else jobs
+    run_it = partial(run_experiment, resume=resume, overwrite=overwrite, jobs=jobs, imports=imports or ())
     try:
-        with RunProgress(loaded) as progress:
-            results = run_experiment(loaded, folder, resume=resume, overwrite=overwrite, callbacks=[progress])
+        with cluster(backend, address), RunProgress(loaded, console) as progress:
+            results = run_it(loaded, folder, callbacks=[progress])
     except (KeyboardInterrupt, Terminated) as stop:
         word, code = ("interrupted", INTERRUPTED) if isinstance(stop, KeyboardInterrupt) else ("terminated", TERMINATED)
         raise _StopError(code, f"{word}; run it again with --resume to go on after the last finished split") from None
@@ -162,6 +187,11 @@ def run(
     _show_tables(results)
     for title, name in (("report", "report.html"), ("figure", "scores.png"), ("scores", "results.json")):
         _print(f"{title}  {folder / name}")
+    first = results.runs[0]
+    _print(
+        f"next    mas_embed.load_run({str(folder)!r}, method={first.method!r}, seed={first.seed}) loads a model in Python"
+    )
+    _print("        append splits to the config and pass --resume to go on")
 
 
 @app.command()
@@ -269,34 +299,6 @@ def _docstring(constructor: object) -> str:
     return inspect.cleandoc(constructor.__doc__ or "")
 
 
-class RunProgress(ProgressBar, ExperimentCallback):
-    """Shows an experiment as it goes: a bar for the whole, and a line for every run that has ended."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(num_runs=num_trainings(config), console=console)
-        self._primary_metric = config.evaluation.primary_metric
-
-    def on_candidate_end(self, method: str, candidate: Candidate) -> None:
-        self.advance(len(candidate.seeds) - len(candidate.values))  # the trainings that a failure has left out
-        options = ", ".join(f"{name}={value}" for name, value in candidate.options.items())
-        outcome = f"failed: {candidate.error}" if candidate.mean is None else f"on validation {candidate.mean:.3f}"
-        self.print(f"{method:<16} {options}  {outcome}  ({candidate.seconds:.0f} s)")
-
-    def on_run_recorded(self, record: RunRecord) -> None:
-        measures = record.measures[self._primary_metric]
-        values = [
-            f"{name.replace('_', ' ')} {measures[name]:.3f}"
-            for name in ("final_average", "forgetting")
-            if measures[name] is not None
-        ]
-        seconds = sum(record.seconds.values())
-        self.print(f"{record.method:<16} seed {record.seed}  {'  '.join(values)}  ({seconds:.0f} s)")
-
-    def on_run_skipped(self, run: Run) -> None:
-        self.advance()
-        self.print(f"{run.method.title:<16} seed {run.seed}  done already")
-
-
 def _import_modules(names: list[str] | None) -> None:
     """Imports modules that register components.
 
@@ -320,11 +322,11 @@ def _show_tables(results: Results) -> None:
 
 def _rich(table: Table, *, align: Literal["left", "right"] = "right") -> RichTable:
     """The table for the terminal; the first column is aligned to the left, the others as asked."""
-    rich_table = RichTable(title=_plain(table.title), title_justify="left", box=box.SIMPLE)
+    rich_table = RichTable(title=_plain(table.title), title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
     for index, name in enumerate(table.header):
-        rich_table.add_column(_plain(name), justify="left" if index == 0 else align)
+        rich_table.add_column(_plain(name), justify="left" if index == 0 else align, overflow="fold")
     for row in table.rows:
-        rich_table.add_row(*map(_plain, row))
+        rich_table.add_row(*(_plain(cell).replace(" ± ", "±") for cell in row))  # or it is broken at 80 columns
     return rich_table
 
 

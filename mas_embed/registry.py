@@ -77,6 +77,11 @@ class Registry(Mapping[str, Constructor]):
         """The names that a component provides to others, see `register`."""
         return self._provides.get(name, frozenset())
 
+    def added(self) -> dict[str, Constructor]:
+        """The components by name that neither this package nor the library has brought."""
+        package = __name__.partition(".")[0]
+        return {name: one for name, one in self._components.items() if one.__module__.partition(".")[0] != package}
+
     def __getitem__(self, name: str) -> Constructor:
         components = self._all()
         if not isinstance(name, str) or name not in components:

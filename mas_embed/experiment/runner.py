@@ -2,68 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
-from mas_embed.config import Config, MethodSection, candidates_of, with_candidate
+from mas_embed.config import Config, MethodSection, with_candidate
 from mas_embed.data import Split, fingerprint_of_split
 from mas_embed.errors import RunError, UserError, reason_of
-from mas_embed.evaluation import (
-    RESULTS_FILE,
-    Candidate,
-    Results,
-    RunRecord,
-    Selection,
-    first_mistake,
-    without_details,
-)
+from mas_embed.evaluation import RESULTS_FILE, Results, RunRecord, first_mistake, without_details
 from mas_embed.experiment.build import build_callbacks, build_splits, build_training
 from mas_embed.experiment.dry_run import dry_run
+from mas_embed.experiment.jobs import check_jobs, threads_of_a_job
 from mas_embed.experiment.run_directory import (
     CHECKPOINT_FILE,
     LOG_FILE,
     LOG_FILES,
     RunDirectory,
     check_run_directory,
-    folder_name,
     open_run_directory,
 )
-from mas_embed.experiment.search import best_candidate, try_candidate
+from mas_embed.experiment.runs import Run, name_of_candidate, num_trainings, runs_of
+from mas_embed.experiment.search import finite_score, try_candidate
+from mas_embed.experiment.side_by_side import Journal, Workers, check_callbacks, train_side_by_side
 from mas_embed.experiment.start import consolidate_start, fingerprints_of_start
+from mas_embed.experiment.worker import num_threads, surroundings_of_jobs
 from mas_embed.report import write_report
-from mas_embed.runtime.atomic_files import write_errors_explained
+from mas_embed.runtime.atomic_files import is_of_the_disk, write_errors_explained
 from mas_embed.runtime.distributed import check_one_process
 from mas_embed.training import Callback, CheckpointEvery, EpochLog, has_checkpoint, train_sequence
 
-
-@dataclass(frozen=True)
-class Run:
-    """One method with one seed of a run directory."""
-
-    method: MethodSection
-    seed: int
-
-    @property
-    def folder(self) -> str:
-        """Of the run, inside the run directory."""
-        return f"{folder_name(self.method.title)}/seed{self.seed}"
-
-
-class ExperimentCallback(Callback):
-    """A callback with further methods, which are called between the trainings of an experiment."""
-
-    def on_run_recorded(self, record: RunRecord) -> None:
-        """Called when a method and seed has ended and its results are written."""
-
-    def on_run_skipped(self, run: Run) -> None:
-        """Called for a method and seed whose results were there already."""
-
-    def on_candidate_end(self, method: str, candidate: Candidate) -> None:
-        """Called when a candidate for the options of a method was tried."""
+MOST_FAILURES = 3  # that a message tells in full
 
 
 def run_experiment(
@@ -73,11 +44,18 @@ def run_experiment(
     resume: bool = False,
     overwrite: bool = False,
     callbacks: Sequence[Callback] = (),
+    jobs: int = 1,
+    imports: Sequence[str] = (),
 ) -> Results:
     """Trains every method with every seed, and writes the run directory with its report.
 
     Every method of a seed starts from the same weights. Everything is tried out on one batch before anything is written, so
-    that a mistake in the config leaves no trace. Results are written after every method and seed.
+    that a mistake in the config leaves no trace. Results are written after every method and seed. One that fails does not stop
+    the others.
+
+    With several jobs, trainings run side by side in other processes, those of joblib's current backend: its own on this
+    machine, or those of a cluster inside `joblib.parallel_config("dask")`. The scores are those of one job with the same number
+    of threads for a training, which is `OMP_NUM_THREADS` if that is set, and else PyTorch's number divided by the jobs.
 
     Args:
         config: from `load_config`.
@@ -85,19 +63,25 @@ def run_experiment(
         resume: go on where a run of the same config stopped.
         overwrite: replace the results that the directory holds.
         callbacks: passed on to `train_sequence`; the methods of an `ExperimentCallback` are also called between trainings.
+        jobs: trainings that run side by side, at most as many as there are cores; 1 trains in this process; -1 is one for each
+            core.
+        imports: modules that each job imports first, because they change more than the components of the config.
 
     Returns:
         What `results.json` holds.
 
     Raises:
         UserError: the config cannot be trained; the directory holds results and neither `resume` nor `overwrite` is set, or
-            other files, or another process is running there; there are several processes.
-        RunError: training diverged, the disk is full, or the report of the finished run cannot be drawn.
+            other files, or another process is running there; there are several processes, or more jobs than cores.
+        RunError: trainings have failed, the disk is full, or the report of the finished run cannot be drawn.
     """
     check_one_process()
     if out is not None and not str(out).strip():
         raise UserError("out is empty; name a folder, or '.' for the working directory")
     out = default_directory(config) if out is None else Path(out)
+    jobs = check_jobs(jobs, num_trainings(config))
+    if jobs > 1:
+        check_callbacks(callbacks, jobs)
     splits = build_splits(config)
     directory = RunDirectory(
         out,
@@ -112,10 +96,27 @@ def run_experiment(
     )
     check_run_directory(directory)
     dry_run(config, splits)
-    with open_run_directory(directory) as results:
-        _train_all(config, splits, results, out, resume, callbacks)
-        _report(out)
+    threads = torch.get_num_threads() if jobs == 1 else threads_of_a_job(jobs)
+    with num_threads(threads), open_run_directory(directory) as results:
+        journal = Journal(config, results, out.resolve() if jobs > 1 else out, callbacks)
+        if jobs == 1:
+            _train_all(config, splits, journal, resume, callbacks)
+        else:
+            del splits  # every worker reads its own
+            workers = Workers(jobs, surroundings_of_jobs(threads, imports), _train_in_worker, _score_in_worker)
+            train_side_by_side(config, journal, resume=resume, workers=workers)
+        if results.runs:
+            _report(out)
+    _check_failures(journal.failures)
     return results
+
+
+def _check_failures(failures: Sequence[str]) -> None:
+    """Raises `RunError` if trainings have failed, with the sentence of each of the first few."""
+    if failures:
+        shown, num_more = failures[:MOST_FAILURES], len(failures) - MOST_FAILURES
+        more = f"; and {num_more} more" if num_more > 0 else ""
+        raise RunError(f"{'; '.join(shown)}{more} (the others are stored; --resume tries what has failed again)")
 
 
 def default_directory(config: Config) -> Path:
@@ -126,25 +127,26 @@ def default_directory(config: Config) -> Path:
 def _train_all(
     config: Config,
     splits: Sequence[Split],
-    results: Results,
-    out: Path,
+    journal: Journal,
     resume: bool,
     callbacks: Sequence[Callback],
 ) -> None:
-    """Trains what the results lack, and writes them after every training."""
-    listeners = [callback for callback in callbacks if isinstance(callback, ExperimentCallback)]
-    config = _with_selected_options(config, results, out, callbacks, listeners)
-    done = {(record.method, record.seed) for record in results.runs}
-    for run in runs_of(config):
-        if (run.method.title, run.seed) in done:
-            for listener in listeners:
-                listener.on_run_skipped(run)
-            continue
-        record = _train(config, splits, run, out, resume, callbacks)
-        results.runs.append(record)
-        results.write(out)
-        for listener in listeners:
-            listener.on_run_recorded(record)
+    """Trains what the results lack, in this process, and writes them after every training."""
+    chosen = []
+    for method in config.methods:
+        if method.select is not None:
+            _try_candidates(config, method, journal, callbacks)
+        selected = method if method.select is None else journal.selected(method)
+        chosen += [] if selected is None else [selected]
+    for run in journal.missing(config.model_copy(update={"methods": tuple(chosen)})):
+        try:
+            record = _train(config, splits, run, journal.out, resume, callbacks)
+        except RunError as error:
+            if is_of_the_disk(error):
+                raise
+            journal.fail(run, str(error))
+        else:
+            journal.record(record)
 
 
 def _report(out: Path) -> None:
@@ -156,20 +158,6 @@ def _report(out: Path) -> None:
             f"everything is trained, and its scores are in {out / RESULTS_FILE}, but the report cannot be written: "
             f"{reason_of(error)}; `mas-embed report` tries again"
         ) from error
-
-
-def runs_of(config: Config) -> Iterator[Run]:
-    """Every method and seed, in the order in which they are trained: seed by seed, so that a table fills evenly."""
-    for seed in config.seeds:
-        for method in config.methods:
-            yield Run(method, seed)
-
-
-def num_trainings(config: Config) -> int:
-    """Of all methods and seeds, and of all candidates of options that are chosen."""
-    selections = [method.select for method in config.methods if method.select is not None]
-    searched = sum(len(candidates_of(select.options)) * len(select.seeds) for select in selections)
-    return searched + sum(1 for _ in runs_of(config))
 
 
 def _train(
@@ -211,48 +199,63 @@ def _train(
         ) from error
 
 
-def _with_selected_options(
-    config: Config,
-    results: Results,
-    out: Path,
-    callbacks: Sequence[Callback],
-    listeners: Sequence[ExperimentCallback],
-) -> Config:
-    """The config with the options that were selected; every candidate is written to the results as it ends."""
-    chosen = []
-    for method in config.methods:
-        if method.select is None:
-            chosen.append(method)
-            continue
-        selection = results.selections.setdefault(method.title, Selection())
-        for options in candidates_of(method.select.options)[len(selection.candidates) :]:
+def _try_candidates(config: Config, method: MethodSection, journal: Journal, callbacks: Sequence[Callback]) -> None:
+    """Tries the candidates for the options of a method; every one is written to the results as it ends."""
+    assert method.select is not None
+    untried = journal.untried(method)
+    splits = build_splits(config, held_out=method.select.on) if untried else []
 
-            def score(options: Mapping[str, Any], seed: int, method: MethodSection = method) -> float:
-                return _validation_score(config, method, options, seed, callbacks)
+    def score(options: Mapping[str, Any], seed: int) -> float:
+        return _validation_score(config, splits, method, options, seed, callbacks)
 
-            candidate = try_candidate(options, method.select.seeds, score)
-            selection.candidates.append(candidate)
-            results.write(out)
-            for listener in listeners:
-                listener.on_candidate_end(method.title, candidate)
-        best = best_candidate(selection.candidates, f"{method.title}: selection").options
-        selection.by, selection.on, selection.chosen = method.select.by, method.select.on, best
-        chosen.append(with_candidate(config, method, best))
-    return config.model_copy(update={"methods": tuple(chosen)})
+    for options in untried:
+        journal.record_candidate(method, try_candidate(options, method.select.seeds, score))
 
 
 def _validation_score(
-    config: Config, method: MethodSection, options: Mapping[str, Any], seed: int, callbacks: Sequence[Callback]
+    config: Config,
+    splits: Sequence[Split],
+    method: MethodSection,
+    options: Mapping[str, Any],
+    seed: int,
+    callbacks: Sequence[Callback],
 ) -> float:
     """The measure of a candidate's training on the validation part, by which options are chosen."""
     assert method.select is not None
-    splits = build_splits(config, held_out=method.select.on)
     # Subsets may lie in any split, so the components are built for all, whichever are trained
     training = build_training(config, with_candidate(config, method, options), splits, seed=seed)
-    training.method.name = f"{method.title} {dict(options)}"
+    training.method.name = name_of_candidate(method.title, dict(options))
     consolidate_start(config, method, training, splits, seed=seed)
     num_splits = None if training.method.joins_splits else method.select.num_splits
     evaluator = without_details(training.evaluator)
     arguments = {**vars(training), "splits": training.splits[:num_splits], "evaluator": evaluator}
     result = train_sequence(**arguments, seed=seed, callbacks=callbacks)
     return float(getattr(result.scores[config.evaluation.primary_metric], method.select.by))
+
+
+_remembered: dict[tuple[str, str | None], Sequence[Split]] = {}  # the splits of a call and a part that is held out
+
+
+def _splits_of_call(config: Config, call: str, held_out: str | None = None) -> Sequence[Split]:
+    """The splits of a config, which a process reads once, however many trainings of a call of `run_experiment` it is given."""
+    if (call, held_out) not in _remembered:
+        for key in [key for key in _remembered if key[0] != call]:
+            del _remembered[key]
+        _remembered[call, held_out] = build_splits(config, **({} if held_out is None else {"held_out": held_out}))
+    return _remembered[call, held_out]
+
+
+def _train_in_worker(config: Config, call: str, run: Run, out: Path, resume: bool) -> RunRecord:
+    """`_train` in another process, which has its own copy of the data."""
+    if not out.is_dir():
+        raise RunError(
+            f"the run directory {out} is not there on the machine of a worker; put it into a folder that all share"
+        )
+    return _train(config, _splits_of_call(config, call), run, out, resume, ())
+
+
+def _score_in_worker(config: Config, call: str, method: MethodSection, options: Mapping[str, Any], seed: int) -> float:
+    """`_validation_score` in another process, which has its own copy of the data."""
+    assert method.select is not None
+    splits = _splits_of_call(config, call, method.select.on)
+    return finite_score(_validation_score(config, splits, method, options, seed, ()))

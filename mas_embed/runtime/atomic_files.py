@@ -88,6 +88,15 @@ def write_errors_explained(path: Path) -> Iterator[None]:
         raise kind(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def is_of_the_disk(error: BaseException | None) -> bool:
+    """Whether an exception, or one that it was raised from, says that the disk is full or broken."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            return True
+        error = error.__cause__
+    return False
+
+
 def write_file(path: Path, content: bytes | str, *, keep_as: Path | None = None) -> None:
     """Writes a file atomically: after a crash the file holds either the old content or the new content in full.
 

@@ -7,7 +7,6 @@ from mas_embed.training.callbacks import (
     EpochEnd,
     EpochLog,
     Event,
-    ProgressBar,
     RunEnd,
     SplitEnd,
     StepEnd,
@@ -17,6 +16,7 @@ from mas_embed.training.checkpoint import has_checkpoint, lock_of_checkpoint, pr
 from mas_embed.training.checkpointing import CheckpointEvery
 from mas_embed.training.loading import SAMPLERS, per_class_sampler, training_batches
 from mas_embed.training.optimizers import OPTIMIZERS, SCHEDULERS, make_optimizer
+from mas_embed.training.progress_bar import ProgressBar
 from mas_embed.training.recipe import Recipe
 from mas_embed.training.result import SequenceResult
 from mas_embed.training.sequence import train_sequence

@@ -6,8 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -16,7 +15,6 @@ from mas_embed.registry import Registry
 from mas_embed.runtime.atomic_files import write_errors_explained
 from mas_embed.runtime.checks import as_whole_number, check_at_least
 from mas_embed.runtime.json_text import json_text
-from mas_embed.runtime.text import printable
 
 if TYPE_CHECKING:
     from mas_embed.training.result import SequenceResult
@@ -240,79 +238,6 @@ class StepLog(_LinesInAFile):
         if event.step % self._every == 0:
             values = {"loss": float(event.loss), "penalty": float(event.penalty), "learning_rate": event.learning_rate}
             _append(self._path, {**_position(event), "epoch": event.epoch, "step": event.step, **values})
-
-
-class ProgressBar(Callback):
-    """Shows a bar in the terminal with method, split, epoch, loss and the time that is left. A context manager.
-
-    Args:
-        num_runs: how many trainings will be shown.
-        console: of `rich`; None for one on the standard output.
-
-    Examples:
-        >>> with ProgressBar() as progress:  # doctest: +SKIP
-        ...     train_sequence(model, splits, method=method, loss=loss, callbacks=[progress])
-    """
-
-    def __init__(self, *, num_runs: int = 1, console: Any = None) -> None:
-        from rich.progress import (
-            BarColumn,
-            Progress,
-            TaskProgressColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            speed_estimate_period=300,  # longer than a run, so that short methods do not mislead it
-        )
-        self._task = self._progress.add_task("preparing", total=num_runs)
-        self._num_done = 0
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def advance(self, num_runs: int = 1) -> None:
-        """Counts trainings as done."""
-        self._num_done += num_runs
-
-    def print(self, line: str) -> None:
-        """Prints a line above the bar."""
-        from rich.markup import escape
-
-        self._progress.console.print(escape(printable(line)), highlight=False)
-
-    def on_epoch_end(self, event: EpochEnd) -> None:
-        epoch = event.epoch + 1
-        share = (event.split_index + epoch / event.num_epochs) / event.num_splits
-        self._show(event, share, f"epoch {epoch}/{event.num_epochs}  loss {event.loss:.4f}")
-
-    def on_split_end(self, event: SplitEnd) -> None:
-        self._show(event, (event.split_index + 1) / event.num_splits, "evaluated")
-
-    def on_run_end(self, event: RunEnd) -> None:
-        self.advance()
-
-    def _show(self, event: Event, share: float, text: str) -> None:
-        from rich.markup import escape
-
-        description = escape(printable(f"{event.method}  seed {event.seed}  split {event.split}  {text}"))
-        self._progress.update(self._task, description=description, completed=self._num_done + share)
 
 
 def _position(event: Event) -> dict[str, Any]:
