@@ -1,8 +1,12 @@
 """An experiment on the digits that takes a second, and how a test loads it."""
 
+import os
+import signal
+from pathlib import Path
+
 import yaml
 
-from mas_embed import DATASETS, Part, Split, digits, load_config
+from mas_embed import DATASETS, METHODS, Method, Part, RunError, Split, digits, load_config
 
 
 def few_digits(*, num_splits: int = 5, held_out: str = "test", seed: int = 0):
@@ -20,6 +24,28 @@ def few_digits(*, num_splits: int = 5, held_out: str = "test", seed: int = 0):
 
 if "few_digits" not in DATASETS:  # pytest imports this file a second time, to look for doctests in it
     DATASETS.register("few_digits")(few_digits)
+
+
+class Breaks(Method):
+    """Fails in its third step, after the dry run, until a file is there."""
+
+    def __init__(self, model, *, until: str, how: str = "sentence"):
+        super().__init__(model)
+        self.until, self.how, self._num_steps = until, how, 0
+
+    def after_step(self, optimizer):
+        self._num_steps += 1
+        if self._num_steps < 3 or Path(self.until).exists():
+            return
+        if self.how == "sentence":
+            raise RunError("it broke")
+        if self.how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ZeroDivisionError("by zero")
+
+
+if "breaks" not in METHODS:
+    METHODS.register("breaks")(Breaks)
 
 TINY = {
     "name": "tiny",

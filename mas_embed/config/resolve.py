@@ -43,7 +43,7 @@ PROVIDED_TO = {
     "loss": {"splits", "num_classes", "embedding_size"},
     "method": {"splits", "loss"},
     "evaluator": {"splits", "subsets"},
-    "callback": {"folder"},
+    "callback": {"folder", "config"},
     "transform": {"size"},
 }
 

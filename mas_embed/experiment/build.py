@@ -143,10 +143,8 @@ def build_model(config: Config, splits: Sequence[Split], *, seed: int) -> nn.Mod
 
 def build_callbacks(config: Config, folder: Path) -> list[Callback]:
     """The callbacks of a config for the run in a folder."""
-    return [
-        _construct(f"callbacks.{one.name}", CALLBACKS[one.name], one.options, {"folder": lambda: folder})
-        for one in config.callbacks
-    ]
+    provided = {"folder": lambda: folder, "config": lambda: config.model_dump(mode="json")}
+    return [_construct(f"callbacks.{one.name}", CALLBACKS[one.name], one.options, provided) for one in config.callbacks]
 
 
 def _provided(splits: Sequence[Split], **others: Callable[[], Any]) -> dict[str, Callable[[], Any]]:

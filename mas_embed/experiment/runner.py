@@ -138,7 +138,8 @@ def _train_all(
             _try_candidates(config, method, journal, callbacks)
         selected = method if method.select is None else journal.selected(method)
         chosen += [] if selected is None else [selected]
-    for run in journal.missing(config.model_copy(update={"methods": tuple(chosen)})):
+    config = config.model_copy(update={"methods": tuple(chosen)})
+    for run in journal.missing(config):
         try:
             record = _train(config, splits, run, journal.out, resume, callbacks)
         except RunError as error:

@@ -21,6 +21,7 @@ from mas_embed.training.recipe import Recipe
 from mas_embed.training.result import SequenceResult
 from mas_embed.training.sequence import train_sequence
 from mas_embed.training.step import Learner, Stopwatch, learn_split, training_step
+from mas_embed.training.tracker import Tracker
 
 __all__ = [
     "CALLBACKS",
@@ -42,6 +43,7 @@ __all__ = [
     "StepEnd",
     "StepLog",
     "Stopwatch",
+    "Tracker",
     "has_checkpoint",
     "learn_split",
     "lock_of_checkpoint",

@@ -51,6 +51,8 @@ class StepEnd(Event):
         loss: of the batch, without penalties; a scalar on the model's device.
         penalty: the method's penalty on the parameters as they are after the step; a scalar on the model's device.
         learning_rate: of the first parameter group.
+        gradient_norm: of all gradients together, those of the penalty included, before they are clipped; None where the
+            gradients of several batches are added up and the optimizer has not stepped, or no callback wants it.
     """
 
     epoch: int
@@ -58,6 +60,7 @@ class StepEnd(Event):
     loss: Tensor
     penalty: Tensor
     learning_rate: float
+    gradient_norm: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,12 @@ class Callback:
     A callback that keeps something, such as lines in a file, can override `state_dict` and `load_state_dict`. Checkpoints then
     hold its state, and a resumed training takes it back to where it was: everything that it was told after the checkpoint it
     is told again. It is told that a split has ended before the checkpoint is written, which then holds what it made of it.
+
+    Attributes:
+        wants_gradient_norm: whether `StepEnd.gradient_norm` is computed, which reads all gradients once more.
     """
+
+    wants_gradient_norm = False
 
     def state_dict(self) -> dict[str, Any]:
         """What the callback has kept so far, as tensors, numbers, texts and dicts of them; empty for nothing."""
@@ -130,6 +138,9 @@ class Callback:
     def on_run_end(self, event: RunEnd) -> None:
         """Called when the last split was learned."""
 
+    def close(self) -> None:
+        """Called when a training is over, also if it has failed; closes files and connections."""
+
 
 class Callbacks(Callback):
     """Passes every event to several callbacks, in their order."""
@@ -142,6 +153,11 @@ class Callbacks(Callback):
     def wants_steps(self) -> bool:
         """Whether any of them overrides `on_step_end`, whose event costs a look at the penalty."""
         return bool(self._listening_to_steps)
+
+    @property
+    def wants_norms(self) -> bool:
+        """Whether any of them wants the norm of the gradients."""
+        return any(callback.wants_gradient_norm for callback in self._callbacks)
 
     def state_dict(self) -> dict[str, Any]:
         """The states of those that have one, by the name of their class; several of one class are numbered."""

@@ -56,7 +56,24 @@ def _refuses_moved_arguments(function: Function) -> Function:
     return checked  # type: ignore[return-value]
 
 
+def _closes_callbacks(function: Function) -> Function:
+    """Closes the callbacks when the function has returned or failed."""
+
+    @functools.wraps(function)
+    def closing(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        finally:
+            given = kwargs.get("callbacks", ())
+            for callback in given if isinstance(given, Sequence) else ():
+                if isinstance(callback, Callback):
+                    callback.close()
+
+    return closing  # type: ignore[return-value]
+
+
 @_refuses_moved_arguments
+@_closes_callbacks
 def train_sequence(
     model: nn.Module,
     splits: Sequence[Split],

@@ -127,7 +127,8 @@ def _train_epoch(training: SplitTraining, callbacks: Callbacks, event: Event, ch
     learning_rate = _learning_rate(optimizer)
     learner.model.train()
     for batch in training.remaining_batches():
-        training.losses.append(loss := training_step(learner, batch, optimizer))
+        norms: list[Tensor] | None = [] if callbacks.wants_norms else None
+        training.losses.append(loss := training_step(learner, batch, optimizer, norms=norms))
         training.num_steps += 1
         if callbacks.wants_steps:
             penalty = _penalty(learner.method)
@@ -139,6 +140,7 @@ def _train_epoch(training: SplitTraining, callbacks: Callbacks, event: Event, ch
                     loss=loss,
                     penalty=penalty,
                     learning_rate=learning_rate,
+                    gradient_norm=norms[0] if norms else None,
                 )
             )
         checkpoints.between_steps(training, event)
@@ -185,10 +187,17 @@ def _prepare(learner: Learner, split: Split) -> SplitTraining:
     return SplitTraining(learner, order, batches, optimizer, scheduler)
 
 
-def training_step(learner: Learner, batch: tuple[Any, Tensor], optimizer: AcceleratedOptimizer) -> Tensor:
+def training_step(
+    learner: Learner,
+    batch: tuple[Any, Tensor],
+    optimizer: AcceleratedOptimizer,
+    *,
+    norms: list[Tensor] | None = None,
+) -> Tensor:
     """Learns one batch under the method's penalties; returns the batch's loss without them, detached.
 
     Where gradients are accumulated, the penalty on the parameters is added, and the optimizer steps, once for several batches.
+    If it steps, the norm of all gradients before clipping is appended to `norms`.
     """
     model, method, accelerator = learner.model, learner.method, learner.accelerator
     with accelerator.accumulate(model):
@@ -205,17 +214,19 @@ def training_step(learner: Learner, batch: tuple[Any, Tensor], optimizer: Accele
             loss = learner.loss(embeddings, labels, mined)
             accelerator.backward(loss if penalty is None else loss + penalty)
         if accelerator.sync_gradients:
-            _optimizer_step(learner, optimizer)
+            _optimizer_step(learner, optimizer, norms)
     return loss.detach()
 
 
-def _optimizer_step(learner: Learner, optimizer: AcceleratedOptimizer) -> None:
+def _optimizer_step(learner: Learner, optimizer: AcceleratedOptimizer, norms: list[Tensor] | None) -> None:
     """One step of the optimizer on the gradients of the loss and of the penalty, clipped."""
     learner.accelerator.unscale_gradients(optimizer)
     with raised_by("method"):
         learner.method.add_penalty_grad()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if norms is not None:
+        norms.append(nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None]))
     if learner.recipe.clip_norm is not None:
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         nn.utils.clip_grad_norm_(parameters, learner.recipe.clip_norm)
     with raised_by("optimizer"):
         optimizer.step()
