@@ -14,7 +14,7 @@ demo: $(VENV)/installed
 	  echo "$(OUT) holds the demo's results already; 'make demo OUT=runs/again' runs it anew"; \
 	  $(BIN)/mas-embed report "$(OUT)"; \
 	else \
-	  $(BIN)/mas-embed run configs/digits.yaml --out "$(OUT)" --resume; \
+	  OMP_NUM_THREADS=1 $(BIN)/mas-embed run configs/digits.yaml --out "$(OUT)" --resume --jobs auto; \
 	fi
 
 test: $(VENV)/installed-test

@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     from mas_embed.training import ProgressBar as ProgressBar
     from mas_embed.training import Recipe as Recipe
     from mas_embed.training import SequenceResult as SequenceResult
+    from mas_embed.training import Tracker as Tracker
     from mas_embed.training import per_class_sampler as per_class_sampler
     from mas_embed.training import train_sequence as train_sequence
     from mas_embed.training import training_batches as training_batches
@@ -159,6 +160,7 @@ _NAMES = {
         "Recipe",
         "SAMPLERS",
         "SequenceResult",
+        "Tracker",
         "per_class_sampler",
         "train_sequence",
         "training_batches",

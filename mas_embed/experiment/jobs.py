@@ -146,7 +146,6 @@ def run_tasks(tasks: Sequence[Task], *, jobs: int, surroundings: Surroundings) -
     running = dict(enumerate(tasks[:jobs]))
     with ExitStack() as stack:
         if runs_on_this_machine():
-            stack.callback(_end_idle_workers)
             stack.enter_context(joblib.parallel_config("loky", inner_max_num_threads=surroundings.threads))
         with _dead_workers_explained(running):
             outcomes = _in_parallel(calls, min(jobs, len(calls)))
@@ -169,13 +168,6 @@ def _in_parallel(calls: list[Any], jobs: int) -> Iterator[Outcome]:
         return iter(joblib.Parallel(return_as="list", **options)(calls))
     outcomes: Iterator[Outcome] = parallel(calls)
     return outcomes
-
-
-def _end_idle_workers() -> None:
-    """Ends joblib's processes on this machine, which would wait for minutes with their data in memory."""
-    from joblib.externals.loky import get_reusable_executor
-
-    get_reusable_executor(reuse=True).shutdown(wait=True)
 
 
 @contextmanager

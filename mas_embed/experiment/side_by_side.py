@@ -17,7 +17,7 @@ from typing import Any
 from mas_embed.config import Config, MethodSection
 from mas_embed.errors import RunError, UserError
 from mas_embed.evaluation import RunRecord
-from mas_embed.experiment.jobs import Task, run_tasks
+from mas_embed.experiment.jobs import Task, run_tasks, workers_ended
 from mas_embed.experiment.journal import Journal
 from mas_embed.experiment.run_directory import ERROR_FILE, LOG_FILE, write_into_run_directory
 from mas_embed.experiment.runs import ExperimentCallback, Run, name_of_candidate, runs_of
@@ -74,7 +74,7 @@ def train_side_by_side(config: Config, journal: Journal, *, resume: bool, worker
     selected = [method for method in config.methods if method.select is not None]
     at_once = config.model_copy(update={"methods": tuple(one for one in config.methods if one.select is None)})
     tasks = [task for method in selected for task in _candidate_tasks(config, method, journal, workers)]
-    with _epochs_reported(journal):
+    with workers_ended(), _epochs_reported(journal):
         _run_all([*tasks, *_run_tasks(at_once, journal, resume, workers)], workers)
         chosen = [method for method in map(journal.selected, selected) if method is not None]
         _run_all(_run_tasks(config.model_copy(update={"methods": tuple(chosen)}), journal, resume, workers), workers)
