@@ -121,6 +121,18 @@ def threads_of_a_job(jobs: int) -> int:
     return max(1, torch.get_num_threads() // jobs) if runs_on_this_machine() else 1
 
 
+@contextmanager
+def workers_ended() -> Iterator[None]:
+    """Ends joblib's processes on this machine after the body of the `with` statement: they would wait, with their data."""
+    try:
+        yield
+    finally:
+        if runs_on_this_machine():
+            from joblib.externals.loky import get_reusable_executor
+
+            get_reusable_executor(reuse=True).shutdown(wait=True)
+
+
 def run_tasks(tasks: Sequence[Task], *, jobs: int, surroundings: Surroundings) -> Generator[tuple[Task, Outcome]]:
     """Runs several tasks at once in other processes; yields each as it ends.
 

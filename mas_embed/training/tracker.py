@@ -10,14 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mas_embed.errors import UserError, explained, unknown_name
-from mas_embed.runtime.atomic_files import write_file
-from mas_embed.runtime.checks import check_at_least
+from mas_embed.runtime.checks import as_whole_number, check_at_least
 from mas_embed.runtime.distributed import process_rank
-from mas_embed.runtime.json_text import json_text
-from mas_embed.runtime.reading import read_json
 from mas_embed.training.callbacks import CALLBACKS, Callback, Event, RunEnd, SplitEnd, StepEnd
-
-STATE_FILE = "tracker.json"
 
 _WITH_EXTRA = ("tensorboard", "wandb", "mlflow")
 # By tracker the arguments that name a run and its folder, where they are not the first ones of accelerate's class
@@ -68,12 +63,21 @@ class Tracker(Callback):
         self._project, self._logging_dir = project or str((config or {}).get("name", "mas-embed")), logging_dir
         self._options, self._config = dict(options or {}), dict(config or {})
         self._tracker: Any = None
-        self._state: dict[str, Any] = {}
-        self._last_step = 0  # of the split
+        self._num_steps, self._is_resumed = 0, False
+        self._id = "" if log_with == "mlflow" else uuid.uuid4().hex  # MLflow gives the name itself
+
+    def state_dict(self) -> dict[str, Any]:
+        """The batches of all splits so far, and the name by which some trackers find a run again."""
+        return {"num_steps": self._num_steps, "id": self._id}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a state."""
+        self._num_steps = as_whole_number("the steps of a tracker in a checkpoint", state.get("num_steps"), 0)
+        self._id, self._is_resumed = str(state.get("id", "")), True
 
     def on_step_end(self, event: StepEnd) -> None:
-        self._last_step = event.step
-        self._begin(event, is_first=event.split_index == 0 and event.step == 1)
+        self._num_steps += 1
+        self._begin(event)
         if event.step % self._every or self._tracker is None:
             return
         loss, penalty = float(event.loss), float(event.penalty)
@@ -82,59 +86,41 @@ class Tracker(Callback):
             values["penalty_share"] = penalty / (loss + penalty)
         if event.gradient_norm is not None:
             values["gradient_norm"] = float(event.gradient_norm)
-        self._log({f"train/{name}": value for name, value in values.items()}, self._step(event))
+        self._log({f"train/{name}": value for name, value in values.items()})
 
     def on_split_end(self, event: SplitEnd) -> None:
-        self._begin(event, is_first=event.split_index == 0)
-        if self._tracker is None:
-            return
-        scores, step = event.evaluation.scores.items(), self._step(event)
-        values = {f"{metric}/split {index + 1}": one for metric, row in scores for index, one in enumerate(row)}
-        self._log(values, step)
-        self._state["steps"] = [*self._state["steps"][: event.split_index + 1], step]
-        self._last_step = 0
-        self._write_state()
+        self._begin(event)
+        scores = event.evaluation.scores.items()
+        self._log({f"{metric}/split {index + 1}": one for metric, row in scores for index, one in enumerate(row)})
 
     def on_run_end(self, event: RunEnd) -> None:
-        if self._tracker is None:
-            return
-        matrices = event.record.scores.items()
-        names = ("final_average", "forgetting")
-        values = {f"{metric}/{name}": getattr(matrix, name) for metric, matrix in matrices for name in names}
-        self._log(values, self._state["steps"][-1])
+        self._begin(event)
+        matrices, names = event.record.scores.items(), ("final_average", "forgetting")
+        self._log({f"{metric}/{name}": getattr(matrix, name) for metric, matrix in matrices for name in names})
 
     def close(self) -> None:
         if self._tracker is not None:
             self._tracker.finish()
         self._tracker = None
 
-    def _step(self, event: Event) -> int:
-        """The batches of all splits so far."""
-        starts: list[int] = self._state["steps"]
-        return starts[min(event.split_index, len(starts) - 1)] + self._last_step
-
-    def _log(self, values: Mapping[str, float], step: int) -> None:
+    def _log(self, values: Mapping[str, float]) -> None:
         finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
-        if finite:
-            self._tracker.log(finite, step=step)
+        if finite and self._tracker is not None:
+            self._tracker.log(finite, step=self._num_steps)
 
-    def _begin(self, event: Event, *, is_first: bool) -> None:
-        """Starts the tracker when the first event comes, which says what is trained, and where it goes on."""
+    def _begin(self, event: Event) -> None:
+        """Starts the tracker when the first event comes, which says what is trained."""
         if self._tracker is not None or process_rank() != 0:
             return
-        stored = {} if is_first else self._read_state()
-        self._state = {"steps": [0], "id": uuid.uuid4().hex, **stored}
-        name = f"{event.method} seed {event.seed}"
         with explained(f"callbacks.tracker with {self._name}"):
-            tracker = self._class(*self._arguments(event), **{**self._keywords(name, stored, event), **self._options})
+            tracker = self._class(*self._arguments(event), **{**self._keywords(event), **self._options})
             if hasattr(tracker, "start"):
                 tracker.start()
             self._tracker = tracker
-            if not stored:
+            if not self._is_resumed:
                 tracker.store_init_configuration(self._hyper_parameters(event))
-        if self._name == "mlflow":
-            self._state["id"] = tracker.tracker.info.run_id
-        self._write_state()
+            if self._name == "mlflow":
+                self._id = tracker.tracker.info.run_id
 
     def _arguments(self, event: Event) -> list[str]:
         """The name of the run, or of the project that it belongs to, and the folder, as accelerate's class takes them."""
@@ -145,22 +131,22 @@ class Tracker(Callback):
         name = self._project if self._name in _NAME_OF_RUN else f"{self._project} {event.method} seed {event.seed}"
         return [name, str(folder)] if self._class.requires_logging_directory else [name]
 
-    def _keywords(self, name: str, stored: Mapping[str, Any], event: Event) -> dict[str, Any]:
+    def _keywords(self, event: Event) -> dict[str, Any]:
         keywords: dict[str, Any] = {}
         if self._name in _NAME_OF_RUN:
-            keywords[_NAME_OF_RUN[self._name]] = name
+            keywords[_NAME_OF_RUN[self._name]] = f"{event.method} seed {event.seed}"
         if self._name in _FOLDER_OF_RUN:
             folder = self._folder / self._name if self._logging_dir is None else Path(self._logging_dir)
             folder.mkdir(parents=True, exist_ok=True)
             keywords[_FOLDER_OF_RUN[self._name]] = str(folder)
         if self._name == "wandb":
-            keywords |= {"id": self._state["id"], "resume": "allow"}
-        if self._name == "mlflow" and stored:
-            keywords["run_id"] = stored["id"]
+            keywords |= {"id": self._id, "resume": "allow"}
+        if self._name == "mlflow" and self._id:
+            keywords["run_id"] = self._id
         if (
             self._name == "tensorboard"
         ):  # what an interrupted training has logged of steps that are trained again is hidden
-            keywords["purge_step"] = self._step(event)
+            keywords["purge_step"] = self._num_steps
         return keywords
 
     def _hyper_parameters(self, event: Event) -> dict[str, bool | int | float | str]:
@@ -168,22 +154,6 @@ class Tracker(Callback):
         methods = [one for one in self._config.get("methods", ()) if event.method == (one.get("label") or one["name"])]
         others = {key: value for key, value in self._config.items() if key not in ("methods", "seeds")}
         return _flat({**others, "method": methods[0] if methods else event.method, "seed": event.seed})
-
-    def _read_state(self) -> dict[str, Any]:
-        """Where an interrupted training stands; nothing if that is not known."""
-        try:
-            content = read_json(self._folder / STATE_FILE, "the state of the tracker")[self._name]
-            return {"steps": [int(step) for step in content["steps"]] or [0], "id": str(content["id"])}
-        except (UserError, KeyError, TypeError, ValueError):
-            return {}
-
-    def _write_state(self) -> None:
-        path = self._folder / STATE_FILE
-        try:
-            content = read_json(path, "the state of the tracker")
-        except UserError:
-            content = {}
-        write_file(path, json_text({**(content if isinstance(content, dict) else {}), self._name: self._state}) + "\n")
 
 
 def _class_of(name: str) -> Any:
