@@ -46,6 +46,7 @@ from mas_embed.models import MODELS
 from mas_embed.registry import Registry
 from mas_embed.report import Table, read_runs, split_table, summary_table, tracked_tables, write_report
 from mas_embed.retrieval import COMPENSATIONS
+from mas_embed.runtime.command_line import resuming_command
 from mas_embed.runtime.shown_warnings import warnings_as_sentences
 from mas_embed.runtime.signals import INTERRUPTED, TERMINATED, Terminated, exit_codes_of_signals
 from mas_embed.runtime.text import printable, shortened
@@ -178,7 +179,7 @@ def run(
             results = run_it(loaded, folder, callbacks=[progress])
     except (KeyboardInterrupt, Terminated) as stop:
         word, code = ("interrupted", INTERRUPTED) if isinstance(stop, KeyboardInterrupt) else ("terminated", TERMINATED)
-        raise _StopError(code, f"{word}; run it again with --resume to go on after the last finished split") from None
+        raise _StopError(code, f"{word}; go on with: {resuming_command(sys.argv)}") from None
     except (UserError, RunError):
         raise
     except Exception as error:

@@ -127,7 +127,9 @@ def test_a_run_that_diverges_says_so_without_a_traceback(mas_embed, config, tmp_
     result = mas_embed("run", config, "--out", tmp_path / "run", "--set", "training.optimizer={name: SGD, lr: 1e30}")
     assert result.returncode == 1
     assert re.fullmatch(
-        r"failed: finetune seed 0: training diverged, the loss is nan: lower the learning rate.*\n", result.stderr
+        r"failed: finetune seed 0: training diverged, the loss is nan in split '0-4', epoch 1, step 2: lower the learning "
+        r"rate, or the strength; the checkpoint before that is kept\n",
+        result.stderr,
     ), result.stderr
 
 
@@ -169,7 +171,7 @@ def test_an_interrupt_elsewhere_and_a_termination(mas_embed, config, tmp_path, m
     monkeypatch.setattr("mas_embed.experiment.runner.train_sequence", stopped(Terminated))
     result = mas_embed("run", config, "--out", tmp_path / "run")
     assert result.returncode == 143
-    assert result.stderr == "terminated; run it again with --resume to go on after the last finished split\n"
+    assert result.stderr == f"terminated; go on with: mas-embed run {config} --out {tmp_path / 'run'} --resume\n"
 
 
 def test_an_interrupt_while_the_program_starts():

@@ -49,9 +49,10 @@ class Method:
     A loop that has no place for the first three hooks can train with every method whose `batch_hooks` are empty.
     Before the first `consolidate`, the hooks must not change the training; they may only record it.
 
-    A method that stores something between splits overrides `_state` and `_load_state`. `state_dict` adds to the state which
-    method it is of and a fingerprint of the model's weights, and `load_state_dict` refuses the state of another method or of
-    other weights.
+    A method that stores something, from split to split or from step to step, overrides `_state` and `_load_state`: training
+    can be interrupted after any step of the optimizer and go on from the state, without another `begin_split`. `state_dict`
+    adds to the state which method it is of and a fingerprint of the model's weights, and `load_state_dict` refuses the state
+    of another method or of other weights.
 
     `mas_embed.testing.check_method` tests whether a method fulfils this contract.
 
@@ -146,7 +147,7 @@ class Method:
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the method stores between splits, as tensors, numbers, strings, and dicts of them.
+        """Everything that the method stores between splits and between steps, as tensors, numbers, strings, and dicts of them.
 
         Its entry "origin" holds the name of the method's class and a fingerprint of the weights that the model has now, which
         `load_state_dict` compares. Cost: one pass over the parameters and buffers of the model. Override `_state` instead.

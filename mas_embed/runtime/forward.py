@@ -120,7 +120,8 @@ def _method(model: nn.Module, name: str | None) -> Callable[..., Any]:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether torch could not allocate memory; for the memory of the CPU its error has no class of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    known = ("can't allocate memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in known)
 
 
 def _described(inputs: Any) -> str:

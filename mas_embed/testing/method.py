@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from mas_embed.data import Part, Split, ordered_batches
 from mas_embed.methods import Elastic, Method
 from mas_embed.runtime.seeding import seeded
-from mas_embed.training import Callbacks, Event, Learner, Recipe, Stopwatch, learn_split
+from mas_embed.training import (
+    Callbacks,
+    CheckpointEvery,
+    Event,
+    Learner,
+    Recipe,
+    SplitCheckpoints,
+    Stopwatch,
+    learn_split,
+)
 
 Factory = Callable[..., Method]
 
@@ -42,7 +51,8 @@ def check_method(factory: Factory) -> None:
       strength. Checked with SGD, momentum and weight decay, Adam, AdamW, gradient clipping, and gradient accumulation.
     - `penalty()` is 0 before the first `consolidate`, and `add_penalty_grad` adds its gradient. The penalty of an `Elastic`
       method is 0 at the anchor, and elsewhere has the value that a plain loop computes.
-    - The state consists of tensors, numbers, strings and dicts of them, and training continues from it bit for bit.
+    - The state consists of tensors, numbers, strings and dicts of them, and training continues from it bit for bit, between
+      splits and between the steps of a split.
     - Attributes, hooks, `.grad`, `requires_grad` and mode of the model, frozen parameters, and the random state of torch are
       unchanged.
     - A parameter that is added to the model is not pulled before the next `consolidate`.
@@ -61,6 +71,7 @@ def check_method(factory: Factory) -> None:
     _check_gradient_form(factory)
     _check_elastic_penalty(factory)
     _check_resume(factory)
+    _check_resume_within_split(factory)
     _check_model_is_unchanged(factory)
     _check_grown_parameter(factory)
 
@@ -163,6 +174,33 @@ def _check_resume(factory: Factory) -> None:
         assert _is_same(model, resumed_model), "training must continue from a loaded state bit for bit; it does not"
 
 
+def _check_resume_within_split(factory: Factory) -> None:
+    """Stores the first and the third split after its first step, and learns the rest again from there."""
+    recipe = RECIPES["Adam"]
+    for num_splits in (0, 2):
+        model, method = _trained(factory, recipe, num_splits=num_splits)
+        stored: list[tuple[Any, Any, Any]] = []
+
+        def save(state: Mapping[str, Any], model: nn.Module = model, method: Method = method) -> None:
+            stored.append(copy.deepcopy((model.state_dict(), method.state_dict(), state)))  # noqa: B023  (called at once)
+
+        _train(model, method, num_splits, recipe, SplitCheckpoints(save, CheckpointEvery(steps=1)))
+        if not stored:  # a method that does not learn this split
+            continue
+        weights, state, within_split = stored[0]
+        resumed_model = _network(seed=1)
+        resumed = factory(resumed_model)
+        resumed_model.load_state_dict(weights)
+        resumed.load_state_dict(state)
+        _train(resumed_model, resumed, num_splits, recipe, SplitCheckpoints(stored=within_split))
+        for trained_model, trained_method in ((model, method), (resumed_model, resumed)):
+            _train(trained_model, trained_method, num_splits + 1, recipe)
+        assert _is_same(model, resumed_model), (
+            "training must continue bit for bit from a state that was stored between two steps of a split; the state must hold "
+            "what the method gathers from begin_split() to consolidate()"
+        )
+
+
 def _check_model_is_unchanged(factory: Factory) -> None:
     model = _network()
     frozen = next(model.parameters()).requires_grad_(False)
@@ -204,7 +242,9 @@ def _trained(factory: Factory, recipe: Recipe, *, num_splits: int) -> tuple[nn.M
     return model, method
 
 
-def _train(model: nn.Module, method: Method, split_index: int, recipe: Recipe) -> Tensor:
+def _train(
+    model: nn.Module, method: Method, split_index: int, recipe: Recipe, checkpoints: SplitCheckpoints | None = None
+) -> Tensor:
     """Trains on one split as `train_sequence` does; returns the state of torch's random generator afterwards."""
     split = _split(split_index)
     with seeded(split_index):
@@ -217,6 +257,7 @@ def _train(model: nn.Module, method: Method, split_index: int, recipe: Recipe) -
                 callbacks=Callbacks(()),
                 event=Event(method.name, 0, split.name, split_index, split_index + 1),
                 stopwatch=Stopwatch(),
+                checkpoints=checkpoints,
             )
         return torch.get_rng_state()
 

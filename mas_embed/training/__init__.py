@@ -13,7 +13,7 @@ from mas_embed.training.callbacks import (
     StepLog,
 )
 from mas_embed.training.checkpoint import has_checkpoint, lock_of_checkpoint, previous_checkpoint
-from mas_embed.training.checkpointing import CheckpointEvery
+from mas_embed.training.checkpointing import CheckpointEvery, SplitCheckpoints
 from mas_embed.training.loading import SAMPLERS, per_class_sampler, training_batches
 from mas_embed.training.optimizers import OPTIMIZERS, SCHEDULERS, make_optimizer
 from mas_embed.training.progress_bar import ProgressBar
@@ -39,6 +39,7 @@ __all__ = [
     "Recipe",
     "RunEnd",
     "SequenceResult",
+    "SplitCheckpoints",
     "SplitEnd",
     "StepEnd",
     "StepLog",

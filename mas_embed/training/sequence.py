@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -248,7 +248,7 @@ class _Sequence:
             self.model,
             self.method,
             self.evaluator,
-            {"plan": self.plan, **asdict(self.progress)},
+            {"plan": self.plan, **vars(self.progress)},
             callbacks=self.callbacks.state_dict(),
             within_split=within_split,
         )

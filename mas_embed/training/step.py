@@ -181,6 +181,7 @@ def _prepare(learner: Learner, split: Split) -> SplitTraining:
             split.train, batch_size=recipe.batch_size, sampler=lambda labels: order, num_workers=recipe.num_workers
         )
     )
+    accelerator._dataloaders.remove(batches)  # where those of every split would stay in memory
     # Not by `accelerator.prepare`, which would keep the optimizer of every split in memory
     optimizer = AcceleratedOptimizer(plain_optimizer, scaler=accelerator.scaler)
     optimizer.zero_grad()  # a backward pass of the caller may have left gradients

@@ -8,6 +8,7 @@ import sys
 import textwrap
 
 import pytest
+import torch
 from tiny_experiment import TINY, few_digits, load_from
 
 from mas_embed import DATASETS, RunError, Split, UserError, read_results, run_experiment
@@ -136,11 +137,36 @@ def test_another_config_is_told_by_the_keys_that_differ(quick, run_folder):
         "training": TINY["training"] | {"epochs": 2, "batch_size": 19},
         "methods": [{"name": "finetune", "label": "x"}],
     }
-    with pytest.raises(UserError, match=r"\(methods.finetune.name, training.epochs, training.batch_size, ... differ\)"):
+    with pytest.raises(
+        UserError,
+        match=r"\(methods.finetune.name: 'finetune' there, nothing here; training.epochs: 1 there, 2 here; training.batch_size: 20 "
+        r"there, 19 here; methods.x.name: nothing there, 'finetune' here; methods.x.label: nothing there, 'x' here\); give the old",
+    ):
         run_experiment(quick(**changes), run_folder, resume=True)
     (run_folder / "config.yaml").write_text("a: [")
     with pytest.raises(UserError, match="holds a run of another config, which this one cannot resume; compare"):
         run_experiment(quick(), run_folder, resume=True)
+
+
+def test_what_changes_no_result_may_change(quick, run_folder):
+    changes = {"num_workers": 1, "checkpoint_every": {"minutes": None, "steps": 7}}
+    before = read_results(run_folder)
+    assert run_experiment(quick(training=TINY["training"] | changes), run_folder, resume=True) == before
+    assert "steps: 7" in (run_folder / "config.yaml").read_text()
+
+
+def test_another_number_of_threads_is_told(quick, run_folder):
+    path = run_folder / "environment.json"
+    environment = json.loads(path.read_text())
+    assert environment["threads"] == torch.get_num_threads()
+    path.write_text(json.dumps(environment | {"threads": 77}))
+    with pytest.warns(UserWarning, match="began with 77 threads and goes on with .* may differ in the last digits"):
+        run_experiment(quick(), run_folder, resume=True)
+
+
+def test_resume_starts_where_there_is_nothing_to_resume(quick, tmp_path):
+    run_experiment(quick(), tmp_path / "new", resume=True)
+    assert read_results(tmp_path / "new").methods == ["finetune"]
 
 
 def test_a_checkpoint_of_another_method_is_not_taken(quick, tmp_path):

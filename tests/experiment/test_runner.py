@@ -68,6 +68,8 @@ def test_the_run_directory(finished):
     for method in ("finetune", "frozen", "joint", "mas"):
         for seed in (0, 1):
             assert sorted(path.name for path in (finished / method / f"seed{seed}").iterdir()) == [
+                ".checkpoint.safetensors.lock",
+                "checkpoint-previous.safetensors",
                 "checkpoint.safetensors",
                 "log.jsonl",
             ]

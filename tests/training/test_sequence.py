@@ -397,7 +397,9 @@ def test_no_splits_and_twice_the_same_name():
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():
-    with pytest.raises(RunError, match="training diverged, the loss is nan"):
+    with pytest.raises(
+        RunError, match="training diverged, the loss is nan in split 's0', epoch 1, step 1: .*strength$"
+    ):
         train(loss=lambda embeddings, labels, mined: embeddings.sum() * float("nan"))
 
 
