@@ -8,6 +8,8 @@ written to a temporary folder. They are decoded in every epoch, or, with --cache
 
 --memory: the resident memory of the process after every epoch of one split.
 
+--many-splits N: resident memory and seconds over a sequence of N tiny splits, with checkpoints, method MAS.
+
 --photographs: importance of a ResNet-50 over photographs of 224 pixels, beside plain forward and backward passes over the
 same: seconds, and peak memory above what was there before.
 
@@ -74,6 +76,17 @@ class NoEvaluation:
 
     def load_state_dict(self, state: Any) -> None:
         """Does nothing."""
+
+
+class Splits(me.Callback):
+    """Collects the resident memory after every split, in MiB."""
+
+    def __init__(self) -> None:
+        self.mebibytes: list[float] = []
+
+    def on_split_end(self, event: Any) -> None:
+        """Adds one value."""
+        self.mebibytes.append(resident_mebibytes())
 
 
 class Epochs(me.Callback):
@@ -178,6 +191,30 @@ def measure_memory(case: Case, num_epochs: int, num_workers: int) -> dict[str, A
     return {"part": "memory", "case": case.name, "workers": num_workers, "mebibytes": epochs.mebibytes}
 
 
+def measure_many_splits(num_splits: int) -> dict[str, Any]:
+    """Resident memory after every split of a sequence of tiny splits."""
+    generator = torch.Generator().manual_seed(0)
+    parts = [me.Part(torch.randn(16, 8, generator=generator), torch.arange(16) % 2) for _ in range(num_splits)]
+    splits = [me.Split(f"split {index}", part, part, part) for index, part in enumerate(parts)]
+    with me.seeded(0):
+        model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    watch = Splits()
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        me.train_sequence(
+            model,
+            splits,
+            method=me.MAS(model),
+            loss=loss,
+            recipe=me.Recipe(epochs=2, batch_size=8),
+            evaluator=NoEvaluation(),
+            callbacks=[watch],
+            checkpoint=Path(folder) / "checkpoint.safetensors",
+        )
+    seconds = time.perf_counter() - start
+    return {"part": "many splits", "splits": num_splits, "seconds": seconds, "mebibytes": watch.mebibytes}
+
+
 def measure_importance(num_images: int, batch_size: int) -> list[dict[str, Any]]:
     """Seconds and peak memory of importance and of plain passes of a ResNet-50, each after one batch of warm-up."""
     model = torchvision.models.resnet50(weights=None, num_classes=128).eval()
@@ -238,6 +275,16 @@ def print_memory(line: dict[str, Any]) -> None:
     )
 
 
+def print_many_splits(line: dict[str, Any]) -> None:
+    """The resident memory after a twentieth of the splits, after half of them and after all."""
+    values = line["mebibytes"]
+    shown = [
+        (number, values[number - 1]) for number in (max(len(values) // 20, 1), max(len(values) // 2, 1), len(values))
+    ]
+    after = ", ".join(f"{mebibytes:.0f} MiB after {number}" for number, mebibytes in shown)
+    print(f"\n{line['splits']} tiny splits in {line['seconds']:.0f} s: {after}")
+
+
 def main() -> None:
     """Measures and prints the chosen parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -249,11 +296,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of --loop, after one of warm-up")
     parser.add_argument("--epochs", type=int, default=2, help="of --loop, in a round")
     parser.add_argument("--memory-epochs", type=int, default=20, help="of --memory")
+    parser.add_argument("--many-splits", type=int, metavar="N", help="memory over N tiny splits")
     parser.add_argument("--images", type=int, default=512, help="of --photographs")
     parser.add_argument("--batch-size", type=int, default=16, help="of --photographs")
     arguments = parser.parse_args()
-    if not (arguments.loop or arguments.memory or arguments.photographs):
-        parser.error("choose at least one of --loop, --memory and --photographs")
+    if not (arguments.loop or arguments.memory or arguments.photographs or arguments.many_splits):
+        parser.error("choose at least one of --loop, --memory, --many-splits and --photographs")
     lines: list[dict[str, Any]] = []
     if arguments.loop:
         lines += (line for name in arguments.cases for line in measure_loop(CASES[name], arguments))
@@ -261,6 +309,9 @@ def main() -> None:
     if arguments.memory:
         lines.append(measure_memory(CASES["small"], arguments.memory_epochs, num_workers=0))
         print_memory(lines[-1])
+    if arguments.many_splits:
+        lines.append(measure_many_splits(arguments.many_splits))
+        print_many_splits(lines[-1])
     if arguments.photographs:
         found = measure_importance(arguments.images, arguments.batch_size)
         print_photographs(found)

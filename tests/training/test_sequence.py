@@ -13,12 +13,17 @@ from torch import nn
 
 from mas_embed import (
     MAS,
+    SI,
     Callback,
+    Combine,
     Finetune,
     Frozen,
+    LwF,
     Part,
     Recipe,
+    Replay,
     RetrievalEvaluator,
+    SparseEvaluator,
     Split,
     UserError,
     evaluate_retrieval,
@@ -559,3 +564,25 @@ def test_a_result_is_printed_as_a_summary():
 def test_a_step_log_of_every_0th_batch_is_refused(tmp_path):
     with pytest.raises(UserError, match="every must be at least 1, got 0"):
         StepLog(tmp_path, every=0)
+
+
+def test_nothing_is_left_in_memory_from_split_to_split():
+    """Neither tensors nor objects of other kinds, but for the scores, a list and two dicts of which every split adds."""
+    counts = []
+
+    class Count(Callback):
+        def on_split_end(self, event):
+            if event.split_index % 10 == 9:
+                gc.collect()
+                objects = gc.get_objects()
+                counts.append((sum(issubclass(type(one), torch.Tensor) for one in objects), len(objects)))
+
+    model = small_model()
+    combined = Combine(model, methods=[SI(model), MAS(model), LwF(model), Replay(model, buffer_size=5)])
+    evaluator = SparseEvaluator(RetrievalEvaluator(follow_index=False), every=1000)
+    splits = small_splits(40, per_class=4)
+    options = {"epochs": 1, "scheduler": partial(torch.optim.lr_scheduler.StepLR, step_size=1)}
+    train(lambda _: combined, model, splits, evaluator=evaluator, callbacks=[Count()], **options)
+    (tensors, objects), *_, (last_tensors, last_objects) = counts[1:]
+    assert last_tensors == tensors
+    assert last_objects - objects <= 20 * 20  # those of the scores of 20 splits
