@@ -8,7 +8,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import methodcaller
 from pathlib import Path
@@ -22,6 +22,7 @@ from mas_embed.experiment.journal import Journal
 from mas_embed.experiment.run_directory import ERROR_FILE, LOG_FILE, write_into_run_directory
 from mas_embed.experiment.runs import ExperimentCallback, Run, name_of_candidate, runs_of
 from mas_embed.experiment.search import Trial, as_candidate
+from mas_embed.experiment.stopping import stored_before_the_end
 from mas_embed.experiment.worker import Failure, Outcome, Surroundings
 from mas_embed.training import Callback, EpochEnd
 
@@ -73,8 +74,9 @@ def train_side_by_side(config: Config, journal: Journal, *, resume: bool, worker
     """
     selected = [method for method in config.methods if method.select is not None]
     at_once = config.model_copy(update={"methods": tuple(one for one in config.methods if one.select is None)})
-    tasks = [task for method in selected for task in _candidate_tasks(config, method, journal, workers)]
-    with workers_ended(), _epochs_reported(journal):
+    with workers_ended(), _epochs_reported(journal), stored_before_the_end() as stopping:
+        workers = replace(workers, surroundings=replace(workers.surroundings, stopping=stopping))
+        tasks = [task for method in selected for task in _candidate_tasks(config, method, journal, workers)]
         _run_all([*tasks, *_run_tasks(at_once, journal, resume, workers)], workers)
         chosen = [method for method in map(journal.selected, selected) if method is not None]
         _run_all(_run_tasks(config.model_copy(update={"methods": tuple(chosen)}), journal, resume, workers), workers)

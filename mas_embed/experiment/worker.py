@@ -20,6 +20,7 @@ import torch
 from mas_embed.data import DATASETS, TRANSFORMS
 from mas_embed.errors import RunError, UserError, reason_of
 from mas_embed.evaluation import EVALUATORS
+from mas_embed.experiment.stopping import stoppable
 from mas_embed.losses import LOSSES, MINERS
 from mas_embed.methods import METHODS
 from mas_embed.models import MODELS
@@ -90,6 +91,7 @@ class Surroundings:
         process: the number of this process.
         folder: the working directory.
         path: where modules are imported from.
+        stopping: the folder of `stored_before_the_end`.
     """
 
     threads: int
@@ -98,6 +100,7 @@ class Surroundings:
     process: int = field(default_factory=os.getpid)
     folder: str = field(default_factory=os.getcwd)
     path: tuple[str, ...] = field(default_factory=lambda: tuple(sys.path))
+    stopping: str = ""
 
 
 def surroundings_of_jobs(threads: int, modules: Sequence[str] = ()) -> Surroundings:
@@ -154,8 +157,11 @@ def entered(surroundings: Surroundings) -> Iterator[None]:
     """Makes a process such as the one that the surroundings are of, for the body of the `with` statement."""
     with ExitStack() as stack:
         stack.enter_context(num_threads(surroundings.threads))
+        if os.getppid() == surroundings.process and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the parent passes it on
+            _end_with_parent(surroundings.process)
+            stack.enter_context(stoppable(surroundings.stopping))
         if os.getpid() != surroundings.process:
-            _live_with_parent(surroundings.process)
             sys.path.extend(one for one in surroundings.path if one not in sys.path)
             if Path(surroundings.folder).is_dir():
                 stack.enter_context(chdir(surroundings.folder))
@@ -163,12 +169,8 @@ def entered(surroundings: Surroundings) -> Iterator[None]:
         yield
 
 
-def _live_with_parent(parent: int) -> None:
-    """Leaves Ctrl-C, which a terminal sends to all processes, to the parent, and ends this process when the parent has died."""
-    if os.getppid() != parent:  # a worker of a cluster
-        return
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _end_with_parent(parent: int) -> None:
+    """Ends this process when its parent has died."""
     if not any(thread.name == _watch.__name__ for thread in threading.enumerate()):
         threading.Thread(target=_watch, args=[parent], name=_watch.__name__, daemon=True).start()
 

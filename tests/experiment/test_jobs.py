@@ -19,6 +19,7 @@ from tiny_experiment import TINY, load_from
 from mas_embed import ProgressBar, RunError, UserError, read_results, run_experiment
 from mas_embed.experiment import ExperimentCallback, jobs
 from mas_embed.experiment.jobs import check_jobs, cluster, threads_of_a_job
+from mas_embed.training.checkpoint import read_checkpoint
 
 pytestmark = [
     pytest.mark.usefixtures("blank_pictures"),
@@ -158,14 +159,17 @@ def test_a_stopped_run_leaves_no_worker_and_is_resumed(tmp_path, stop, code):
     (tmp_path / "long.yaml").write_text(yaml.safe_dump(TINY | changes | {"training": {"epochs": 300}}))
     command = [sys.executable, "-m", "mas_embed", "run", str(tmp_path / "long.yaml"), "--out", str(tmp_path / "run")]
     with subprocess.Popen([*command, "--jobs", "2"], stderr=subprocess.PIPE, text=True) as run:
-        while not all((tmp_path / "run" / name / "seed0" / "log.jsonl").exists() for name in ("finetune", "joint")):
+        folders = [tmp_path / "run" / name / "seed0" for name in ("finetune", "joint")]
+        while not all((folder / "log.jsonl").exists() for folder in folders):
             assert run.poll() is None
             time.sleep(0.1)
         workers = children_of(run.pid)
         run.send_signal(stop)
         assert run.wait(timeout=60) == code
-        if stop != signal.SIGKILL:
+        if stop != signal.SIGKILL:  # each training has finished its step and stored it
             assert "--resume" in run.stderr.read()
+            for folder in folders:
+                assert read_checkpoint(folder / "checkpoint.safetensors")[0]["within_split"]
     assert workers
     deadline = time.monotonic() + 10
     while any(Path("/proc", worker).exists() for worker in workers):
