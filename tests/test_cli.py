@@ -2,6 +2,7 @@ import errno
 import os
 import re
 import runpy
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import yaml
 from pytorch_metric_learning.losses import TripletMarginLoss
 from tiny_experiment import TINY
 
-from mas_embed import LOSSES
+from mas_embed import CALLBACKS, LOSSES, Callback, read_results
 from mas_embed.cli import main
 from mas_embed.runtime.signals import Terminated
 
@@ -153,6 +154,28 @@ def test_an_interrupt_says_how_to_go_on(mas_embed, config, tmp_path, monkeypatch
     result = mas_embed("run", config, "--out", tmp_path / "run")
     assert result.returncode == 130
     assert "--resume" in result.stderr
+
+
+def test_an_interrupted_training_goes_on_by_the_command_that_is_shown(mas_embed, config, tmp_path, monkeypatch):
+    class Interrupts(Callback):
+        num_seen = 0
+
+        def __init__(self, folder):
+            pass
+
+        def on_step_end(self, event):
+            Interrupts.num_seen += 1
+            if Interrupts.num_seen == 5:
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setitem(CALLBACKS._components, "interrupts", Interrupts)
+    arguments = ["run", config, "--out", tmp_path / "run", "--overwrite", "--set", "callbacks=[interrupts]"]
+    result = mas_embed(*arguments, "--set", "methods=[finetune]")
+    assert result.returncode == 130
+    command = re.fullmatch(r"interrupted; go on with: mas-embed (run .* --resume)\n", result.stderr).group(1)
+    assert "--overwrite" not in command
+    assert mas_embed(*shlex.split(command)).returncode == 0
+    assert read_results(tmp_path / "run").runs[0].num_steps == Interrupts.num_seen > 5  # none was repeated
 
 
 def test_an_interrupt_elsewhere_and_a_termination(mas_embed, config, tmp_path, monkeypatch):

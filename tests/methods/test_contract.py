@@ -161,6 +161,18 @@ class StoresModules(PullBack):
         return {"anchor": self.anchor, "model": self.model}
 
 
+class ForgetsSteps(Method):
+    """Shrinks a weight by more from step to step of a split, and does not store how many there were."""
+
+    def begin_split(self):
+        self.num_steps = 0
+
+    def after_step(self, optimizer):
+        self.num_steps = getattr(self, "num_steps", 0) + 1
+        with torch.no_grad():
+            self.model[2].weight *= 1 - 0.01 * self.num_steps
+
+
 class HalfPenalty(MAS):
     def penalty(self):
         return super().penalty() / 2
@@ -183,6 +195,7 @@ class HalfPenalty(MAS):
         (PullsNewParameters, "must not be pulled, but 'grown.weight' is"),
         (HasConstantPenalty, r"penalty\(\) must be exactly 0 before the first consolidate"),
         (StoresModules, "state.model is a Sequential"),
+        (ForgetsSteps, "must continue bit for bit from a state that was stored between two steps of a split"),
         (HalfPenalty, "must be strength . sum of importance"),
     ],
 )
