@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from mas_embed.config import load_config as load_config
     from mas_embed.data import DATASETS as DATASETS
     from mas_embed.data import TRANSFORMS as TRANSFORMS
+    from mas_embed.data import ImagePreprocessing as ImagePreprocessing
+    from mas_embed.data import LearnedSplits as LearnedSplits
     from mas_embed.data import Part as Part
     from mas_embed.data import Split as Split
     from mas_embed.data import SplitSequence as SplitSequence
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from mas_embed.data import image_folders as image_folders
     from mas_embed.data import image_manifest as image_manifest
     from mas_embed.data import join_splits as join_splits
+    from mas_embed.data import missing_split as missing_split
     from mas_embed.data import transform_splits as transform_splits
     from mas_embed.data import unlabeled_images as unlabeled_images
     from mas_embed.errors import RunError as RunError
@@ -32,7 +35,11 @@ if TYPE_CHECKING:
     from mas_embed.evaluation import ScoreMatrix as ScoreMatrix
     from mas_embed.evaluation import SparseEvaluator as SparseEvaluator
     from mas_embed.evaluation import read_results as read_results
+    from mas_embed.experiment import SavedModel as SavedModel
+    from mas_embed.experiment import load_model as load_model
+    from mas_embed.experiment import load_run as load_run
     from mas_embed.experiment import run_experiment as run_experiment
+    from mas_embed.experiment import save_model as save_model
     from mas_embed.importance import Importance as Importance
     from mas_embed.importance import OnlineImportance as OnlineImportance
     from mas_embed.importance import Projection as Projection
@@ -139,6 +146,8 @@ _NAMES = {
     ],
     "data": [
         "DATASETS",
+        "ImagePreprocessing",
+        "LearnedSplits",
         "Part",
         "Split",
         "SplitSequence",
@@ -148,6 +157,7 @@ _NAMES = {
         "image_folders",
         "image_manifest",
         "join_splits",
+        "missing_split",
         "transform_splits",
         "unlabeled_images",
     ],
@@ -166,7 +176,7 @@ _NAMES = {
         "training_batches",
     ],
     "config": ["load_config"],
-    "experiment": ["run_experiment"],
+    "experiment": ["SavedModel", "load_model", "load_run", "run_experiment", "save_model"],
     "errors": ["RunError", "UserError"],
     "runtime.fingerprint": ["fingerprint_of"],
     "runtime.forward": ["embed_batch"],

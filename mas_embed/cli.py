@@ -34,6 +34,7 @@ from mas_embed.experiment import (
     cluster,
     default_directory,
     dry_run,
+    import_modules,
     num_trainings,
     run_experiment,
     write_into_run_directory,
@@ -169,7 +170,7 @@ def run(
     address: Annotated[str | None, typer.Option(help="Of the cluster: tcp://host:8786.", metavar="ADDRESS")] = None,
 ) -> None:
     """Train every method and seed of a config, evaluate them after every split, and write a report."""
-    _import_modules(imports)
+    import_modules(imports)
     loaded = load_config(config, overrides or ())
     folder = default_directory(loaded) if out is None else out
     jobs = (ALL_CORES if backend else 1) if jobs is None else jobs
@@ -198,7 +199,7 @@ def run(
 @app.command()
 def check(config: ConfigPath, overrides: Overrides = None, imports: Imports = None) -> None:
     """Validate a config, and show it resolved, with the splits and what will be trained; trains and writes nothing."""
-    _import_modules(imports)
+    import_modules(imports)
     loaded = load_config(config, overrides or ())
     splits = build_splits(loaded)
     dry_run(loaded, splits)
@@ -235,7 +236,7 @@ def report(
     imports: Imports = None,
 ) -> None:
     """Rebuild the report of a run directory from its results, or compare several runs over the same splits."""
-    _import_modules(imports)  # a report needs no component, but the options of a run should be accepted here
+    import_modules(imports)  # a report needs no component, but the options of a run should be accepted here
     write_report(*run_directories, out=out)
     _show_tables(read_runs(run_directories))
     _print(f"report  {(out or run_directories[0]) / 'report.html'}")
@@ -248,7 +249,7 @@ def list_components(
     imports: Imports = None,
 ) -> None:
     """Show the components that a config can name: the kinds, the components of a kind, or the options of one."""
-    _import_modules(imports)
+    import_modules(imports)
     kind = _plural(kind)
     if kind is None:
         rows = [[name_of_kind, ", ".join(sorted(registry))] for name_of_kind, registry in KINDS.items()]
@@ -298,22 +299,6 @@ def _type(parameter: inspect.Parameter) -> str:
 def _docstring(constructor: object) -> str:
     """That of the class or function itself, not of a base class."""
     return inspect.cleandoc(constructor.__doc__ or "")
-
-
-def _import_modules(names: list[str] | None) -> None:
-    """Imports modules that register components.
-
-    Raises:
-        UserError: one cannot be imported.
-    """
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it
-    for name in names or ():
-        try:
-            importlib.import_module(name)
-        except (Exception, SystemExit) as error:
-            reason = f"{type(error).__name__}: {reason_of(error)}"
-            raise UserError(f"cannot import '{name}', given by --import: {reason}") from None
 
 
 def _show_tables(results: Results) -> None:

@@ -7,12 +7,16 @@ components when it is imported.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import reprlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 from mas_embed.errors import UserError, unknown_name
 
@@ -22,6 +26,36 @@ Constructor = Callable[..., Any]
 Component = TypeVar("Component", bound=Constructor)
 
 
+class MadeByName(NamedTuple):
+    """How a component was made.
+
+    Attributes:
+        name: in its registry.
+        options: with which it was made.
+    """
+
+    name: str
+    options: dict[str, Any]
+
+
+# Beside the objects, to which nothing is attached; an entry ends with its object
+_MADE: WeakKeyDictionary[Any, MadeByName] = WeakKeyDictionary()
+
+
+def remember_made(component: Any, name: str, options: Mapping[str, Any]) -> None:
+    """Notes the name and the options with which an object was made, for `made_by_name`."""
+    with suppress(TypeError):  # of what cannot be referenced weakly, nothing is noted
+        _MADE[component] = MadeByName(name, dict(options))
+
+
+def made_by_name(component: Any) -> MadeByName | None:
+    """The name and the options with which an object of this process was made; None if it was made otherwise."""
+    try:
+        return _MADE.get(component)
+    except TypeError:  # neither hashable nor weakly referenced
+        return None
+
+
 class Registry(Mapping[str, Constructor]):
     """Maps the name of a component, as a config gives it, to the class or function that makes it.
 
@@ -29,6 +63,7 @@ class Registry(Mapping[str, Constructor]):
         kind: the kind of component, for messages: "method", "model", "data set".
         library: returns further components of a library by name, such as the losses of pytorch-metric-learning; called when
             first needed, so that the library is not imported before.
+        remembers: whether it is noted, for `made_by_name`, with which options a registered function has made an object.
 
     Examples:
         >>> METHODS = Registry("method")
@@ -38,8 +73,10 @@ class Registry(Mapping[str, Constructor]):
         True
     """
 
-    def __init__(self, kind: str, *, library: Callable[[], Mapping[str, Constructor]] = dict) -> None:
-        self.kind = kind
+    def __init__(
+        self, kind: str, *, library: Callable[[], Mapping[str, Constructor]] = dict, remembers: bool = False
+    ) -> None:
+        self.kind, self.remembers = kind, remembers
         self._components: dict[str, Constructor] = {}
         self._provides: dict[str, frozenset[str]] = {}
         self._library = cache(library)
@@ -67,6 +104,8 @@ class Registry(Mapping[str, Constructor]):
                 raise ValueError(
                     f"{self.kind} '{name}' is registered already, as {self._components[name].__qualname__}"
                 )
+            if self.remembers and inspect.isfunction(component):
+                component = _remembering(component, name)
             self._components[name] = component
             self._provides[name] = frozenset(provides)
             return component
@@ -100,6 +139,20 @@ class Registry(Mapping[str, Constructor]):
     def _all(self) -> dict[str, Constructor]:
         load_entry_points()
         return {**self._library(), **self._components}
+
+
+def _remembering(function: Component, name: str) -> Component:
+    """The function, which notes the options of what it makes, defaults included."""
+
+    @functools.wraps(function)
+    def make(*args: Any, **kwargs: Any) -> Any:
+        made = function(*args, **kwargs)
+        arguments = inspect.signature(function).bind(*args, **kwargs)
+        arguments.apply_defaults()
+        remember_made(made, name, arguments.arguments)
+        return made
+
+    return make  # type: ignore[return-value]
 
 
 @cache

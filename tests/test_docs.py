@@ -39,6 +39,7 @@ pytestmark = [
         "Converting a tensor with requires_grad=True to a scalar:UserWarning",  # the progress of pytorch-metric-learning
         ".*LeafSpec.* is deprecated",  # Lightning
         ".*does not have many workers",  # Lightning
+        "the data of .* is missing",  # of splits that were learned before
     )
 ]
 

@@ -2,7 +2,8 @@
 
 from mas_embed.config.options import component_lists, constructor_parameters, resolve_options
 from mas_embed.config.resolve import PASSED_TO, PROVIDED_TO, candidates_of, load_config, with_candidate
-from mas_embed.config.schema import Component, Config, MethodSection
+from mas_embed.config.schema import Component, Config, MethodSection, validate_config
+from mas_embed.config.yaml_file import read_yaml
 
 __all__ = [
     "PASSED_TO",
@@ -14,6 +15,8 @@ __all__ = [
     "component_lists",
     "constructor_parameters",
     "load_config",
+    "read_yaml",
     "resolve_options",
+    "validate_config",
     "with_candidate",
 ]

@@ -30,6 +30,7 @@ from mas_embed.training import CALLBACKS, OPTIMIZERS, SAMPLERS, SCHEDULERS
 
 # Parameters that the program always passes itself, by the kind of component: they are no options
 PASSED_TO = {
+    "data set": {"learned"},
     "method": {"model"},
     "optimizer": {"params"},
     "scheduler": {"optimizer"},

@@ -3,10 +3,12 @@
 from mas_embed.data.batches import ordered_batches
 from mas_embed.data.benchmarks import cars196, cub200, flowers102, grocery, in_shop, stanford_online_products
 from mas_embed.data.digits import digits
-from mas_embed.data.fingerprint import fingerprint_of_inputs, fingerprint_of_split
+from mas_embed.data.fingerprint import fingerprint_of_inputs, fingerprint_of_split, fingerprints_of_parts
 from mas_embed.data.image_folders import image_folder, image_folders
 from mas_embed.data.image_manifest import image_manifest
+from mas_embed.data.image_preprocessing import ImagePreprocessing
 from mas_embed.data.images import ImageFiles
+from mas_embed.data.learned import LearnedSplits, num_classes
 from mas_embed.data.partition import HeldOut, check_held_out, partition
 from mas_embed.data.split import (
     DATASETS,
@@ -15,8 +17,10 @@ from mas_embed.data.split import (
     Split,
     SplitSequence,
     check_splits,
+    empty_part,
     join_parts,
     join_splits,
+    missing_split,
 )
 from mas_embed.data.subset import PartName, Subset, select_subset
 from mas_embed.data.text_manifest import text_manifest
@@ -38,6 +42,8 @@ __all__ = [
     "AugmentedImages",
     "HeldOut",
     "ImageFiles",
+    "ImagePreprocessing",
+    "LearnedSplits",
     "Normalize",
     "NormalizedImages",
     "Part",
@@ -50,8 +56,10 @@ __all__ = [
     "check_splits",
     "cub200",
     "digits",
+    "empty_part",
     "fingerprint_of_inputs",
     "fingerprint_of_split",
+    "fingerprints_of_parts",
     "flowers102",
     "grocery",
     "image_folder",
@@ -61,6 +69,8 @@ __all__ = [
     "in_shop",
     "join_parts",
     "join_splits",
+    "missing_split",
+    "num_classes",
     "ordered_batches",
     "partition",
     "select_subset",

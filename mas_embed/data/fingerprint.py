@@ -20,15 +20,27 @@ from mas_embed.runtime.forward import is_texts
 
 
 def fingerprint_of_split(split: Split) -> str | None:
-    """A short string that changes with the items of a split; None if a file of them is missing.
+    """A short string that changes with the items of a split; None if a file of them is missing, or a part is empty.
 
     It is made of the labels, and of the values of tensors and arrays, the texts, or the names and sizes of files. Names are
     relative to the folder that all files of a part have in common, and times do not enter, so that data may be copied
     elsewhere. How images are normalized and augmented enters, too. O(values of tensors, length of texts, number of files). Of
     all other inputs only the number enters.
     """
-    parts = [split.train, split.query, *([] if split.gallery is split.query else [split.gallery])]
-    descriptions = [_describe_part(part) for part in parts]
+    return _fingerprint_of([split.train, *_held_out(split)])
+
+
+def fingerprints_of_parts(split: Split) -> dict[str, str | None]:
+    """As `fingerprint_of_split`, of the training items and of the held-out items on their own."""
+    return {"train": _fingerprint_of([split.train]), "held_out": _fingerprint_of(_held_out(split))}
+
+
+def _held_out(split: Split) -> list[Part]:
+    return [split.query] if split.gallery is split.query else [split.query, split.gallery]
+
+
+def _fingerprint_of(parts: list[Part]) -> str | None:
+    descriptions = [_describe_part(part) if len(part) else None for part in parts]
     if None in descriptions:
         return None
     return hashlib.sha256("\n".join(map(str, descriptions)).encode(errors="surrogatepass")).hexdigest()[:16]

@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import Literal
 
 from mas_embed.data.class_folders import ClassFolders, entries
+from mas_embed.data.dealt_classes import Classes, Order, deal_classes, without_missing_classes
 from mas_embed.data.image_splits import (
-    Classes,
     HeldOutClasses,
     ImageOptions,
     ListedImage,
-    Order,
     check_division,
-    deal_classes,
     make_image_splits,
     warn_of_small_classes,
 )
 from mas_embed.data.images import Unreadable
+from mas_embed.data.learned import LearnedSplits
 from mas_embed.data.partition import HeldOut
 from mas_embed.data.split import DATASETS, SplitSequence
 from mas_embed.errors import UserError
@@ -43,6 +42,7 @@ def image_folder(
     unreadable: Unreadable = "error",
     keep_megabytes: int = 1024,
     seed: int = 0,
+    learned: LearnedSplits | None = None,
 ) -> SplitSequence:
     """Images in folders `<root>/<class>/<image>`, whose classes are dealt into splits.
 
@@ -70,6 +70,7 @@ def image_folder(
             "skip" leaves such images out with a warning; "unchecked" decodes none before it is used.
         keep_megabytes: the memory for decoded images, in MiB; 0 to decode an image each time it is used.
         seed: of all random draws.
+        learned: splits that were learned before and whose data may be gone, see `LearnedSplits`; a run that is resumed gives it.
 
     Returns:
         The splits; inputs float32 [channels, image_size, image_size] in [0, 1]. Labels are numbered split by split, and
@@ -93,6 +94,7 @@ def image_folder(
     warn_of_small_classes({name: len(paths) for name, paths in classes.items()}, root)
     paths = [path for of_class in classes.values() for path in of_class]
     starts = dict(zip(classes, _starts(classes.values()), strict=True))
+    splits, split_names = without_missing_classes(splits, classes, learned, root)
     dealt = deal_classes(
         {name: range(starts[name], starts[name] + len(of_class)) for name, of_class in classes.items()},
         splits,
@@ -108,6 +110,8 @@ def image_folder(
         seed=seed,
         unseen_share=unseen_share,
         held_out_classes=held_out_classes,
+        split_names=split_names,
+        learned=learned,
     )
 
 
@@ -126,6 +130,7 @@ def image_folders(
     unreadable: Unreadable = "error",
     keep_megabytes: int = 1024,
     seed: int = 0,
+    learned: LearnedSplits | None = None,
 ) -> SplitSequence:
     """Images in folders `<root>/<split>/<class>/<image>`, such as Omniglot's alphabets and characters.
 
@@ -154,6 +159,7 @@ def image_folders(
         unreadable: "error", "skip" or "unchecked", see `image_folder`.
         keep_megabytes: the memory for decoded images, in MiB; 0 to decode an image each time it is used.
         seed: of the random division into training, validation and test images, and of the reserved classes.
+        learned: splits that were learned before and whose data may be gone, see `LearnedSplits`; a run that is resumed gives it.
 
     Returns:
         Splits that are named after their folders; inputs float32 [channels, image_size, image_size] in [0, 1].
@@ -172,7 +178,8 @@ def image_folders(
     root = _checked_root(root, "a folder for every split")
     images: list[ListedImage] = []
     folders = ClassFolders()
-    for folder in _split_folders(root, splits):
+    by_name = _split_folders(root, splits, [] if learned is None else learned.names)
+    for folder in filter(None, by_name.values()):
         for label, paths in _classes_of_split(folder, folders).items():
             name = label if shared_classes else f"{folder.name}/{label}"
             images += [ListedImage(path, name, folder.name) for path in paths]
@@ -185,6 +192,8 @@ def image_folders(
         seed=seed,
         unseen_share=unseen_share,
         held_out_classes=held_out_classes,
+        split_names=list(by_name),
+        learned=learned,
     )
 
 
@@ -212,10 +221,12 @@ def _starts(lists: object) -> list[int]:
     return starts
 
 
-def _split_folders(root: Path, splits: Sequence[str] | int) -> list[Path]:
+def _split_folders(root: Path, splits: Sequence[str] | int, learned: Sequence[str]) -> dict[str, Path | None]:
+    """The folders of the splits by name, those that were learned before first; None for one of these that is gone."""
     found = {path.name: path for path in entries(root) if path.is_dir()}
-    names = list(found)[:splits] if isinstance(splits, int) else list(splits)
-    missing = [name for name in names if name not in found]
+    in_order = [*learned, *(name for name in found if name not in learned)]
+    names = in_order[:splits] if isinstance(splits, int) else list(splits)
+    missing = [name for name in names if name not in in_order]
     if missing or not names or (isinstance(splits, int) and len(names) < splits):
         wanted = (
             f"{splits} folders"
@@ -226,7 +237,7 @@ def _split_folders(root: Path, splits: Sequence[str] | int) -> list[Path]:
         )
         holds = shortened(printable(", ".join(found))) or "no folder"
         raise UserError(f"data.splits asks for {wanted}, but {root} holds {holds}")
-    return [found[name] for name in names]
+    return {name: found.get(name) for name in names}
 
 
 def _classes_of_split(folder: Path, folders: ClassFolders) -> dict[str, list[Path]]:

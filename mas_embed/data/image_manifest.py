@@ -7,17 +7,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal, get_args
 
+from mas_embed.data.dealt_classes import Order, deal_classes
 from mas_embed.data.image_splits import (
     HeldOutClasses,
     ImageOptions,
     ListedImage,
-    Order,
     check_division,
-    deal_classes,
     make_image_splits,
     warn_of_small_classes,
 )
 from mas_embed.data.images import Unreadable, find_inside
+from mas_embed.data.learned import LearnedSplits
 from mas_embed.data.listed_lines import MOST_CHARACTERS
 from mas_embed.data.manifest_lines import ManifestLine, check_ids, group_by_split, read_manifest, shown
 from mas_embed.data.partition import HeldOut
@@ -45,6 +45,7 @@ def image_manifest(
     unreadable: Unreadable = "error",
     keep_megabytes: int = 1024,
     seed: int = 0,
+    learned: LearnedSplits | None = None,
 ) -> SplitSequence:
     """Images from a CSV, JSON Lines or Parquet file with one image on each line.
 
@@ -85,6 +86,7 @@ def image_manifest(
         unreadable: "error", "skip" or "unchecked", see `image_folder`.
         keep_megabytes: the memory for decoded images, in MiB; 0 to decode an image each time it is used.
         seed: of all random draws.
+        learned: splits that were learned before and whose data may be gone, see `LearnedSplits`; a run that is resumed gives it.
 
     Returns:
         The splits; inputs float32 [channels, image_size, image_size] in [0, 1]. Labels are numbered split by split, and
@@ -108,11 +110,18 @@ def image_manifest(
         raise UserError(f"{path} has parts, which say what is trained on; leave out unseen_share")
     if periods is not None:
         lines = _with_periods(lines, periods)
-    by_split = _by_split(lines, splits, order, seed, path)
+    known = [] if learned is None else learned.names
+    by_split = _by_split(lines, splits, order, seed, path, known)
     check_ids(line._replace(split=name) for name, of_split in by_split.items() for line in of_split)
     folder = path.parent if root is None else Path(root)
     images = [
-        ListedImage(find_inside(folder, line.value, listed_in=line.where), line.label, name, line.part, line.id)
+        ListedImage(
+            find_inside(folder, line.value, listed_in=line.where, may_be_missing=name in known),
+            line.label,
+            name,
+            line.part,
+            line.id,
+        )
         for name, of_split in by_split.items()
         for line in of_split
     ]
@@ -125,19 +134,30 @@ def image_manifest(
         seed=seed,
         unseen_share=unseen_share,
         held_out_classes=held_out_classes,
+        split_names=list(by_split),
+        learned=learned,
     )
 
 
 def _by_split(
-    lines: list[ManifestLine], splits: Sequence[str] | int | None, order: Order, seed: int, path: Path
+    lines: list[ManifestLine],
+    splits: Sequence[str] | int | None,
+    order: Order,
+    seed: int,
+    path: Path,
+    learned: Sequence[str],
 ) -> dict[str, list[ManifestLine]]:
     if not isinstance(splits, int):
-        return group_by_split(lines, splits, path)
+        return group_by_split(lines, splits, path, learned)
     if lines[0].split:
-        found = group_by_split(lines, None, path)
+        found = group_by_split(lines, None, path, learned)
         if len(found) < splits:
             raise UserError(f"{path} has {len(found)} splits, too few for splits={splits}")
         return dict(list(found.items())[:splits])
+    if learned and splits > len(learned):
+        raise UserError(
+            f"splits={splits} would deal all classes of {path} anew; to append splits, give the list a column split"
+        )
     positions: dict[str, list[int]] = {}
     for position, line in enumerate(lines):
         positions.setdefault(line.label, []).append(position)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import unicodedata
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -14,15 +13,13 @@ import torch
 from torch import Tensor
 
 from mas_embed.data.images import LARGEST_SIDE, ImageFiles, Unreadable, readable_images
+from mas_embed.data.learned import LearnedSplits
 from mas_embed.data.partition import HeldOut, check_held_out, partition
-from mas_embed.data.split import Part, Split, SplitSequence
-from mas_embed.errors import UserError, unknown_name
+from mas_embed.data.split import Part, Split, SplitSequence, missing_split
+from mas_embed.errors import UserError
 from mas_embed.runtime.checks import as_whole_number, check_at_least, check_choice, check_range
 from mas_embed.runtime.text import printable, shortened
 
-# The splits that classes are dealt into: their number, the classes of each, or these by the name of the split
-Classes = int | list[list[str | int]] | dict[str | int, list[str | int]]
-Order = Literal["listed", "random"]
 HeldOutClasses = Literal["both", "seen", "unseen"]
 FEWEST_HELD_OUT = 2  # images of a class: one of them finds the other
 
@@ -92,6 +89,7 @@ def make_image_splits(
     unseen_share: float = 0.0,
     held_out_classes: HeldOutClasses = "both",
     split_names: Sequence[str] | None = None,
+    learned: LearnedSplits | None = None,
 ) -> SplitSequence:
     """The sequence of splits with these images. The files are read when they are used.
 
@@ -106,17 +104,28 @@ def make_image_splits(
         held_out_classes: which of the held-out images are evaluated: those of classes that the split trains on ("seen"), those
             of other classes ("unseen"), or both.
         split_names: the order of the splits; None for the order of the images.
+        learned: splits that were learned before. Labels are numbered after theirs. Such a split may have no images, and a part
+            of it of which a file is missing is empty.
 
     Raises:
-        UserError: a file is no readable image, or a split has nothing to train on or to evaluate.
+        UserError: a file is no readable image, or a split has nothing to train on or to evaluate; or classes are reserved, which
+            are drawn of one split after the other, and a split has no images.
     """
     check_division(held_out, seed, unseen_share, held_out_classes)
+    learned = LearnedSplits() if learned is None else learned
     files = options.files([image.path for image in images])
-    readable = readable_images(files, options.unreadable)
+    gone = {index for index, one in enumerate(images) if one.split in learned.names and not one.path.is_file()}
+    present = [position for position in range(len(images)) if position not in gone]
+    readable = [present[index] for index in readable_images(files.at(present), options.unreadable)]
     by_split: dict[str, list[int]] = {name: [] for name in split_names or ()}
-    for position in readable:
+    for position in sorted({*readable, *gone}):
         by_split.setdefault(images[position].split, []).append(position)
-    labels: dict[str, int] = {}
+    if unseen_share and not all(by_split.values()):
+        raise UserError(
+            "unseen_share draws the reserved classes of one split after the other, so the data of all splits must be there; "
+            f"bring it back to {source}"
+        )
+    labels: dict[str, int] = learned.numbers()
     ids: dict[str, int] = {}
     generator = np.random.default_rng(seed)
     described = []
@@ -130,7 +139,7 @@ def make_image_splits(
             ],
             dtype=torch.long,
         )
-        divided = _divide(listed, numbers, held_out=held_out, seed=seed)
+        divided = _divide(listed, numbers, held_out=held_out, seed=seed) if listed else _Divided(*[numbers] * 3)
         if unseen_share:
             divided = _reserve_classes(divided, numbers, unseen_share, held_out, generator)
         divided = _choose_classes(divided, numbers, held_out_classes)
@@ -138,10 +147,11 @@ def make_image_splits(
     described = _without_lonely_queries(described, list(labels), source)
     splits = []
     for one in described:
-        _check_not_empty(one.divided, one.name, source, held_out, held_out_classes)
-        query = one.part(files, one.divided.query)
-        gallery = query if one.divided.gallery is one.divided.query else one.part(files, one.divided.gallery)
-        splits.append(Split(one.name, one.part(files, one.divided.train), query, gallery))
+        if not one.positions and one.name in learned.names:
+            splits.append(missing_split(one.name))
+        else:
+            _check_not_empty(one.divided, one.name, source, held_out, held_out_classes)
+            splits.append(one.split(files, gone))
     return SplitSequence(splits, label_names={name: [number] for name, number in labels.items()})
 
 
@@ -172,6 +182,20 @@ class _Described(NamedTuple):
     labels: Tensor
     ids: Tensor
     divided: _Divided
+
+    def split(self, files: ImageFiles, gone: Set[int]) -> Split:
+        """The split; a part of which a file is gone is empty."""
+        train, query, gallery = (
+            torch.empty(0, dtype=torch.long)
+            if gone & {self.positions[index] for index in selected.tolist()}
+            else selected
+            for selected in self.divided
+        )
+        if not len(query) or not len(gallery):
+            query = gallery = torch.empty(0, dtype=torch.long)
+        is_same = self.divided.gallery is self.divided.query
+        queries = self.part(files, query)
+        return Split(self.name, self.part(files, train), queries, queries if is_same else self.part(files, gallery))
 
     def part(self, files: ImageFiles, selected: Tensor) -> Part:
         """Some of the images as a part."""
@@ -273,73 +297,6 @@ def _check_not_empty(
     for part, positions in (("train", divided.train), (f"{held_out}{which}", divided.query)):
         if len(positions) == 0:
             raise UserError(f"{source} has no image of the part '{part}' in the split '{_shown(name)}'; add some")
-
-
-def deal_classes(
-    classes: Mapping[str, Sequence[int]], splits: Classes, *, order: Order = "listed", seed: int = 0, source: Path
-) -> list[tuple[str, str, int]]:
-    """Deals classes into splits: for every image its split, its class and its position, split by split.
-
-    Args:
-        classes: by name of a class the positions of its images.
-        splits: the number of splits, into which the classes are dealt in turn of `order`, the first ones getting one more where
-            they cannot be equal; or the classes of each split, by position or by name. The images of a class that is in several
-            splits are dealt at random to these; classes that are in none are left out.
-        order: of the classes for a number of splits: as they are listed, or random.
-        seed: of random draws.
-        source: where the classes are from, for messages.
-
-    Raises:
-        UserError: a class is unknown or is listed twice in a split, a split has no class, or there are fewer classes than splits.
-    """
-    check_choice("order", order, ("listed", "random"))
-    generator = np.random.default_rng(as_whole_number("seed", seed, 0))
-    named = _named_splits(list(classes), splits, order, generator, source)
-    holders: dict[str, list[str]] = {}
-    for split, names in named.items():
-        for name in names:
-            holders.setdefault(name, []).append(split)
-    dealt: dict[tuple[str, str], list[int]] = {}
-    for name, of_splits in holders.items():
-        positions = list(classes[name])
-        if len(of_splits) > 1:
-            positions = generator.permutation(positions).tolist()
-        for index, split in enumerate(of_splits):
-            dealt[split, name] = sorted(positions[index :: len(of_splits)])
-    return [
-        (split, name, position) for split, names in named.items() for name in names for position in dealt[split, name]
-    ]
-
-
-def _named_splits(
-    classes: list[str], splits: Classes, order: Order, generator: np.random.Generator, source: Path
-) -> dict[str, list[str]]:
-    if isinstance(splits, list | tuple):
-        splits = {str(index): names for index, names in enumerate(splits, start=1)}
-    if isinstance(splits, Mapping):
-        return {str(split): _checked_classes(str(split), names, classes, source) for split, names in splits.items()}
-    number = as_whole_number("splits, unless it lists classes,", splits, 1)
-    if number > len(classes):
-        raise UserError(f"{source} has {len(classes)} classes, too few for {number} splits")
-    if order == "random":
-        classes = [classes[index] for index in generator.permutation(len(classes))]
-    chunks = np.array_split(np.arange(len(classes)), number)
-    return {str(index): [classes[one] for one in chunk] for index, chunk in enumerate(chunks, start=1)}
-
-
-def _checked_classes(split: str, names: object, classes: Iterable[str], source: Path) -> list[str]:
-    known = set(classes)
-    if not isinstance(names, list | tuple) or not names:
-        raise UserError(
-            f"the split '{_shown(split)}' must be a list of at least one class, got {shortened(repr(names))}"
-        )
-    texts = [unicodedata.normalize("NFC", str(name)) for name in names]
-    for name in texts:
-        if name not in known:
-            raise unknown_name(f"class of {source}", name, known)
-        if texts.count(name) > 1:
-            raise UserError(f"the split '{_shown(split)}' lists the class '{_shown(name)}' twice")
-    return texts
 
 
 def warn_of_small_classes(sizes: Mapping[str, int], source: Path) -> None:

@@ -272,7 +272,7 @@ def _as_eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey.round().astype(np.uint8))
 
 
-def find_inside(folder: Path, link: str, *, listed_in: str) -> Path:
+def find_inside(folder: Path, link: str, *, listed_in: str, may_be_missing: bool = False) -> Path:
     """The path of a file inside a folder that a list names by its relative path.
 
     If the file does not exist, the same name is tried with the suffixes .png, .jpg and .jpeg, in lower and upper case, and with
@@ -282,6 +282,7 @@ def find_inside(folder: Path, link: str, *, listed_in: str) -> Path:
         folder: the folder that must hold the file. The path must not leave it, not even through a symbolic link.
         link: the relative path as it is listed, with "/" between folders.
         listed_in: where the path is listed, such as "line 3 of list.csv", for error messages.
+        may_be_missing: whether the path of a file that does not exist is returned as it is listed.
 
     Raises:
         UserError: the path leads outside of the folder, or the file does not exist.
@@ -297,6 +298,8 @@ def find_inside(folder: Path, link: str, *, listed_in: str) -> Path:
             raise UserError(f"{listed_in} lists '{shown}', which lies outside {folder}{reason}")
         if os.path.isfile(candidate):  # False, without an error, for a name that no file can have
             return candidate
+    if may_be_missing:
+        return path
     raise UserError(f"{listed_in} lists '{shown}', but there is no such file in {folder}")
 
 

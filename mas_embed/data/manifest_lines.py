@@ -78,14 +78,16 @@ def read_manifest(
 
 
 def group_by_split(
-    lines: Iterable[ManifestLine], splits: Sequence[str] | None, path: Path
+    lines: Iterable[ManifestLine], splits: Sequence[str] | None, path: Path, learned: Sequence[str] = ()
 ) -> dict[str, list[ManifestLine]]:
     """The lines of every split, in the order in which the splits are learned; that of their first lines for None.
+
+    Splits that were learned before come first, and may have no lines.
 
     Raises:
         UserError: a split is unknown, or `splits` is empty.
     """
-    found: dict[str, list[ManifestLine]] = {}
+    found: dict[str, list[ManifestLine]] = {name: [] for name in learned}
     for line in lines:
         found.setdefault(line.split or ONLY_SPLIT, []).append(line)
     if splits is None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import torch
 from torch import Tensor
@@ -14,6 +15,10 @@ from torch.utils.data import ConcatDataset, Dataset
 from mas_embed.errors import UserError
 from mas_embed.registry import Registry
 from mas_embed.runtime.arrays import as_integers
+from mas_embed.runtime.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from mas_embed.data.learned import LearnedSplits
 
 DATASETS = Registry("data set")
 
@@ -122,6 +127,10 @@ class SplitSequence(list[Split]):
         provides: values for options of other components in a config: a loss with an option `vector_size` is given
             `provides["vector_size"]`. The names must also be given when the data set is registered, as in
             `DATASETS.register(..., provides=["vector_size"])`.
+
+    Attributes:
+        normalization: how the colours of tensors were normalized by `transform_splits`; None if they were not.
+        learned: what is remembered of the splits of this sequence that were learned in an earlier session; None for a new one.
     """
 
     def __init__(
@@ -134,10 +143,28 @@ class SplitSequence(list[Split]):
         super().__init__(splits)
         self.label_names = dict(label_names or {})
         self.provides = dict(provides or {})
+        self.normalization: Preprocessing | None = None
+        self.learned: LearnedSplits | None = None
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Split: ...
+    @overload
+    def __getitem__(self, index: slice) -> SplitSequence: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> Split | SplitSequence:
+        """A split; or several splits with all that is known of the sequence."""
+        if not isinstance(index, slice):
+            return super().__getitem__(index)
+        some = copy.copy(self)
+        some[:] = super().__getitem__(index)
+        return some
 
 
-def check_splits(splits: Sequence[Split]) -> None:
+def check_splits(splits: Sequence[Split], *, may_be_missing: bool = False) -> None:
     """Raises `UserError` for a sequence that cannot be trained on or evaluated.
+
+    Args:
+        splits: the sequence.
+        may_be_missing: whether parts may be empty, as those of splits that were learned before and whose data is gone.
 
     Raises:
         UserError: it is not a sequence of `Split`, there is no split, two splits have the same name, or a part is empty.
@@ -163,8 +190,22 @@ def check_splits(splits: Sequence[Split]) -> None:
                 raise UserError(
                     f"{part_name} of split '{split.name}' must be a Part, got an object of type {type(part).__name__}"
                 )
-            if len(part) == 0:
+            if len(part) == 0 and not may_be_missing:
                 raise UserError(f"split '{split.name}' has an empty {part_name} part")
+
+
+def missing_split(name: str) -> Split:
+    """A split that was learned before and whose data is gone: it has no items, and is neither trained nor evaluated.
+
+    Args:
+        name: under which the split was learned.
+    """
+    return Split(name, empty_part(), empty_part(), empty_part())
+
+
+def empty_part() -> Part:
+    """A part without items, which stands for one whose data is gone."""
+    return Part(torch.empty(0), torch.empty(0, dtype=torch.long))
 
 
 def join_parts(parts: Sequence[Part]) -> Part:

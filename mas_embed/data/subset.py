@@ -62,7 +62,13 @@ def select_subset(
         raise unknown_name("split", split, names)
     check_choice("part", part, get_args(PartName))
     indices = [index for index, name in enumerate(names) if split in (None, name)]
-    items = join_parts([getattr(splits[index], part) for index in indices])
+    parts = [getattr(splits[index], part) for index in indices]
+    for index, one in zip(indices, parts, strict=True):
+        if not len(one):
+            raise UserError(
+                f"the {part} part of split '{names[index]}' is to be selected from, but its data is missing"
+            )
+    items = join_parts(parts)
     present = items.labels.unique()
     if labels is None:
         return Subset(items, indices, present)

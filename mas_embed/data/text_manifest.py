@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mas_embed.data.learned import LearnedSplits
 from mas_embed.data.manifest_lines import ManifestLine, check_ids, group_by_split, read_manifest, shown
 from mas_embed.data.partition import HeldOut, check_held_out, partition
-from mas_embed.data.split import DATASETS, Part, Split, SplitSequence
+from mas_embed.data.split import DATASETS, Part, Split, SplitSequence, missing_split
 from mas_embed.errors import UserError
 from mas_embed.runtime.checks import as_whole_number
 
@@ -19,7 +20,12 @@ MOST_CHARACTERS = 100_000  # of a text
 
 @DATASETS.register("text_manifest")
 def text_manifest(
-    *, path: str | Path, splits: list[str] | None = None, held_out: HeldOut = "test", seed: int = 0
+    *,
+    path: str | Path,
+    splits: list[str] | None = None,
+    held_out: HeldOut = "test",
+    seed: int = 0,
+    learned: LearnedSplits | None = None,
 ) -> SplitSequence:
     """Labelled texts from a CSV, JSON Lines or Parquet file with one text on each line.
 
@@ -42,6 +48,7 @@ def text_manifest(
         held_out: the texts on which the splits are evaluated: "test" for reported results, "validation" for choosing options.
             The other ones are not used.
         seed: of the random division of texts without a part.
+        learned: splits that were learned before and whose data may be gone, see `LearnedSplits`; a run that is resumed gives it.
 
     Returns:
         The splits. The inputs are lists of str. Labels are numbered from 0 in the order of their first lines, split by split,
@@ -54,12 +61,18 @@ def text_manifest(
     path = Path(path)
     check_held_out(held_out)
     seed = as_whole_number("seed", seed, 0)
-    lines_by_split = group_by_split(read_manifest(path, "text", most_characters=MOST_CHARACTERS), splits, path)
+    learned = LearnedSplits() if learned is None else learned
+    lines_by_split = group_by_split(
+        read_manifest(path, "text", most_characters=MOST_CHARACTERS), splits, path, learned.names
+    )
     check_ids(line for lines in lines_by_split.values() for line in lines)
-    labels: dict[str, int] = {}
+    labels: dict[str, int] = learned.numbers()
     ids: dict[str, int] = {}
     sequence = []
     for name, lines in lines_by_split.items():
+        if not lines:
+            sequence.append(missing_split(name))
+            continue
         label_numbers = torch.tensor([labels.setdefault(line.label, len(labels)) for line in lines])
         # A location that ends with a space equals no id
         id_numbers = torch.tensor([ids.setdefault(line.id or f"{line.where} ", len(ids)) for line in lines])

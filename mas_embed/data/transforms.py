@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mas_embed.data.split import Part, Split
+from mas_embed.data.split import Part, Split, SplitSequence
 from mas_embed.errors import UserError, raised_by, reason_of
 from mas_embed.registry import Constructor, Registry
 from mas_embed.runtime.preprocessing import Preprocessing, check_preprocessing, normalized
@@ -163,8 +163,9 @@ def transform_splits(
     """
     if not augment and normalize is None:
         return splits
-    shape = image_shape(splits[0].train.inputs)
-    preprocessing = _channel_statistics(splits[0].train.inputs) if normalize == "data" else normalize
+    present = next(split for split in splits if len(split.train))
+    shape = image_shape(present.train.inputs)
+    preprocessing = _channel_statistics(present.train.inputs) if normalize == "data" else normalize
     if preprocessing is not None:
         check_preprocessing(preprocessing)
         if len(preprocessing.mean) != shape[0]:
@@ -179,7 +180,8 @@ def transform_splits(
             done[id(part)] = _transform_part(part, augment, preprocessing)
         return done[id(part)]
 
-    sequence = copy.copy(splits) if isinstance(splits, list) else list(splits)
+    sequence = copy.copy(splits) if isinstance(splits, SplitSequence) else SplitSequence(splits)
+    sequence.normalization = preprocessing
     sequence[:] = [
         Split(
             split.name,
@@ -193,6 +195,8 @@ def transform_splits(
 
 
 def _transform_part(part: Part, augment: Sequence[Transform], preprocessing: Preprocessing | None) -> Part:
+    if not len(part):
+        return part
     augmented = part.augmented
     if augment:
         augmented = AugmentedImages(part.inputs if augmented is None else augmented, augment)

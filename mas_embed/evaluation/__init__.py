@@ -12,6 +12,7 @@ from mas_embed.evaluation.base import (
     check_same_settings,
     without_details,
 )
+from mas_embed.evaluation.present import begin_present, evaluate_present
 from mas_embed.evaluation.results import (
     CONFIG_FILE,
     ENVIRONMENT_FILE,
@@ -50,8 +51,10 @@ __all__ = [
     "Selection",
     "SparseEvaluator",
     "TrackedDetails",
+    "begin_present",
     "check_evaluable",
     "check_same_settings",
+    "evaluate_present",
     "first_mistake",
     "join_results",
     "read_results",

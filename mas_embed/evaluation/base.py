@@ -54,6 +54,9 @@ class Evaluator(Protocol):
     """Measures how well a model knows the splits of a sequence: before the first is learned, and after each.
 
     An evaluator may also have a method `check`, see `CheckSplits`, and a method `without_details`, see `HasDetails`.
+
+    Where the held-out items of splits that were learned before are gone, an evaluator is given the other splits, and the index
+    of a split among these. What it remembers of a split it should therefore remember by the split's name.
     """
 
     def begin_split(self, model: nn.Module, splits: Sequence[Split], split_index: int) -> None:

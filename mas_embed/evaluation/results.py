@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -74,6 +74,9 @@ class RunRecord(BaseModel):
         keeps: what the method stores of the data, see `Method.keeps`.
         num_bytes: the memory of everything that the method remembered in the end.
         num_steps: batches that were trained on.
+        num_learned: the number of splits that were learned; None for all. It is less than S if further splits were appended to
+            the run, which the method has not learned yet.
+        missing: the names of the splits that were not evaluated in the end, because their data was gone.
         scores: by metric the score matrix [S, S], or [1, S] for a method that joins the splits.
         initial: by metric the scores [S] before the first split.
         pooled: by metric one score over the items of all splits together, after the last.
@@ -90,6 +93,8 @@ class RunRecord(BaseModel):
     keeps: str = "nothing"
     num_bytes: Count = 0
     num_steps: Count = 0
+    num_learned: Count | None = None
+    missing: list[str] = []
     scores: dict[str, Matrix]
     initial: dict[str, list[Score]] = {}
     pooled: dict[str, Score]
@@ -125,6 +130,24 @@ class RunRecord(BaseModel):
             measures = self.measures.get(index_metric, {})
             if index_metric not in self.scores or any(measure not in measures for measure in MEASURES):
                 raise ValueError(f"{where} lacks the scores or measures of {index_metric}")
+
+    def extended(self, num_splits: int, *, is_joined: bool = False) -> RunRecord:
+        """The record in a sequence to which splits were appended, of which nothing was measured; its measures stay."""
+        matrix = next(iter(self.scores.values()))
+        num_before = len(matrix[0])
+        new_rows = num_splits - num_before if len(matrix) == num_before and not is_joined else 0
+        unmeasured: list[Score] = [None] * num_splits
+        return self.model_copy(
+            update={
+                "num_learned": num_before if self.num_learned is None else self.num_learned,
+                "scores": {
+                    metric: [*([*row, *unmeasured[num_before:]] for row in matrix), *[list(unmeasured)] * new_rows]
+                    for metric, matrix in self.scores.items()
+                },
+                "initial": {metric: [*row, *unmeasured[num_before:]] for metric, row in self.initial.items()},
+                "details": [*self.details, *[Details()] * new_rows] if self.details else [],
+            }
+        )
 
     def matrix(self, metric: str) -> ScoreMatrix:
         """The score matrix of a metric."""
@@ -240,6 +263,18 @@ class Results(BaseModel):
     def matrices(self, method: str, metric: str | None = None) -> NDArray[np.float64]:
         """The score matrices [seeds, rows, S] of a method, of the primary metric unless another is named."""
         return np.array([run.matrix(metric or self.primary_metric).scores for run in self.runs_of(method)])
+
+    def extended(self, splits: Sequence[str], *, joined: Collection[str] = ()) -> Results:
+        """The results with further splits appended to theirs, of which nothing was measured; equal if there are none.
+
+        Args:
+            splits: the names of all splits.
+            joined: the methods that join all splits, and have one row of scores.
+        """
+        if len(splits) == len(self.splits):
+            return self
+        runs = [run.extended(len(splits), is_joined=run.method in joined) for run in self.runs]
+        return self.model_copy(update={"splits": list(splits), "runs": runs})
 
     def write(self, folder: Path) -> None:
         """Writes the file into a folder, atomically."""

@@ -5,7 +5,7 @@ S splits, Q queries of a split, G gallery items of a split, D embedding size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -117,7 +117,10 @@ class RetrievalEvaluator:
         self._fingerprint = ""  # of the weights that have embedded what is in `_embedded`: queries and gallery by split
         self._embedded: dict[str, tuple[Tensor, Tensor]] = {}
         self._embedded_train: dict[str, Tensor] = {}  # by the same weights
-        self._stale_galleries: list[Tensor] = []  # of the splits learned so far, as they were first stored
+        self._stale_galleries: dict[str, Tensor] = {}  # of the splits learned so far by name, as they were first stored
+        self._trained_labels = torch.empty(
+            0, dtype=torch.long
+        )  # of all splits, also of those whose data is gone by now
         self._before: _Before | None = None
         self._means = StoredClassMeans()
 
@@ -147,16 +150,19 @@ class RetrievalEvaluator:
         if self.follow_index and self._stale_galleries:
             held_out = self._embed_held_out(model, splits)
             (train,) = self._embed_train(model, [splits[split_index]])
-            self._before = _Before(held_out, split_index, train)
-        if self.class_means and self._means.num_splits:
+            names = [split.name for split in splits]
+            self._before = _Before(held_out, names, names[split_index], train)
+        if self.class_means and self._means.splits:
             (train,) = self._embed_train(model, [splits[split_index]])
             self._means.begin_split(split_index, self._for_means(train))
 
     def evaluate(self, model: nn.Module, splits: Sequence[Split], split_index: int) -> Evaluation:
         """The scores of every split, and what became of the vectors that were stored before."""
         if split_index == BEFORE_FIRST:
-            self.check(splits)
             self._forget()
+            self.check(splits)
+        trained = [split.train.labels for split in splits]
+        self._trained_labels = torch.cat([self._trained_labels, *trained]).unique()
         held_out = self._embed_held_out(model, splits)
         ranked, pooled = self._rank(splits, held_out.queries, held_out.galleries)
         scores = ranked
@@ -165,14 +171,17 @@ class RetrievalEvaluator:
             scores, pooled = ranked | accuracies, pooled | pooled_accuracies
         if not self.follow_index or split_index == BEFORE_FIRST:
             return Evaluation(scores, pooled)
-        num_before = len(self._stale_galleries)
-        self._stale_galleries += held_out.galleries[num_before : split_index + 1]
-        if num_before == 0:
+        earlier = set(self._stale_galleries)
+        for split, gallery in zip(splits[: split_index + 1], held_out.galleries, strict=False):
+            self._stale_galleries.setdefault(split.name, gallery)
+        if not earlier:
             return Evaluation(scores, pooled, RetrievalDetails())
         # Where no vector has changed, as after a split that a method does not learn, the ranking is the same
-        is_fresh = all(map(torch.equal, self._stale_galleries, held_out.galleries))
-        stale_scores = ranked if is_fresh else self._rank_stale_gallery(splits, held_out)
-        details = RetrievalDetails(stale_scores, self._compare(model, splits, held_out, num_before))
+        stored = [self._stale_galleries.get(split.name) for split in splits]
+        galleries = [new if old is None else old for old, new in zip(stored, held_out.galleries, strict=True)]
+        is_fresh = all(map(torch.equal, galleries, held_out.galleries))
+        stale_scores = ranked if is_fresh else self._rank(splits, held_out.queries, galleries)[0]
+        details = RetrievalDetails(stale_scores, self._compare(model, splits, held_out, earlier))
         self._before = None
         return Evaluation(scores, pooled, details)
 
@@ -180,7 +189,9 @@ class RetrievalEvaluator:
         """The settings, the gallery vectors and class means that were stored, and what `begin_split` embedded."""
         return {
             **self._settings(),
-            "stale_galleries": _numbered(self._stale_galleries),
+            "stale_galleries": _numbered(self._stale_galleries.values()),
+            "stale_splits": list(self._stale_galleries),
+            "trained_labels": self._trained_labels,
             "before": {} if self._before is None else self._before.as_state(),
             "means": self._means.state_dict(),
         }
@@ -193,7 +204,9 @@ class RetrievalEvaluator:
         """
         check_same_settings(state, self._settings())
         self._forget()
-        self._stale_galleries = _in_order(state["stale_galleries"])
+        galleries = _in_order(state["stale_galleries"])
+        self._stale_galleries = dict(zip(state["stale_splits"], galleries, strict=True))
+        self._trained_labels = state["trained_labels"]
         self._before = _Before.of_state(state["before"]) if state["before"] else None
         self._means.load_state_dict(state["means"])
 
@@ -203,7 +216,8 @@ class RetrievalEvaluator:
 
     def _forget(self) -> None:
         self._fingerprint, self._embedded, self._embedded_train = "", {}, {}
-        self._stale_galleries, self._before, self._means = [], None, StoredClassMeans()
+        self._stale_galleries, self._before, self._means = {}, None, StoredClassMeans()
+        self._trained_labels = torch.empty(0, dtype=torch.long)
 
     def _embed_held_out(self, model: nn.Module, splits: Sequence[Split]) -> _HeldOut:
         """The held-out items of every split; none is embedded twice by the same weights."""
@@ -250,7 +264,7 @@ class RetrievalEvaluator:
         sizes = [len(split.query) for split in splits]
         by_split, pooled = ranked.means_by_group(sizes), ranked.as_dict()
         scores = {name: [means[name] for means in by_split] for name in pooled}
-        for kind, is_of_kind in _kinds_of_queries(splits).items():
+        for kind, is_of_kind in _kinds_of_queries(splits, self._trained_labels).items():
             of_splits = [
                 ranked.means_of(is_of_kind & is_of_split)
                 for is_of_split in torch.block_diag(*(torch.ones(1, size) for size in sizes)).bool()
@@ -267,8 +281,9 @@ class RetrievalEvaluator:
         learned = splits[:num_learned]
         if not learned:
             return ncm_scores({}, [], [], len(splits))
+        self._means.check(learned)
         train = [self._for_means(rows) for rows in self._embed_train(model, learned)]
-        self._means.end_split(train, [split.train.labels for split in learned])
+        self._means.end_split(learned, train)
         recomputed = class_means(torch.cat(train), _joined(learned, "train", "labels"))
         return ncm_scores(
             {**self._means.stored, RECOMPUTED: recomputed},
@@ -281,25 +296,22 @@ class RetrievalEvaluator:
         """Embeddings [N, D] as class means are made of them, in float64: of unit length under "cosine"."""
         return unit_rows(rows, "embeddings") if self.distance == "cosine" else rows.double()
 
-    def _rank_stale_gallery(self, splits: Sequence[Split], held_out: _HeldOut) -> dict[str, list[float]]:
-        """The scores where items of the splits learned so far keep their first vectors."""
-        galleries = [*self._stale_galleries, *held_out.galleries[len(self._stale_galleries) :]]
-        return self._rank(splits, held_out.queries, galleries)[0]
-
     def _compare(
-        self, model: nn.Module, splits: Sequence[Split], held_out: _HeldOut, num_before: int
+        self, model: nn.Module, splits: Sequence[Split], held_out: _HeldOut, learned_before: Set[str]
     ) -> IndexUpdate | None:
-        """The queries and the index of the splits learned before, across the update."""
+        """The queries and the index of the splits learned before, across the update; None if the data of all is gone."""
         if self._before is None:
             return None
-        earlier, split = splits[:num_before], splits[self._before.split_index]
-        parts = (
-            self._before.held_out.queries,
-            held_out.queries,
-            self._before.held_out.galleries,
-            held_out.galleries,
+        before = {name: position for position, name in enumerate(self._before.splits)}
+        positions = [index for index, one in enumerate(splits) if one.name in learned_before & before.keys()]
+        earlier = [splits[index] for index in positions]
+        if not earlier:
+            return None
+        split = next(one for one in splits if one.name == self._before.split)
+        new_queries, new_gallery = (torch.cat([part[index] for index in positions]) for part in held_out)
+        old_queries, old_gallery = (
+            torch.cat([part[before[one.name]] for one in earlier]) for part in self._before.held_out
         )
-        old_queries, new_queries, old_gallery, new_gallery = (torch.cat(part[:num_before]) for part in parts)
         (train,) = self._embed_train(model, [split])
         compared = compare_indexes(
             old_queries,
@@ -328,24 +340,26 @@ class _Before(NamedTuple):
     """Embeddings by the weights before a split: all held-out items, and the training inputs of that split."""
 
     held_out: _HeldOut
-    split_index: int
+    splits: list[str]  # whose items they are, by name
+    split: str
     train: Tensor
 
     def as_state(self) -> dict[str, Any]:
         return {
             "queries": _numbered(self.held_out.queries),
             "galleries": _numbered(self.held_out.galleries),
-            "split_index": self.split_index,
+            "splits": self.splits,
+            "split": self.split,
             "train": self.train,
         }
 
     @classmethod
     def of_state(cls, state: Mapping[str, Any]) -> _Before:
         held_out = _HeldOut(_in_order(state["queries"]), _in_order(state["galleries"]))
-        return cls(held_out, int(state["split_index"]), state["train"])
+        return cls(held_out, list(state["splits"]), str(state["split"]), state["train"])
 
 
-def _numbered(tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+def _numbered(tensors: Iterable[Tensor]) -> dict[str, Tensor]:
     return {str(index): tensor for index, tensor in enumerate(tensors)}
 
 
@@ -367,9 +381,12 @@ def check_queries_are_answerable(splits: Sequence[Split]) -> None:
                 )
 
 
-def _kinds_of_queries(splits: Sequence[Split]) -> dict[str, Tensor]:
+def _kinds_of_queries(splits: Sequence[Split], trained_before: Tensor | None = None) -> dict[str, Tensor]:
     """Which of all queries [Q] are of classes that a split trains on ("seen"), and which not; empty if all are of one kind."""
-    is_seen = torch.isin(_joined(splits, "query", "labels"), _joined(splits, "train", "labels"))
+    trained = _joined(splits, "train", "labels")
+    if trained_before is not None:
+        trained = torch.cat([trained_before, trained])
+    is_seen = torch.isin(_joined(splits, "query", "labels"), trained)
     return {} if bool(is_seen.all()) or not bool(is_seen.any()) else {"seen": is_seen, "unseen": ~is_seen}
 
 

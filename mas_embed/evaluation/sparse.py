@@ -11,6 +11,7 @@ from torch import nn
 
 from mas_embed.data import Split
 from mas_embed.evaluation.base import BEFORE_FIRST, Evaluation, Evaluator, check_evaluable, without_details
+from mas_embed.evaluation.present import begin_present, evaluate_present
 from mas_embed.runtime.checks import as_whole_number
 
 
@@ -29,6 +30,8 @@ class SparseEvaluator:
     Raises:
         UserError: `every` is below 1.
     """
+
+    accepts_missing = True  # see `evaluate_present`
 
     def __init__(self, evaluator: Evaluator, *, every: int = 1, only_learned: bool = False) -> None:
         every = as_whole_number("every", every, 1)
@@ -49,7 +52,7 @@ class SparseEvaluator:
     def begin_split(self, model: nn.Module, splits: Sequence[Split], split_index: int) -> None:
         """Passes the first split since the last evaluation on."""
         if not self._has_begun:
-            self.evaluator.begin_split(model, splits[: self._num_evaluated(splits, split_index)], split_index)
+            begin_present(self.evaluator, model, splits[: self._num_evaluated(splits, split_index)], split_index)
         self._has_begun = True
 
     def evaluate(self, model: nn.Module, splits: Sequence[Split], split_index: int) -> Evaluation:
@@ -61,7 +64,7 @@ class SparseEvaluator:
                 {name: list(unmeasured) for name in self._metrics}, dict.fromkeys(self._metrics, math.nan)
             )
         num_evaluated = self._num_evaluated(splits, split_index)
-        measured = self.evaluator.evaluate(model, splits[:num_evaluated], split_index)
+        measured = evaluate_present(self.evaluator, model, splits[:num_evaluated], split_index)
         self._metrics, self._has_begun = tuple(measured.scores), False
         missing = [math.nan] * (len(splits) - num_evaluated)
         return replace(measured, scores={name: [*values, *missing] for name, values in measured.scores.items()})

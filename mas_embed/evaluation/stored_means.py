@@ -31,12 +31,12 @@ class StoredClassMeans:
 
     Attributes:
         stored: by metric the means of the splits learned so far; empty before the first.
-        num_splits: the number of splits learned so far.
+        splits: the names of the splits learned so far.
     """
 
     def __init__(self) -> None:
         self.stored: dict[str, ClassMeans] = {}
-        self.num_splits = 0
+        self.splits: list[str] = []
         # A split and its training items, embedded by the weights before it
         self._before: tuple[int, Tensor] | None = None
 
@@ -44,22 +44,31 @@ class StoredClassMeans:
         """Remembers the training items [N, D] of a split, embedded by the weights before it."""
         self._before = split_index, embeddings
 
-    def end_split(self, embeddings: Sequence[Tensor], labels: Sequence[Tensor]) -> None:
+    def check(self, learned: Sequence[Split]) -> None:
+        """Raises `UserError` unless the splits learned so far are all there, with their training items."""
+        names = [split.name for split in learned]
+        if names[: len(self.splits)] != self.splits or not all(len(split.train) for split in learned):
+            raise UserError(
+                "class_means needs the training items of all splits learned so far, but those of some are missing; bring them "
+                "back, or evaluate without class_means"
+            )
+
+    def end_split(self, learned: Sequence[Split], embeddings: Sequence[Tensor]) -> None:
         """Moves the means of the earlier splits, and adds those of the splits that were learned since the last call.
 
         Args:
-            embeddings: of the training items of all splits learned so far, [N, D] each, by the weights after the last.
-            labels: of these items, [N] each.
+            learned: all splits learned so far.
+            embeddings: of their training items, [N, D] each, by the weights after the last.
         """
         if self.stored:
             self._compensate(embeddings)
         self._before = None
-        added = zip(embeddings[self.num_splits :], labels[self.num_splits :], strict=True)
-        new = [class_means(*of_split) for of_split in added]
+        added = list(zip(learned, embeddings, strict=True))[len(self.splits) :]
+        new = [class_means(rows, split.train.labels) for split, rows in added]
         for name in self.stored or (STORED, COMPENSATED):
             earlier = [self.stored[name]] if name in self.stored else []
             self.stored[name] = reduce(ClassMeans.merged_with, [*earlier, *new])
-        self.num_splits = len(embeddings)
+        self.splits = [split.name for split in learned]
 
     def _compensate(self, embeddings: Sequence[Tensor]) -> None:
         """Adds the drift to the compensated means; where it was not measured, they are given up."""
@@ -70,15 +79,15 @@ class StoredClassMeans:
             self.stored[COMPENSATED] = means._replace(means=compensation.transform(means.means))
 
     def state_dict(self) -> dict[str, Any]:
-        """The means in both versions, the number of splits, and what `begin_split` remembered."""
+        """The means in both versions, the names of the splits, and what `begin_split` remembered."""
         before = {} if self._before is None else {"split_index": self._before[0], "embeddings": self._before[1]}
         stored = {name: means._asdict() for name, means in self.stored.items()}
-        return {"stored": stored, "num_splits": self.num_splits, "before": before}
+        return {"stored": stored, "splits": list(self.splits), "before": before}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores a state."""
         self.stored = {name: ClassMeans(**state["stored"][name]) for name in NCM_METRICS if name in state["stored"]}
-        self.num_splits, before = int(state["num_splits"]), state["before"]
+        self.splits, before = list(state["splits"]), state["before"]
         self._before = (int(before["split_index"]), before["embeddings"]) if before else None
 
 

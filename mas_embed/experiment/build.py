@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -15,12 +16,14 @@ from mas_embed.config import Component, Config, MethodSection, component_lists, 
 from mas_embed.data import (
     DATASETS,
     TRANSFORMS,
+    LearnedSplits,
     Split,
     SplitSequence,
     Subset,
     check_splits,
     image_shape,
     join_splits,
+    num_classes,
     select_subset,
     transform_splits,
 )
@@ -29,6 +32,7 @@ from mas_embed.evaluation import EVALUATORS, Evaluator, SparseEvaluator
 from mas_embed.losses import LOSSES, MINERS, with_nested_components
 from mas_embed.methods import METHODS, Loss, Method
 from mas_embed.models import MODELS, load_model_weights, preprocessing_of
+from mas_embed.registry import remember_made
 from mas_embed.runtime.forward import device_of, embed_batch
 from mas_embed.runtime.modes import eval_mode
 from mas_embed.runtime.seeding import seeded
@@ -64,24 +68,53 @@ class Training:
     importance_data: Any
 
 
-def build_splits(config: Config, **options: Any) -> Sequence[Split]:
+def build_splits(config: Config, *, learned: LearnedSplits | None = None, **options: Any) -> Sequence[Split]:
     """The splits of a config with its transforms, under its options for the data and those that are given here instead.
+
+    Args:
+        config: that names the data set.
+        learned: splits that were learned before, whose data may be gone; given to data sets that have such an option.
+        options: of the data set.
 
     Raises:
         UserError: the data cannot be read, or cannot be trained and evaluated, or a transform does not work on it.
     """
+    constructor, options = DATASETS[config.data.name], {**config.data.options, **options}
+    if learned is not None and "learned" in constructor_parameters(constructor):
+        options["learned"] = learned
     with explained("data"), seeded(0):
-        splits: Sequence[Split] = DATASETS[config.data.name](**{**config.data.options, **options})
-        check_splits(splits)
+        splits: Sequence[Split] = constructor(**options)
+        check_splits(splits, may_be_missing=learned is not None)
+        if learned is not None:
+            check_splits([split for split in splits if split.name not in learned.names] or splits_with_data(splits))
+            splits = splits if isinstance(splits, SplitSequence) else SplitSequence(splits)
+            splits.learned = learned
     return _with_transforms(config, splits)
+
+
+def splits_with_data(splits: Sequence[Split]) -> Sequence[Split]:
+    """The splits that can be trained and evaluated, which are all of them unless data of learned ones is gone.
+
+    Raises:
+        UserError: there is none.
+    """
+    present = [split for split in splits if len(split.train) and len(split.query)]
+    if len(present) == len(splits):
+        return splits
+    if not present:
+        raise UserError("the data of all splits is missing; bring some back, or append splits")
+    some = copy.copy(splits) if isinstance(splits, SplitSequence) else SplitSequence(splits)
+    some[:] = present
+    return some
 
 
 def _with_transforms(config: Config, splits: Sequence[Split]) -> Sequence[Split]:
     section, model = config.transforms, config.model
+    first = splits_with_data(splits)[0]
     augment = []
     if section.augment:
         with explained("transforms.augment"):
-            size = list(image_shape(splits[0].train.inputs)[1:])
+            size = list(image_shape(first.train.inputs)[1:])
         augment = [
             _construct(
                 f"transforms.augment.{one.name}", TRANSFORMS[one.name], one.options, {"size": partial(_value, size)}
@@ -89,12 +122,16 @@ def _with_transforms(config: Config, splits: Sequence[Split]) -> Sequence[Split]
             for one in section.augment
         ]
     normalize: Any = "data" if section.normalize == "data" else None
+    learned = splits.learned if isinstance(splits, SplitSequence) else None
+    if normalize == "data" and learned is not None and learned.preprocessing is not None:
+        normalize = learned.preprocessing.normalize  # the first split's, whose data may be gone
     if section.normalize == "weights":
         normalize = preprocessing_of(model.name, model.options)
     with explained("transforms"), seeded(0):
         transformed = transform_splits(splits, augment=augment, normalize=normalize)
         if augment:
-            transformed[0].train.augmented[0]  # a transform that does not fit is found before anything is trained
+            # A transform that does not fit is found before anything is trained
+            splits_with_data(transformed)[0].train.augmented[0]
     return transformed
 
 
@@ -134,7 +171,9 @@ def build_training(config: Config, method: MethodSection, splits: Sequence[Split
 def build_model(config: Config, splits: Sequence[Split], *, seed: int) -> nn.Module:
     """The model of a config, its initial weights drawn from the seed, or those of `start.weights`."""
     with seeded(seed):
-        model: nn.Module = _construct("model", MODELS[config.model.name], config.model.options, _provided(splits))
+        model: nn.Module = _construct(
+            "model", MODELS[config.model.name], config.model.options, _provided(splits), written=config.model
+        )
     if config.start.weights is not None:
         with explained("start.weights"):
             load_model_weights(model, Path(config.start.weights))
@@ -158,9 +197,16 @@ def _value(value: Any) -> Any:
 
 
 def _construct(
-    config_key: str, constructor: Callable[..., Any], options: Mapping[str, Any], provided: Provided, *args: Any
+    config_key: str,
+    constructor: Callable[..., Any],
+    options: Mapping[str, Any],
+    provided: Provided,
+    *args: Any,
+    written: Component | None = None,
 ) -> Any:
     """A component with its options, and with what the run provides for the parameters that these leave out.
+
+    With `written`, the component as the config has it, it is noted how to make the same one again, see `made_by_name`.
 
     Raises:
         UserError: names the key; an option that is also provided has another value.
@@ -174,7 +220,10 @@ def _construct(
                     f"{name} is {options[name]!r} in the config, but {value!r} in this run; leave it out to have it filled in"
                 )
             arguments[name] = value
-        return constructor(*args, **arguments)
+        component = constructor(*args, **arguments)
+    if written is not None:
+        remember_made(component, written.name, {**arguments, **written.options})
+    return component
 
 
 def _build_loss(component: Component, config_key: str, model: nn.Module, splits: Sequence[Split]) -> Loss:
@@ -183,16 +232,16 @@ def _build_loss(component: Component, config_key: str, model: nn.Module, splits:
         options = with_nested_components(constructor, component.options)
     provided = _provided(
         splits,
-        num_classes=lambda: 1 + max(int(split.train.labels.max()) for split in splits),
+        num_classes=lambda: num_classes(splits),
         embedding_size=cache(lambda: embedding_size(model, splits)),
     )
-    loss: Loss = _construct(config_key, constructor, options, provided)
+    loss: Loss = _construct(config_key, constructor, options, provided, written=component)
     return loss
 
 
 def embedding_size(model: nn.Module, splits: Sequence[Split]) -> int:
     """D, by embedding one training item."""
-    inputs = torch.utils.data.default_collate([splits[0].train[0]])[0]
+    inputs = torch.utils.data.default_collate([splits_with_data(splits)[0].train[0]])[0]
     with torch.no_grad(), eval_mode(model):
         return embed_batch(model, inputs.to(device_of(model)) if isinstance(inputs, torch.Tensor) else inputs).shape[1]
 

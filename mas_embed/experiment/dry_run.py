@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mas_embed.config import Config, MethodSection
-from mas_embed.data import Split, ordered_batches
+from mas_embed.data import Split, SplitSequence, ordered_batches
 from mas_embed.errors import UserError, component_at_fault, explained, unknown_name
 from mas_embed.evaluation import BEFORE_FIRST, check_evaluable, without_details
 from mas_embed.experiment.build import (
@@ -29,6 +29,7 @@ from mas_embed.experiment.build import (
     build_subset,
     build_training,
     embedding_size,
+    splits_with_data,
 )
 from mas_embed.experiment.start import consolidate_start
 from mas_embed.runtime.seeding import seeded
@@ -61,12 +62,13 @@ def dry_run(config: Config, splits: Sequence[Split]) -> None:
     Raises:
         UserError: names the key of the config whose component does not work.
     """
+    splits = splits_with_data(splits)
     with seeded(0):
         for index, method in enumerate(config.methods):
             training = build_training(config, method, splits, seed=0)
             if index == 0:
                 _check_evaluation(config, training, splits)
-                _check_validation_parts(config, training)
+                _check_validation_parts(config, training, splits)
                 _check_subsets_and_callbacks(config, splits)
                 _check_labels(training, splits)
                 _check_scheduler(training)
@@ -84,12 +86,13 @@ def _check_evaluation(config: Config, training: Training, splits: Sequence[Split
         raise unknown_name("evaluation.primary_metric", config.evaluation.primary_metric, metrics)
 
 
-def _check_validation_parts(config: Config, training: Training) -> None:
+def _check_validation_parts(config: Config, training: Training, splits: Sequence[Split]) -> None:
     """The parts of the data on which options are chosen must be evaluable, too."""
     for part in dict.fromkeys(method.select.on for method in config.methods if method.select is not None):
-        splits = build_splits(config, held_out=part)
+        learned = splits.learned if isinstance(splits, SplitSequence) else None
+        evaluated = splits_with_data(build_splits(config, learned=learned, held_out=part))
         with explained(f"data with held_out={part}, on which options are chosen"):
-            check_evaluable(without_details(training.evaluator), splits)
+            check_evaluable(without_details(training.evaluator), evaluated)
 
 
 def _check_sampler(training: Training) -> None:

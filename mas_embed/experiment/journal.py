@@ -34,7 +34,8 @@ class Journal:
 
     def missing(self, config: Config) -> list[Run]:
         """The runs of a config that have no results yet; the listeners are told of the others."""
-        done = {(record.method, record.seed) for record in self.results.runs}
+        # One that has learned fewer splits goes on with those that were appended
+        done = {(record.method, record.seed) for record in self.results.runs if record.num_learned is None}
         runs = list(runs_of(config))
         for run in runs:
             if (run.method.title, run.seed) in done:
@@ -43,9 +44,11 @@ class Journal:
 
     def record(self, record: RunRecord) -> None:
         """Takes down a run that has ended."""
-        order = [(run.method.title, run.seed) for run in runs_of(self.config)]
-        self.results.runs.append(record)
-        self.results.runs.sort(key=lambda one: order.index((one.method, one.seed)))  # whichever has ended first
+        order = {(run.method.title, run.seed): index for index, run in enumerate(runs_of(self.config))}
+        others = [one for one in self.results.runs if (one.method, one.seed) != (record.method, record.seed)]
+        self.results.runs[:] = [*others, record]
+        # Whichever has ended first; those of methods that were left out of the config come last
+        self.results.runs.sort(key=lambda one: order.get((one.method, one.seed), len(order)))
         self.results.write(self.out)
         self.tell(methodcaller("on_run_recorded", record))
 

@@ -6,13 +6,15 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from mas_embed.data import LearnedSplits
 from mas_embed.errors import UserError
 from mas_embed.evaluation import CONFIG_FILE, ENVIRONMENT_FILE, RESULTS_FILE, Results, read_results
 from mas_embed.report import REPORT_FILES
@@ -35,13 +37,21 @@ from mas_embed.training import lock_of_checkpoint, previous_checkpoint
 ERROR_FILE = "error.log"
 FILES = (CONFIG_FILE, ENVIRONMENT_FILE, RESULTS_FILE, *REPORT_FILES, ERROR_FILE)
 
-LOG_FILE, CHECKPOINT_FILE = "log.jsonl", "checkpoint.safetensors"
+LOG_FILE, CHECKPOINT_FILE, MODEL_FILE = "log.jsonl", "checkpoint.safetensors", "model.safetensors"
 LOG_FILES = (LOG_FILE, "steps.jsonl")
 CHECKPOINT_FILES = (CHECKPOINT_FILE, previous_checkpoint(Path(CHECKPOINT_FILE)).name)
-FILES_OF_A_TRAINING = (*LOG_FILES, *CHECKPOINT_FILES, lock_of_checkpoint(Path(CHECKPOINT_FILE)).name)
+FILES_OF_A_TRAINING = (
+    *LOG_FILES,
+    *CHECKPOINT_FILES,
+    MODEL_FILE,
+    lock_of_checkpoint(Path(CHECKPOINT_FILE)).name,
+)
 
 # Keys of a config that change no result, so that a run may be resumed with other values, as on another machine
 CHANGEABLE_KEYS = ("training.num_workers", "training.checkpoint_every.minutes", "training.checkpoint_every.steps")
+
+# Keys of a config that say which splits there are, and may differ where splits are appended
+SPLIT_KEYS = ("data.splits", "data.num_splits", "data.path", "data.root")
 
 LONGEST_VALUE = 60  # in a message, in characters
 _ABSENT = object()
@@ -57,6 +67,8 @@ class RunDirectory:
         config_yaml: the resolved config.
         fresh: the results before anything has run.
         folders: of the trainings, inside the directory: "mas/seed0".
+        learned: what is remembered of the splits, so that others can be appended when their data is gone.
+        joined: the titles of methods that train on all splits at once.
         data: by name of a split the fingerprint of its data, and by key of the config that of what it names; None where files
             are missing.
         resume: go on with a run of the same config.
@@ -68,6 +80,8 @@ class RunDirectory:
     fresh: Results
     folders: Sequence[str]
     data: Mapping[str, str | None]
+    learned: LearnedSplits
+    joined: Collection[str] = ()
     resume: bool = False
     overwrite: bool = False
 
@@ -105,7 +119,14 @@ def check_run_directory(directory: RunDirectory) -> None:
         raise UserError(
             f"{path} holds a run already: pass --resume to go on with it, --overwrite to replace it, or another --out"
         )
-    _check_config(path / CONFIG_FILE, directory.config_yaml)
+    known = _known_splits(path)
+    has_other_splits = known is not None and known != directory.fresh.splits
+    _check_config(path / CONFIG_FILE, directory.config_yaml, has_other_splits=has_other_splits)
+    if known is not None and directory.fresh.splits[: len(known)] != known:
+        raise UserError(
+            f"{path} holds a run over the splits {_listed(known)}, but those of this config are "
+            f"{_listed(directory.fresh.splits)}; with --resume, splits can only be appended to those of the run"
+        )
     _check_data(path, directory.data, directory.fresh.splits)
 
 
@@ -128,6 +149,28 @@ def open_run_directory(directory: RunDirectory) -> Iterator[Results]:
         yield _take_over(directory)
 
 
+def learned_splits(path: Path) -> LearnedSplits | None:
+    """What the directory of a run remembers of its splits; None where there is no run, or one of an earlier version.
+
+    Raises:
+        UserError: what it remembers is damaged.
+    """
+    stored = (read_mark(path) or {}).get("learned")
+    return None if stored is None else LearnedSplits.from_json(stored, source=str(path / MARK_FILE))
+
+
+def _known_splits(path: Path) -> list[str] | None:
+    """The names of the splits of the run in a directory; None where it is not known."""
+    learned = learned_splits(path)
+    if learned is not None:
+        return learned.names
+    return read_results(path).splits if (path / RESULTS_FILE).exists() else None
+
+
+def _listed(names: Sequence[str]) -> str:
+    return shortened(printable(", ".join(names)), 2 * LONGEST_VALUE)
+
+
 def write_into_run_directory(path: Path, name: str, content: str) -> Path | None:
     """Writes one of `FILES` if the directory is one of a run; returns its path, or None if nothing was written."""
     if not is_marked(path):
@@ -147,6 +190,10 @@ def _take_over(directory: RunDirectory) -> Results:
     if not _holds_a_run(path) or not is_marked(path):
         _mark(directory)
     write_file(path / CONFIG_FILE, directory.config_yaml)
+    if (
+        _known_splits(path) != fresh.splits
+    ):  # after the config, so that a run that is killed in between is resumed likewise
+        _mark(directory, before=read_mark(path) or {})
     if (path / ENVIRONMENT_FILE).exists():
         _warn_of_other_threads(path / ENVIRONMENT_FILE)
     else:
@@ -154,9 +201,16 @@ def _take_over(directory: RunDirectory) -> Results:
     if not (path / RESULTS_FILE).exists():
         return fresh.model_copy(deep=True)
     results = read_results(path)
-    if any(getattr(results, key) != getattr(fresh, key) for key in ("name", "splits", "primary_metric")):
+    is_prefix = fresh.splits[: len(results.splits)] == results.splits
+    if not is_prefix or any(getattr(results, key) != getattr(fresh, key) for key in ("name", "primary_metric")):
         raise UserError(f"{path / RESULTS_FILE} is not of this config; start anew with --overwrite")
-    return results
+    for title, selection in results.selections.items():
+        if selection.candidates and selection.chosen is None and results.splits != fresh.splits:
+            raise UserError(
+                f"the options of '{title}' are being chosen on the splits {_listed(results.splits)}; resume the run with these "
+                "before you append others"
+            )
+    return results.extended(fresh.splits, joined=directory.joined)
 
 
 def _warn_of_other_threads(environment: Path) -> None:
@@ -174,8 +228,14 @@ def _warn_of_other_threads(environment: Path) -> None:
         )
 
 
-def _mark(directory: RunDirectory) -> None:
-    mark_folder(directory.path, {"folders": list(directory.folders), "data": dict(directory.data)})
+def _mark(directory: RunDirectory, *, before: Mapping[str, Any] | None = None) -> None:
+    """Marks the directory, and notes its trainings and its data; with what was noted before if splits are appended."""
+    folders, data = list(directory.folders), dict(directory.data)
+    if before is not None:
+        folders = list(dict.fromkeys([*_known_folders(directory.path), *folders]))
+        known = dict(before.get("data") or {})
+        data = known | {name: value for name, value in data.items() if value is not None or name not in known}
+    mark_folder(directory.path, {"folders": folders, "data": data, "learned": directory.learned.as_json()})
 
 
 def _all_files(folders: Sequence[str]) -> list[str]:
@@ -213,7 +273,8 @@ def _holds_a_run(path: Path) -> bool:
     return any((path / name).exists() for name in files)
 
 
-def _check_config(path: Path, config_yaml: str) -> None:
+def _check_config(path: Path, config_yaml: str, *, has_other_splits: bool = False) -> None:
+    """Raises `UserError` for a run of another config; one with other splits may name them, and leave out methods."""
     if not path.exists():
         raise UserError(f"{path} is gone, so it is not known what was trained there; start anew with --overwrite")
     text = read_text(path, "the config")
@@ -224,17 +285,30 @@ def _check_config(path: Path, config_yaml: str) -> None:
     except UserError:
         was, now = {}, {}
     keys = [key for key in {**was, **now} if was.get(key, _ABSENT) != now.get(key, _ABSENT)]
-    if keys and set(keys) <= set(CHANGEABLE_KEYS):
+    refused = [key for key in keys if key not in CHANGEABLE_KEYS]
+    if has_other_splits:
+        present = {key.split(".")[1] for key in now if key.startswith("methods.")}
+        refused = [key for key in refused if not _names_splits(key) and not _is_left_out(key, present)]
+    if keys and not refused:
         return
-    differing = [
-        f"{key}: {_shown(was, key)} there, {_shown(now, key)} here" for key in keys if key not in CHANGEABLE_KEYS
-    ]
+    differing = [f"{key}: {_shown(was, key)} there, {_shown(now, key)} here" for key in refused]
     raise UserError(
         f"{path.parent} holds a run of another config, which this one cannot resume ({printable('; '.join(differing))}); give "
         f"the old values, or another --out"
         if differing
         else f"{path.parent} holds a run of another config, which this one cannot resume; compare {path}"
     )
+
+
+def _names_splits(key: str) -> bool:
+    """Whether a key of a config says which splits there are, and where."""
+    return any(key == one or key.startswith(f"{one}.") for one in SPLIT_KEYS)
+
+
+def _is_left_out(key: str, present: Set[str]) -> bool:
+    """Whether a key is of a method that a config no longer has."""
+    section, _, rest = key.partition(".")
+    return section == "methods" and rest.split(".")[0] not in present
 
 
 def _shown(leaves: Mapping[str, object], key: str) -> str:

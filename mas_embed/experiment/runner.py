@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from mas_embed.config import Config, MethodSection, with_candidate
-from mas_embed.data import Split, fingerprint_of_split
+from mas_embed.data import LearnedSplits, Split, fingerprint_of_split
 from mas_embed.errors import RunError, UserError, reason_of
 from mas_embed.evaluation import RESULTS_FILE, Results, RunRecord, first_mistake, without_details
 from mas_embed.experiment.build import build_callbacks, build_splits, build_training
@@ -20,19 +20,32 @@ from mas_embed.experiment.run_directory import (
     CHECKPOINT_FILE,
     LOG_FILE,
     LOG_FILES,
+    MODEL_FILE,
     RunDirectory,
     check_run_directory,
+    learned_splits,
     open_run_directory,
 )
 from mas_embed.experiment.runs import Run, name_of_candidate, num_trainings, runs_of
+from mas_embed.experiment.saved_model import save_model
 from mas_embed.experiment.search import finite_score, try_candidate
 from mas_embed.experiment.side_by_side import Journal, Workers, check_callbacks, train_side_by_side
 from mas_embed.experiment.start import consolidate_start, fingerprints_of_start
 from mas_embed.experiment.worker import num_threads, surroundings_of_jobs
+from mas_embed.methods import METHODS
 from mas_embed.report import write_report
 from mas_embed.runtime.atomic_files import is_of_the_disk, write_errors_explained
 from mas_embed.runtime.distributed import check_one_process
-from mas_embed.training import Callback, CheckpointEvery, EpochLog, has_checkpoint, train_sequence
+from mas_embed.runtime.text import printable, shortened
+from mas_embed.training import (
+    Callback,
+    CheckpointEvery,
+    EpochLog,
+    has_checkpoint,
+    previous_checkpoint,
+    read_last_checkpoint,
+    train_sequence,
+)
 
 MOST_FAILURES = 3  # that a message tells in full
 
@@ -82,7 +95,8 @@ def run_experiment(
     jobs = check_jobs(jobs, num_trainings(config))
     if jobs > 1:
         check_callbacks(callbacks, jobs)
-    splits = build_splits(config)
+    splits = build_splits(config, learned=learned_splits(out) if resume else None)
+    joined = {method.title for method in config.methods if getattr(METHODS[method.name], "joins_splits", False)}
     directory = RunDirectory(
         out,
         config.to_yaml(),
@@ -91,10 +105,13 @@ def run_experiment(
         ),
         folders=[run.folder for run in runs_of(config)],
         data={split.name: fingerprint_of_split(split) for split in splits} | fingerprints_of_start(config, splits),
+        learned=LearnedSplits.of(splits),
+        joined=joined,
         resume=resume,
         overwrite=overwrite,
     )
     check_run_directory(directory)
+    _check_joined(joined, splits)
     dry_run(config, splits)
     threads = torch.get_num_threads() if jobs == 1 else threads_of_a_job(jobs)
     with num_threads(threads), open_run_directory(directory) as results:
@@ -150,6 +167,17 @@ def _train_all(
             journal.record(record)
 
 
+def _check_joined(joined: Collection[str], splits: Sequence[Split]) -> None:
+    """Raises `UserError` for methods that train on all splits at once, if the data of some is missing."""
+    missing = [split.name for split in splits if not len(split.train)]
+    if joined and missing:
+        raise UserError(
+            f"methods.{', '.join(sorted(joined))} trains on all splits at once, but the data of "
+            f"{shortened(printable(', '.join(missing)))} is missing; bring it back, or leave the method out of the config, which "
+            "keeps the results that it has"
+        )
+
+
 def _report(out: Path) -> None:
     """Writes the report; whatever keeps it from being drawn loses no results."""
     try:
@@ -170,6 +198,8 @@ def _train(
     training = build_training(config, run.method, splits, seed=run.seed)
     checkpoint = folder / CHECKPOINT_FILE
     try:
+        if training.evaluate_on is not None and resume:
+            _remove_checkpoint_of_fewer_splits(checkpoint, [split.name for split in splits])
         if not (resume and has_checkpoint(checkpoint)):  # a checkpoint holds what the method has stored
             for log in LOG_FILES:
                 (folder / log).unlink(missing_ok=True)
@@ -182,6 +212,7 @@ def _train(
             checkpoint_every=CheckpointEvery(**dict(config.training.checkpoint_every)),
             callbacks=[EpochLog(folder / LOG_FILE), *build_callbacks(config, folder), *callbacks],
         )
+        save_model(folder / MODEL_FILE, training.model, training.method, splits=splits)
     except (RunError, UserError) as error:
         # The config was tried out before: an error now comes from the training itself
         raise RunError(f"{run.method.title} seed {run.seed}: {error}") from error
@@ -198,6 +229,16 @@ def _train(
         raise RunError(
             f"{run.method.title} seed {run.seed}: what was measured cannot be recorded ({mistake})"
         ) from error
+
+
+def _remove_checkpoint_of_fewer_splits(checkpoint: Path, splits: list[str]) -> None:
+    """Lets a method that trains on all splits at once start anew where splits were appended."""
+    if has_checkpoint(checkpoint):
+        plan = read_last_checkpoint(checkpoint)[1].get("plan") or {}
+        known = plan.get("evaluated_splits", splits)
+        if known != splits and splits[: len(known)] == known:
+            for path in (checkpoint, previous_checkpoint(checkpoint)):
+                path.unlink(missing_ok=True)
 
 
 def _try_candidates(config: Config, method: MethodSection, journal: Journal, callbacks: Sequence[Callback]) -> None:
@@ -237,12 +278,15 @@ def _validation_score(
 _remembered: dict[tuple[str, str | None], Sequence[Split]] = {}  # the splits of a call and a part that is held out
 
 
-def _splits_of_call(config: Config, call: str, held_out: str | None = None) -> Sequence[Split]:
+def _splits_of_call(
+    config: Config, call: str, *, learned: LearnedSplits | None = None, held_out: str | None = None
+) -> Sequence[Split]:
     """The splits of a config, which a process reads once, however many trainings of a call of `run_experiment` it is given."""
     if (call, held_out) not in _remembered:
         for key in [key for key in _remembered if key[0] != call]:
             del _remembered[key]
-        _remembered[call, held_out] = build_splits(config, **({} if held_out is None else {"held_out": held_out}))
+        options = {} if held_out is None else {"held_out": held_out}
+        _remembered[call, held_out] = build_splits(config, learned=learned, **options)
     return _remembered[call, held_out]
 
 
@@ -252,11 +296,12 @@ def _train_in_worker(config: Config, call: str, run: Run, out: Path, resume: boo
         raise RunError(
             f"the run directory {out} is not there on the machine of a worker; put it into a folder that all share"
         )
-    return _train(config, _splits_of_call(config, call), run, out, resume, ())
+    splits = _splits_of_call(config, call, learned=learned_splits(out) if resume else None)
+    return _train(config, splits, run, out, resume, ())
 
 
 def _score_in_worker(config: Config, call: str, method: MethodSection, options: Mapping[str, Any], seed: int) -> float:
     """`_validation_score` in another process, which has its own copy of the data."""
     assert method.select is not None
-    splits = _splits_of_call(config, call, method.select.on)
+    splits = _splits_of_call(config, call, held_out=method.select.on)
     return finite_score(_validation_score(config, splits, method, options, seed, ()))

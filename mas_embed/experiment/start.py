@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from mas_embed.config import Config, MethodSection
 from mas_embed.data import Split, fingerprint_of_inputs, ordered_batches, unlabeled_images
 from mas_embed.errors import RunError, UserError, explained, reason_of
-from mas_embed.experiment.build import Training, build_subset
+from mas_embed.experiment.build import Training, build_subset, splits_with_data
 from mas_embed.models import read_weights
 from mas_embed.runtime.fingerprint import fingerprint_of_tensors
 from mas_embed.runtime.seeding import seeded
@@ -74,7 +74,7 @@ def start_inputs(config: Config, splits: Sequence[Split]) -> Any:
         if not Path(name).is_dir():
             subsets = f"(subsets: {', '.join(config.subsets)})" if config.subsets else "(there are no subsets)"
             raise UserError(f"'{name}' is neither a subset of the config {subsets} nor a folder of images")
-        return unlabeled_images(name, like=splits[0].train)
+        return unlabeled_images(name, like=splits_with_data(splits)[0].train)
 
 
 def fingerprints_of_start(config: Config, splits: Sequence[Split]) -> dict[str, str | None]:

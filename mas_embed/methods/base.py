@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,12 @@ class Method:
 
     keeps: Keeps = "nothing"
     joins_splits: bool = False
+    _options: dict[str, Any]  # of the constructor, with which the method was made
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        method = super().__new__(cls)
+        method._options = _given_options(cls, args, kwargs)
+        return method
 
     def __init__(self, model: nn.Module) -> None:
         if not isinstance(model, nn.Module):
@@ -219,6 +226,28 @@ class Method:
     def _fingerprint(self) -> str:
         """The fingerprint of the weights, which is the same for a compiled model."""
         return fingerprint_of(unwrap_compiled(self.model)[0])
+
+
+# A class without a constructor of its own shows that of the base class
+Method.__new__.__signature__ = inspect.signature(Method.__init__)  # type: ignore[attr-defined]
+
+
+def _given_options(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a constructor by name, defaults included, without the model; none if they do not fit."""
+    signature = inspect.signature(cls)
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except (
+        TypeError
+    ):  # which the constructor itself will say; or a copy is made, which takes the attribute of its original
+        return {}
+    bound.apply_defaults()
+    options = dict(bound.arguments)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            options |= options.pop(name)
+    options.pop("model", None)
+    return options
 
 
 def _without_origin(state: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:

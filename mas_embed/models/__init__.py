@@ -9,7 +9,7 @@ from mas_embed.models.sentence_encoder import (
     sentence_transformer,
     word_vector_transformer,
 )
-from mas_embed.models.trunks import load_model_weights, read_weights
+from mas_embed.models.trunks import load_model_weights, read_weights, without_reading_weights
 
 __all__ = [
     "MODELS",
@@ -24,5 +24,6 @@ __all__ = [
     "read_weights",
     "sentence_transformer",
     "small_conv",
+    "without_reading_weights",
     "word_vector_transformer",
 ]

@@ -10,7 +10,7 @@ from torch import nn
 from mas_embed.errors import UserError, reason_of, unknown_name
 from mas_embed.models.embedding_net import MODELS, EmbeddingNet, check_sizes
 from mas_embed.models.preprocessing import PREPROCESSING
-from mas_embed.models.trunks import CIFAR_RESNETS, last_linear, load_trunk, load_weights, read_weights
+from mas_embed.models.trunks import CIFAR_RESNETS, last_linear, load_trunk, load_weights, read_weights, reads_weights
 from mas_embed.runtime.checks import as_number, check_choice
 from mas_embed.runtime.libraries import require_library
 from mas_embed.runtime.preprocessing import IMAGENET, Preprocessing
@@ -171,13 +171,13 @@ def _timm_trunk(name: str, weights: str) -> tuple[nn.Module, int]:
     if not timm.is_model(name):
         raise unknown_name("network of timm", name, timm.list_models())
     try:
-        trunk = timm.create_model(name, pretrained=weights == "default")
+        trunk = timm.create_model(name, pretrained=weights == "default" and reads_weights())
     except Exception as error:  # no internet connection, no weights, a full disk
         raise UserError(
             f"the network {name} of timm cannot be made with its weights ({reason_of(error)}); give the path of weights, or take "
             "weights: none"
         ) from error
-    if weights not in ("default", "none"):
+    if weights not in ("default", "none") and reads_weights():
         load_weights(trunk, read_weights(Path(weights)), weights)
     trunk.reset_classifier(0)
     return trunk, trunk.num_features if not hasattr(trunk, "head_hidden_size") else trunk.head_hidden_size

@@ -10,7 +10,7 @@ from mas_embed.registry import Registry
 from mas_embed.runtime.checks import as_whole_number
 from mas_embed.runtime.text import shortened
 
-MODELS = Registry("model")
+MODELS = Registry("model", remembers=True)
 
 LARGEST_SIZE = 2**31
 

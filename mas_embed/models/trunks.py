@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,24 @@ from mas_embed.runtime.text import printable, shortened
 
 PROBE_SIZE = 64
 CIFAR_RESNETS = {"cifar_resnet20": 3, "cifar_resnet32": 5, "cifar_resnet56": 9}  # the number of blocks of a stage
+
+
+_reads_weights = ContextVar("reads_weights", default=True)
+
+
+@contextmanager
+def without_reading_weights() -> Iterator[None]:
+    """In the body, networks are made without the weights that their options name, because others are loaded afterwards."""
+    token = _reads_weights.set(False)
+    try:
+        yield
+    finally:
+        _reads_weights.reset(token)
+
+
+def reads_weights() -> bool:
+    """Whether a network is made with the weights that its options name, see `without_reading_weights`."""
+    return _reads_weights.get()
 
 
 def load_trunk(name: str, weights: str) -> nn.Module:
@@ -47,6 +67,8 @@ def load_trunk(name: str, weights: str) -> nn.Module:
             # Of how Inception and GoogLeNet will be initialised some day
             warnings.simplefilter("ignore", FutureWarning)
             trunk = models.get_model(name, weights=None)
+    if not reads_weights():
+        return trunk
     if weights == "default":
         load_weights(trunk, _download(name), f"torchvision's weights of {name}")
     elif weights != "none":

@@ -62,6 +62,9 @@ def summary_table(results: Results) -> Table:
         f"{results.name}: {metric_name(metric)} over {len(results.splits)} splits, "
         f"mean ± deviation of {num_seeds} seed{'s' * (num_seeds != 1)}"
     )
+    missing = dict.fromkeys(name for run in results.runs for name in run.missing)
+    if missing:
+        title += f"; without {', '.join(missing)} in the end, whose data was missing"
     return Table(title, ["method", *(measure.replace("_", " ") for measure in MEASURES), "seconds"], rows)
 
 

@@ -12,7 +12,7 @@ from mas_embed.training.callbacks import (
     StepEnd,
     StepLog,
 )
-from mas_embed.training.checkpoint import has_checkpoint, lock_of_checkpoint, previous_checkpoint
+from mas_embed.training.checkpoint import has_checkpoint, lock_of_checkpoint, previous_checkpoint, read_last_checkpoint
 from mas_embed.training.checkpointing import CheckpointEvery, SplitCheckpoints
 from mas_embed.training.loading import SAMPLERS, per_class_sampler, training_batches
 from mas_embed.training.optimizers import OPTIMIZERS, SCHEDULERS, make_optimizer
@@ -51,6 +51,7 @@ __all__ = [
     "make_optimizer",
     "per_class_sampler",
     "previous_checkpoint",
+    "read_last_checkpoint",
     "train_sequence",
     "training_batches",
     "training_step",

@@ -16,8 +16,7 @@ from mas_embed.runtime.atomic_files import read_tensors, write_tensors
 from mas_embed.runtime.checks import shown
 from mas_embed.runtime.nested_state import flatten_state, unflatten_state
 
-VERSION = 3
-READABLE = (2, VERSION)  # version 2 has no state within a split
+VERSION = 4
 REMEDY = "delete it to train this sequence from its start"
 
 
@@ -115,7 +114,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(f"the checkpoint cannot be used: {error}; {REMEDY}") from None
     if description.get("kind") != "checkpoint":
         raise UserError(f"{path} is not a checkpoint but holds {shown(description.get('kind'))}; name another file")
-    if description.get("version") not in READABLE:
+    if description.get("version") != VERSION:
         raise UserError(f"the checkpoint {path} was written by another version of mas-embed; {REMEDY}")
     progress, numbers = description.get("progress"), description.get("numbers")
     if not isinstance(progress, dict) or not isinstance(numbers, dict):

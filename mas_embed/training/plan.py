@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mas_embed.data import Split, fingerprint_of_inputs, fingerprint_of_split
+from mas_embed.data import Split, empty_part, fingerprint_of_inputs, fingerprints_of_parts
 from mas_embed.errors import UserError
 from mas_embed.runtime.text import shortened
 from mas_embed.training.checkpoint import REMEDY
@@ -31,37 +31,93 @@ def make_plan(
         "recipe": describe(learner.recipe),
         "importance_data": None if importance_data is None else fingerprint_of_inputs(importance_data),
         "seed": seed,
-        "data": [fingerprint_of_split(split) for split in splits],
+        "data": [fingerprints_of_parts(split) for split in splits],
     }
 
 
-def check_plan(stored: Any, plan: Mapping[str, Any], *, num_learned: int, source: str) -> None:
-    """Raises `UserError` for a checkpoint of another plan.
+def check_plan(
+    stored: Any, plan: Mapping[str, Any], *, num_learned: int, is_within_split: bool, source: str
+) -> dict[str, Any]:
+    """The plan that is followed from a checkpoint on. It may have further splits after those of the checkpoint.
+
+    A loss may then have more classes, and if the checkpoint has learned all of its splits, the importance data may be other.
 
     Args:
         stored: the plan of the checkpoint.
         plan: that is to be followed.
         num_learned: the number of splits that the checkpoint has learned; files of these may be missing by now.
+        is_within_split: whether the checkpoint is in the middle of a split, whose loss has the classes of before.
         source: the checkpoint's path, for messages.
+
+    Returns:
+        The plan, with the stored fingerprints of data that is missing by now.
+
+    Raises:
+        UserError: the checkpoint is of another plan, or the data of a split has changed, or is missing before it was learned.
     """
     stored = stored if isinstance(stored, dict) else {}
+    names = stored.get("splits")
+    num_stored = len(names) if isinstance(names, list) else 0
+    is_longer = len(plan["splits"]) > num_stored
     differences = []
     for name, value in plan.items():
         was, now = (_without_workers(one) for one in (stored.get(name), value))
-        if name != "data" and was != now:
-            differences.append("its {} is {}, not {}".format(name, *_difference(was, now)))
+        if is_longer and name in ("splits", "evaluated_splits"):
+            now = now[: len(was)] if isinstance(was, list) else now
+        elif is_longer and not is_within_split:
+            was, now = _without_num_classes(was), _without_num_classes(now)
+        is_not_read_again = name == "importance_data" and is_longer and num_learned == num_stored
+        if was != now and name != "data" and not is_not_read_again:
+            differences.append(
+                "its {} is {}, not {}".format(name, *_difference(was, value if isinstance(value, list) else now))
+            )
     if differences:
         raise UserError(f"the checkpoint {source} is of another sequence: {'; '.join(differences)}")
     data = stored.get("data")
-    if not isinstance(data, list) or len(data) != len(plan["data"]):
+    if not isinstance(data, list) or len(data) != num_stored or not all(isinstance(one, dict) for one in data):
         raise UserError(f"the checkpoint {source} is damaged: it does not say what data it is of; {REMEDY}")
-    for index, (was, now) in enumerate(zip(data, plan["data"], strict=True)):
-        is_gone = now is None and index < num_learned
-        if was != now and not is_gone:
+    known = [*data, *({} for _ in plan["data"][num_stored:])]
+    rows = zip(plan["splits"], known, plan["data"], strict=True)
+    return {
+        **plan,
+        "data": [_checked_data(*row, is_learned=index < num_learned, source=source) for index, row in enumerate(rows)],
+    }
+
+
+def _checked_data(
+    name: str, stored: Mapping[str, Any], found: Mapping[str, Any], *, is_learned: bool, source: str
+) -> dict[str, Any]:
+    """The fingerprints of the data of a split, by part; those of the checkpoint for what is gone."""
+    if not is_learned and None in found.values():
+        raise UserError(f"the data of split '{name}' is missing, which {source} has not learned yet; bring it back")
+    for part, fingerprint in found.items():
+        if fingerprint is not None and stored.get(part) not in (None, fingerprint):
             raise UserError(
-                f"the data of split '{plan['splits'][index]}' is not what the checkpoint {source} was trained with; bring the "
-                "old data back, or start anew without the checkpoint"
+                f"the data of split '{name}' is not what the checkpoint {source} was trained with; bring the old data back, or "
+                "start anew without the checkpoint"
             )
+    return {part: stored.get(part) if fingerprint is None else fingerprint for part, fingerprint in found.items()}
+
+
+def _without_num_classes(value: Any) -> Any:
+    """A description without the numbers of classes in it, which grow with the splits."""
+    if isinstance(value, Mapping):
+        return {key: _without_num_classes(inner) for key, inner in value.items() if key != "num_classes"}
+    return [_without_num_classes(inner) for inner in value] if isinstance(value, list) else value
+
+
+def without_missing_files(splits: Sequence[Split], num_learned: int) -> Sequence[Split]:
+    """The splits, of which those that were learned have no items in a part whose files are missing."""
+
+    def available(split: Split) -> Split:
+        found = fingerprints_of_parts(split)
+        return Split(
+            split.name,
+            empty_part() if found["train"] is None else split.train,
+            *((empty_part(), empty_part()) if found["held_out"] is None else (split.query, split.gallery)),
+        )
+
+    return [*map(available, splits[:num_learned]), *splits[num_learned:]]
 
 
 def _without_workers(description: Any) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
+from mas_embed.data import Split
 from mas_embed.errors import UserError
 from mas_embed.evaluation import Details, Evaluation, Evaluator, ScoreMatrix
 from mas_embed.methods import Method
@@ -49,18 +51,24 @@ class Progress:
             raise UserError(f"the checkpoint {source} is damaged; {REMEDY}")
         return progress
 
+    def extend(self, num_splits: int) -> None:
+        """Makes room for splits that were appended: their scores before were not measured."""
+        for row in (self.initial, *self.scores):
+            for values in row.values():
+                values += [math.nan] * (num_splits - len(values))
+
     def record(self, evaluation: Evaluation) -> None:
         """Adds what was measured after a split."""
         self.scores.append(evaluation.scores)
         self.details.append(evaluation.details_as_dict)
         self.pooled = evaluation.pooled
 
-    def as_result(self, splits: list[str], *, method: Method, seed: int) -> SequenceResult:
-        """Everything as one result of a training with this method and seed."""
+    def as_result(self, splits: Sequence[Split], *, method: Method, seed: int) -> SequenceResult:
+        """Everything as one result of a training with this method and seed on which these splits were evaluated."""
         metrics = [name for name in self.scores[0] if all(name in row for row in self.scores)]
         matrices = {name: ScoreMatrix([row[name] for row in self.scores]) for name in metrics}
         return SequenceResult(
-            splits,
+            [split.name for split in splits],
             matrices,
             self.initial,
             self.pooled,
@@ -71,6 +79,7 @@ class Progress:
             seed=seed,
             keeps=method.keeps,
             num_bytes=method.num_bytes,
+            missing=[split.name for split in splits if not len(split.query)],
         )
 
 
@@ -80,11 +89,13 @@ class Resumed:
 
     Attributes:
         progress: what has been recorded.
+        plan: that is followed from there on.
         within_split: the state of `SplitTraining` in the middle of the next split; None at its start.
         callbacks: the states of the callbacks by name; None for a sequence that starts.
     """
 
     progress: Progress
+    plan: dict[str, Any]
     within_split: Mapping[str, Any] | None = None
     callbacks: Mapping[str, Any] | None = None
 
@@ -107,7 +118,7 @@ def restore(
     Args:
         checkpoint: the file; None for a sequence without.
         resume: whether to go on from the file, or the one before it, if it exists.
-        plan: that the checkpoint must be of, see `make_plan`.
+        plan: that the checkpoint must be of, see `make_plan`; it may have further splits.
         model: that the checkpoint's state is loaded into, like method and evaluator.
         method: of the sequence.
         evaluator: of the sequence.
@@ -116,7 +127,7 @@ def restore(
         UserError: there is a checkpoint and `resume` is False; it is damaged, like the one before it, or of another sequence.
     """
     if checkpoint is None or not has_checkpoint(checkpoint):
-        return Resumed(Progress())
+        return Resumed(Progress(), dict(plan))
     if not resume:
         raise UserError(
             f"there is a checkpoint already at {checkpoint}; pass resume=True to go on from it, or another path"
@@ -124,8 +135,15 @@ def restore(
     states, stored = read_last_checkpoint(checkpoint)
     within_split = states.get("within_split")
     progress = Progress.read(stored, source=checkpoint)
-    check_plan(stored.get("plan"), plan, num_learned=len(progress.scores), source=str(checkpoint))
+    plan = check_plan(
+        stored.get("plan"),
+        plan,
+        num_learned=len(progress.scores),
+        is_within_split=bool(within_split),
+        source=str(checkpoint),
+    )
     if len(progress.scores) + bool(within_split) > len(plan["splits"]):
         raise UserError(f"the checkpoint {checkpoint} is damaged; {REMEDY}")
     load_states(states, model, method, evaluator, source=checkpoint)
-    return Resumed(progress, within_split or None, states.get("callbacks") or {})
+    progress.extend(len(plan["evaluated_splits"]))
+    return Resumed(progress, plan, within_split or None, states.get("callbacks") or {})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ class SequenceResult:
         seed: of the training.
         keeps: which data of earlier splits the method stores, see `Method.keeps`.
         num_bytes: the memory that the method needs in the end.
+        missing: the names of the splits that were not evaluated in the end, because their data was gone.
     """
 
     splits: list[str]
@@ -47,6 +48,7 @@ class SequenceResult:
     seed: int = 0
     keeps: str = "nothing"
     num_bytes: int = 0
+    missing: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
         """The measures of every metric and the matrix of the first, as lines of text."""
@@ -54,6 +56,8 @@ class SequenceResult:
             f"{len(self.splits)} splits, {self.num_steps} batches, "
             + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())
         ]
+        if self.missing:
+            lines.append(f"not evaluated in the end, because their data is missing: {', '.join(self.missing)}")
         width = max((len(name) for name in self.scores), default=0)
         columns = ("final_average", "forgetting", "learning")
         lines += ["", "  ".join(["".ljust(width), *(name.replace("_", " ").rjust(13) for name in columns)])]
@@ -113,6 +117,7 @@ class SequenceResult:
             "seed": self.seed,
             "keeps": self.keeps,
             "num_bytes": self.num_bytes,
+            "missing": self.missing,
             "scores": {name: matrix.scores.tolist() for name, matrix in self.scores.items()},
             "initial": self.initial,
             "pooled": self.pooled,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,18 +15,19 @@ from torch import nn
 
 from mas_embed.data import Split, check_splits, ordered_batches
 from mas_embed.errors import UserError
-from mas_embed.evaluation import BEFORE_FIRST, Evaluator, RetrievalEvaluator
+from mas_embed.evaluation import BEFORE_FIRST, Evaluator, RetrievalEvaluator, begin_present, evaluate_present
 from mas_embed.methods import Loss, Method
 from mas_embed.runtime.distributed import check_one_process
 from mas_embed.runtime.forward import device_of, unwrap_compiled
 from mas_embed.runtime.output_folder import locked
 from mas_embed.runtime.seeding import seeded
+from mas_embed.runtime.text import printable, shortened
 from mas_embed.training.callbacks import Callback, Callbacks, Event, RunEnd, SplitEnd
-from mas_embed.training.checkpoint import lock_of_checkpoint, save_checkpoint
+from mas_embed.training.checkpoint import has_checkpoint, lock_of_checkpoint, save_checkpoint
 from mas_embed.training.checkpointing import CheckpointEvery, SplitCheckpoints
 from mas_embed.training.failures import failures_explained
 from mas_embed.training.loading import training_batches
-from mas_embed.training.plan import make_plan
+from mas_embed.training.plan import make_plan, without_missing_files
 from mas_embed.training.progress import Progress, restore
 from mas_embed.training.recipe import Recipe
 from mas_embed.training.result import SequenceResult
@@ -117,7 +119,8 @@ def train_sequence(
             one. The file before it is kept beside it. With a checkpoint, Ctrl-C and SIGTERM wait for the end of a step and
             write it, too; a second one does not wait.
         resume: go on from `checkpoint` if it exists, bit for bit as if training had not been interrupted (on a CPU with the
-            same number of threads).
+            same number of threads). There may be further splits after those of the checkpoint. The data of splits that were
+            learned may be gone (`missing_split`): what is gone is not evaluated, and its scores are NaN.
         checkpoint_every: how often a checkpoint is written within a split, by default every 5 minutes.
         accelerator: for devices and precision; by default what `accelerate` finds. One process only.
         seed: of batches, miners and whatever the model draws; mixed with the split's index.
@@ -130,18 +133,22 @@ def train_sequence(
         RunError: training diverged, the memory or the disk is full, or a process that loads batches was killed.
     """
     evaluated_splits = splits if evaluate_on is None else evaluate_on
-    check_splits(splits)
-    check_splits(evaluated_splits)
+    path = None if checkpoint is None else Path(checkpoint)
+    may_be_missing = resume and path is not None and has_checkpoint(path)
+    check_splits(splits, may_be_missing=may_be_missing)
+    check_splits(evaluated_splits, may_be_missing=may_be_missing)
     _check_components(model, method, loss, miner, recipe, evaluator, callbacks)
     evaluator = RetrievalEvaluator() if evaluator is None else evaluator
     accelerator = _accelerator(accelerator, recipe)
     learner = Learner(_prepared(model, method, accelerator), method, loss, miner, recipe, accelerator)
-    path = None if checkpoint is None else Path(checkpoint)
     plan: dict[str, Any] = {}
     if path is not None:
         plan = make_plan(learner, splits, evaluated_splits, importance_data=importance_data, seed=seed)
     with _locked(path):
         resumed = restore(path, resume, plan, model, method, evaluator)
+        if may_be_missing:
+            splits = without_missing_files(splits, len(resumed.progress.scores))
+            _warn_of_missing(splits if evaluate_on is None else evaluate_on)
         sequence = _Sequence(
             model,
             learner,
@@ -152,7 +159,7 @@ def train_sequence(
             resumed.progress,
             importance_data,
             path,
-            plan,
+            resumed.plan,
             checkpoint_every,
             seed,
         )
@@ -199,7 +206,7 @@ class _Sequence:
         split = self.splits[split_index]
         if self.evaluate_on is None and within_split is None:
             with self.stopwatch.timed("evaluation"):
-                self.evaluator.begin_split(self.model, self.splits, split_index)
+                begin_present(self.evaluator, self.model, self.splits, split_index)
         if not self.method.is_learning:
             return
         consolidate_on = _consolidation_batches(split, self.importance_data, self.learner.recipe)
@@ -219,7 +226,7 @@ class _Sequence:
         """Measures the model after a split, and records it."""
         last_learned = split_index if self.evaluate_on is None else len(self.evaluated_splits) - 1
         with self.stopwatch.timed("evaluation"):
-            evaluation = self.evaluator.evaluate(self.model, self.evaluated_splits, last_learned)
+            evaluation = evaluate_present(self.evaluator, self.model, self.evaluated_splits, last_learned)
         self.progress.record(evaluation)
         event = SplitEnd(**vars(self._event(split_index)), evaluation=evaluation)
         self.callbacks.with_state(True).on_split_end(event)
@@ -228,8 +235,7 @@ class _Sequence:
 
     def end(self) -> SequenceResult:
         """The result, of which the callbacks are informed."""
-        names = [split.name for split in self.evaluated_splits]
-        result = self.progress.as_result(names, method=self.method, seed=self.seed)
+        result = self.progress.as_result(self.evaluated_splits, method=self.method, seed=self.seed)
         self.callbacks.on_run_end(RunEnd(**vars(self._event(len(self.splits) - 1)), record=result))
         return result
 
@@ -291,6 +297,16 @@ def _check_components(
     if isinstance(method, Method) and unwrap_compiled(method.model)[0] is not unwrap_compiled(model)[0]:
         raise UserError(
             "the method was made with another model; make it with the model that is trained, as in MAS(model)"
+        )
+
+
+def _warn_of_missing(splits: Sequence[Split]) -> None:
+    missing = [split.name for split in splits if not len(split.query)]
+    if missing:
+        warnings.warn(
+            f"the data of {shortened(printable(', '.join(missing)))} is missing: these splits are not evaluated, and the others "
+            "are ranked in a gallery without their items",
+            stacklevel=3,
         )
 
 

@@ -289,7 +289,7 @@ def test_a_wrong_file_is_refused(tmp_path):
         ("nothing", method, "cannot read the file .*nothing"),
         ("text", method, "text as a safetensors file"),
         ("importance", method, "importance is not the state of a method but holds 'importance'"),
-        ("newer", method, "newer was written by another version of mas-embed"),
+        ("newer", method, "newer was written by a newer version of mas-embed"),
         ("state", SI(model), "state cannot be loaded: the state lacks path, start; it is not a state of SI but of MAS"),
         ("state", MAS(network(1)), "was saved when the model had other weights than now"),
     ):

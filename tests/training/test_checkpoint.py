@@ -63,11 +63,12 @@ def test_buffers_that_are_no_floats_and_tied_weights_come_back(tmp_path):
 def test_the_state_of_the_evaluator_comes_back_in_order(tmp_path):
     model = small_model()
     evaluator = RetrievalEvaluator()
-    evaluator._stale_galleries = [torch.full((2, 1), float(position)) for position in range(12)]
+    evaluator._stale_galleries = {f"s{position}": torch.full((2, 1), float(position)) for position in range(12)}
     save_checkpoint(tmp_path / "c.safetensors", model, MAS(model), evaluator, {"plan": PLAN})
     restored = RetrievalEvaluator()
     load_checkpoint(tmp_path / "c.safetensors", model, MAS(model), restored)
-    assert [int(tensor[0]) for tensor in restored._stale_galleries] == list(range(12))
+    found = {name: int(tensor[0]) for name, tensor in restored._stale_galleries.items()}
+    assert list(found.items()) == [(f"s{position}", position) for position in range(12)]
 
 
 def test_another_model_or_file_is_refused(tmp_path):
@@ -152,7 +153,7 @@ def test_a_torn_file_says_what_to_do(tmp_path, length):
     {"version": 1}, {"version": None}, {"progress": None}, {"progress": [1]}, {"numbers": None}, {"numbers": "a"},
 ])  # fmt: skip
 def test_a_description_of_another_form_is_refused(tmp_path, change):
-    description = {"kind": "checkpoint", "version": 2, "numbers": {}, "progress": {}}
+    description = {"kind": "checkpoint", "version": 3, "numbers": {}, "progress": {}}
     write_tensors(tmp_path / "c.safetensors", {}, description | change)
     with pytest.raises(UserError, match="delete it"):
         read_checkpoint(tmp_path / "c.safetensors")

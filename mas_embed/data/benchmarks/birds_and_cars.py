@@ -17,7 +17,8 @@ from mas_embed.data.benchmarks.listed import (
     read_rows,
     second_half,
 )
-from mas_embed.data.image_splits import Classes, HeldOutClasses, ImageOptions, Order
+from mas_embed.data.dealt_classes import Classes, Order
+from mas_embed.data.image_splits import HeldOutClasses, ImageOptions
 from mas_embed.data.images import Unreadable, find_inside
 from mas_embed.data.partition import HeldOut
 from mas_embed.data.split import DATASETS, SplitSequence

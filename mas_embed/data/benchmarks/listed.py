@@ -9,16 +9,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from mas_embed.data.image_splits import (
-    Classes,
-    HeldOutClasses,
-    ImageOptions,
-    ListedImage,
-    Order,
-    check_division,
-    deal_classes,
-    make_image_splits,
-)
+from mas_embed.data.dealt_classes import Classes, Order, deal_classes
+from mas_embed.data.image_splits import HeldOutClasses, ImageOptions, ListedImage, check_division, make_image_splits
 from mas_embed.data.partition import HeldOut, partition
 from mas_embed.data.split import SplitSequence
 from mas_embed.errors import UserError, reason_of

@@ -14,7 +14,8 @@ from mas_embed.data.benchmarks.listed import (
     found_folder,
     read_rows,
 )
-from mas_embed.data.image_splits import ImageOptions, Order
+from mas_embed.data.dealt_classes import Order
+from mas_embed.data.image_splits import ImageOptions
 from mas_embed.data.images import Unreadable, find_inside
 from mas_embed.data.partition import HeldOut
 from mas_embed.data.split import DATASETS, SplitSequence
