@@ -8,6 +8,7 @@ from mas_embed.data.image_folders import image_folder, image_folders
 from mas_embed.data.image_manifest import image_manifest
 from mas_embed.data.images import ImageFiles
 from mas_embed.data.partition import HeldOut, check_held_out, partition
+from mas_embed.data.pictures import picture_of, thumbnail_of
 from mas_embed.data.split import (
     DATASETS,
     FIRST_FREE_ID,
@@ -63,9 +64,11 @@ __all__ = [
     "join_splits",
     "ordered_batches",
     "partition",
+    "picture_of",
     "select_subset",
     "stanford_online_products",
     "text_manifest",
+    "thumbnail_of",
     "torchvision_images",
     "transform_splits",
     "unlabeled_images",

@@ -14,7 +14,15 @@ from pathlib import Path
 import torch
 
 from mas_embed.errors import UserError
-from mas_embed.evaluation import CONFIG_FILE, ENVIRONMENT_FILE, RESULTS_FILE, Results, read_results
+from mas_embed.evaluation import (
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    ITEMS_FILE,
+    RECORDING_FILES,
+    RESULTS_FILE,
+    Results,
+    read_results,
+)
 from mas_embed.report import REPORT_FILES
 from mas_embed.runtime.atomic_files import write_file
 from mas_embed.runtime.environment import describe_environment
@@ -33,15 +41,25 @@ from mas_embed.runtime.yaml_text import parse_yaml
 from mas_embed.training import lock_of_checkpoint, previous_checkpoint
 
 ERROR_FILE = "error.log"
-FILES = (CONFIG_FILE, ENVIRONMENT_FILE, RESULTS_FILE, *REPORT_FILES, ERROR_FILE)
+FILES = (CONFIG_FILE, ENVIRONMENT_FILE, RESULTS_FILE, ITEMS_FILE, *REPORT_FILES, ERROR_FILE)
 
 LOG_FILE, CHECKPOINT_FILE = "log.jsonl", "checkpoint.safetensors"
 LOG_FILES = (LOG_FILE, "steps.jsonl")
 CHECKPOINT_FILES = (CHECKPOINT_FILE, previous_checkpoint(Path(CHECKPOINT_FILE)).name)
-FILES_OF_A_TRAINING = (*LOG_FILES, *CHECKPOINT_FILES, lock_of_checkpoint(Path(CHECKPOINT_FILE)).name)
+FILES_OF_A_TRAINING = (
+    *LOG_FILES,
+    *CHECKPOINT_FILES,
+    lock_of_checkpoint(Path(CHECKPOINT_FILE)).name,
+    *RECORDING_FILES,
+)
 
 # Keys of a config that change no result, so that a run may be resumed with other values, as on another machine
-CHANGEABLE_KEYS = ("training.num_workers", "training.checkpoint_every.minutes", "training.checkpoint_every.steps")
+CHANGEABLE_KEYS = (
+    "training.num_workers",
+    "training.checkpoint_every.minutes",
+    "training.checkpoint_every.steps",
+    "report.thumbnails",
+)
 
 LONGEST_VALUE = 60  # in a message, in characters
 _ABSENT = object()
@@ -61,6 +79,7 @@ class RunDirectory:
             are missing.
         resume: go on with a run of the same config.
         overwrite: remove the run that is there.
+        command: the command line that started the run; None for one that Python code started.
     """
 
     path: Path
@@ -70,6 +89,7 @@ class RunDirectory:
     data: Mapping[str, str | None]
     resume: bool = False
     overwrite: bool = False
+    command: str | None = None
 
 
 def folder_name(title: str) -> str:
@@ -150,7 +170,8 @@ def _take_over(directory: RunDirectory) -> Results:
     if (path / ENVIRONMENT_FILE).exists():
         _warn_of_other_threads(path / ENVIRONMENT_FILE)
     else:
-        write_file(path / ENVIRONMENT_FILE, json.dumps(describe_environment(), indent=1) + "\n")
+        environment = describe_environment() | ({"command": directory.command} if directory.command else {})
+        write_file(path / ENVIRONMENT_FILE, json.dumps(environment, indent=1) + "\n")
     if not (path / RESULTS_FILE).exists():
         return fresh.model_copy(deep=True)
     results = read_results(path)
