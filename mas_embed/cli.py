@@ -47,7 +47,7 @@ from mas_embed.models import MODELS
 from mas_embed.registry import Registry
 from mas_embed.report import Table, read_runs, split_table, summary_table, tracked_tables, write_report
 from mas_embed.retrieval import COMPENSATIONS
-from mas_embed.runtime.command_line import resuming_command
+from mas_embed.runtime.command_line import command_of, resuming_command
 from mas_embed.runtime.shown_warnings import warnings_as_sentences
 from mas_embed.runtime.signals import INTERRUPTED, TERMINATED, Terminated, exit_codes_of_signals
 from mas_embed.runtime.text import printable, shortened
@@ -175,6 +175,7 @@ def run(
     folder = default_directory(loaded) if out is None else out
     jobs = (ALL_CORES if backend else 1) if jobs is None else jobs
     run_it = partial(run_experiment, resume=resume, overwrite=overwrite, jobs=jobs, imports=imports or ())
+    run_it = partial(run_it, command=command_of(sys.argv))
     try:
         with cluster(backend, address), RunProgress(loaded, console) as progress:
             results = run_it(loaded, folder, callbacks=[progress])

@@ -11,6 +11,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    StrictBool,
     StrictInt,
     ValidationError,
     field_validator,
@@ -187,6 +188,15 @@ class CheckpointSection(Section):
     steps: PositiveCount | None = CheckpointEvery.steps
 
 
+class ReportSection(Section):
+    """What the report may show.
+
+    `thumbnails: false` keeps pictures and texts of items out of the run directory and its report.
+    """
+
+    thumbnails: StrictBool = True
+
+
 class TrainingSection(Section):
     """How a split is trained, see `Recipe`."""
 
@@ -223,6 +233,7 @@ class Config(Section):
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()
     callbacks: tuple[Component, ...] = ()
+    report: ReportSection = ReportSection()
 
     @field_validator("seeds")
     @classmethod

@@ -10,6 +10,7 @@ from mas_embed.data.image_preprocessing import ImagePreprocessing
 from mas_embed.data.images import ImageFiles
 from mas_embed.data.learned import LearnedSplits, num_classes
 from mas_embed.data.partition import HeldOut, check_held_out, partition
+from mas_embed.data.pictures import picture_of, thumbnail_of
 from mas_embed.data.split import (
     DATASETS,
     FIRST_FREE_ID,
@@ -73,9 +74,11 @@ __all__ = [
     "num_classes",
     "ordered_batches",
     "partition",
+    "picture_of",
     "select_subset",
     "stanford_online_products",
     "text_manifest",
+    "thumbnail_of",
     "torchvision_images",
     "transform_splits",
     "unlabeled_images",

@@ -41,6 +41,8 @@ class Part(Dataset[tuple[Any, int]]):
         augmented: a sequence of N inputs, whose item i is input i changed at random each time it is indexed. It may draw from
             the global generators of Python, NumPy and torch (on the CPU), which training seeds for every item. None if a
             network is trained on `inputs` as they are.
+        preprocessing: how the colours of `inputs` were normalized, so that they can be shown as they were; None if they were not,
+            or if the inputs know it.
 
     Raises:
         UserError: the inputs are no sequence, the labels or ids are not integers, or their numbers differ.
@@ -60,6 +62,7 @@ class Part(Dataset[tuple[Any, int]]):
     labels: Tensor
     ids: Tensor = field(default=torch.empty(0, dtype=torch.long))
     augmented: Any = None
+    preprocessing: Preprocessing | None = None
 
     def __post_init__(self) -> None:
         num_inputs = _num_inputs(self.inputs)

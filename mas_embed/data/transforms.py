@@ -204,7 +204,7 @@ def _transform_part(part: Part, augment: Sequence[Transform], preprocessing: Pre
         augmented = None if augmented is None else NormalizedImages(augmented, preprocessing)
         is_tensor = isinstance(part.inputs, Tensor)
         images = normalized(part.inputs, preprocessing) if is_tensor else NormalizedImages(part.inputs, preprocessing)
-        return Part(images, part.labels, part.ids, augmented)
+        return Part(images, part.labels, part.ids, augmented, preprocessing)
     return Part(part.inputs, part.labels, part.ids, augmented)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from mas_embed.data import Split
 from mas_embed.errors import UserError
+from mas_embed.evaluation.recording import Observations
 from mas_embed.registry import Registry
 
 EVALUATORS = Registry("evaluator")
@@ -53,7 +54,8 @@ class TrackedDetails:
 class Evaluator(Protocol):
     """Measures how well a model knows the splits of a sequence: before the first is learned, and after each.
 
-    An evaluator may also have a method `check`, see `CheckSplits`, and a method `without_details`, see `HasDetails`.
+    An evaluator may also have a method `check`, see `CheckSplits`, a method `without_details`, see `HasDetails`, and a method
+    `observations`, see `HasObservations`.
 
     Where the held-out items of splits that were learned before are gone, an evaluator is given the other splits, and the index
     of a split among these. What it remembers of a split it should therefore remember by the split's name.
@@ -127,3 +129,17 @@ class HasDetails(Protocol):
 def without_details(evaluator: Evaluator) -> Evaluator:
     """The evaluator without its details, where it can do without, for trainings of which only the scores count."""
     return evaluator.without_details() if isinstance(evaluator, HasDetails) else evaluator
+
+
+@runtime_checkable
+class HasObservations(Protocol):
+    """An evaluator that records what a report shows beside the scores: neighbours of queries, classes, embeddings."""
+
+    def observations(self) -> Observations | None:
+        """What it has recorded since the first evaluation of the sequence; None if there is nothing."""
+        ...
+
+
+def observations_of(evaluator: Evaluator) -> Observations | None:
+    """What an evaluator has recorded for the report; None if it records nothing."""
+    return evaluator.observations() if isinstance(evaluator, HasObservations) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,8 @@ class Details(BaseModel):
     stale_gallery: dict[str, list[Score]] | None = None
     index_update: IndexUpdate | None = None
     tracked: dict[str, Finite] = {}
+    own_gallery: dict[str, list[Score]] | None = None
+    all_galleries: dict[str, list[Score]] | None = None
 
     @property
     def scores_of_index(self) -> list[dict[str, list[Score]] | dict[str, float]]:
@@ -59,8 +61,19 @@ class Details(BaseModel):
         """Raises `ValueError` unless all scores of an index have the metric."""
         if any(metric not in scores for scores in self.scores_of_index):
             raise ValueError(f"{where} lacks the {metric} of its stale gallery, or of an update of the index")
-        if self.stale_gallery and any(len(row) > num_splits for row in self.stale_gallery.values()):
-            raise ValueError(f"{where} has a stale gallery of too many splits")
+        for name in ("stale_gallery", "own_gallery", "all_galleries"):
+            if any(len(row) > num_splits for row in (getattr(self, name) or {}).values()):
+                raise ValueError(f"{where} has a {name.replace('_', ' ')} of too many splits")
+
+
+class OwnAndAll(NamedTuple):
+    """The scores of the same queries among the items of their own split, and among those of all splits.
+
+    A split is forgotten if it falls in `own`; it is confused with others if it falls in `all` alone.
+    """
+
+    own: ScoreMatrix
+    all: ScoreMatrix
 
 
 class RunRecord(BaseModel):
@@ -69,6 +82,7 @@ class RunRecord(BaseModel):
     Attributes:
         method: its title in the config.
         seed: of the training.
+        folder: of the training inside the run directory; "" in the files of earlier versions, and outside of a run directory.
         options: of the method.
         importance_data: what the method consolidated on: "train", or the name of a subset.
         keeps: what the method stores of the data, see `Method.keeps`.
@@ -88,6 +102,7 @@ class RunRecord(BaseModel):
 
     method: str
     seed: int
+    folder: str = ""
     options: dict[str, Any] = {}
     importance_data: str = "train"
     keeps: str = "nothing"
@@ -158,20 +173,30 @@ class RunRecord(BaseModel):
 
         Until a vector is older than the model, as after the first split, its scores are those of the fresh gallery.
         """
-        rows = [found.stale_gallery[metric] if found.stale_gallery else None for found in self.details]
-        if not any(rows):
-            return None
         fresh = self.scores[metric]
-        missing: list[float | None] = [None] * len(fresh[0])
-        return ScoreMatrix(
-            # A row is shorter where the splits that were not learned yet were not evaluated
-            np.array([[*(row or fresh[i]), *missing][: len(missing)] for i, row in enumerate(rows)], dtype=np.float64)
-        )
+        rows = [(found.stale_gallery or {}).get(metric) for found in self.details]
+        return _matrix([row or fresh[i] for i, row in enumerate(rows)], len(fresh[0])) if any(rows) else None
+
+    def own_and_all(self, metric: str) -> OwnAndAll | None:
+        """The score matrices of a metric among the items of each split alone, and among those of all; None if not recorded."""
+        for name in ("own_gallery", "all_galleries") if metric in self.scores else ():
+            rows = [(getattr(found, name) or {}).get(metric) for found in self.details]
+            if any(rows):
+                other = self.matrix(metric)
+                recorded = _matrix([row or [] for row in rows], other.scores.shape[1])
+                return OwnAndAll(recorded, other) if name == "own_gallery" else OwnAndAll(other, recorded)
+        return None
 
     @property
     def index_updates(self) -> list[IndexUpdate]:
         """What every update did to the index that was made before it."""
         return [found.index_update for found in self.details if found.index_update is not None]
+
+
+def _matrix(rows: Matrix, num_splits: int) -> ScoreMatrix:
+    """Rows as a score matrix; a row is shorter where the last splits were not evaluated."""
+    missing: list[float | None] = [None] * num_splits
+    return ScoreMatrix(np.array([[*row, *missing][:num_splits] for row in rows], dtype=np.float64))
 
 
 class Candidate(BaseModel):

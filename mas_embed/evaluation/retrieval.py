@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from mas_embed.data import Part, Split, ordered_batches
 from mas_embed.errors import UserError
 from mas_embed.evaluation.base import BEFORE_FIRST, EVALUATORS, Evaluation, check_same_settings
+from mas_embed.evaluation.own_gallery import check_queries_are_answerable, scores_of_own_galleries
+from mas_embed.evaluation.recording import Array, Observations
+from mas_embed.evaluation.retrieval_recorder import RetrievalRecorder
 from mas_embed.evaluation.stored_means import (
     NCM_METRICS,
     RECOMPUTED,
@@ -47,10 +50,12 @@ class RetrievalDetails:
         stale_gallery: by metric the scores [S] where the gallery is never embedded again: an item keeps the vector that it
             got at the first evaluation after its split was learned. None while no stored vector is older than the model.
         index_update: what the last update did to the index of the splits before it; None after the first split.
+        own_gallery: by metric the scores of the splits learned so far, where the queries of a split search its own gallery only.
     """
 
     stale_gallery: dict[str, list[float]] | None = None
     index_update: IndexUpdate | None = None
+    own_gallery: dict[str, list[float]] | None = None
 
 
 @EVALUATORS.register("retrieval")
@@ -77,12 +82,16 @@ class RetrievalEvaluator:
             `ncm_accuracy_recomputed` with all means computed again by the present weights, which takes the training items of
             the earlier splits and costs a pass over them. Under "cosine" embeddings are scaled to unit length first, and means
             are not; the distance of a query from a mean is Euclidean.
+        own_galleries: also score the queries of every split learned so far on the gallery of their own split alone, which tells
+            a split that is forgotten from one that is confused with others.
+        recorded_queries: the number of queries of a split, at most, whose neighbours are recorded for the report; 0 to record
+            nothing. What is recorded is what `observations` returns.
         batch_size: of embedding, without gradients.
         num_workers: processes that load the items, as for training; 0 to load them in this one.
 
     Raises:
-        UserError: an unknown distance, a K or batch size below 1, a number of workers below 0, or class means under
-            "inner_product".
+        UserError: an unknown distance, a K or batch size below 1, a number of workers or of recorded queries below 0, or class
+            means under "inner_product".
 
     Source: class means and their compensation as in Yu et al., *Semantic Drift Compensation for Class-Incremental Learning*,
         CVPR 2020. Their code embeds augmented training images, drawn anew for either model.
@@ -101,6 +110,8 @@ class RetrievalEvaluator:
         recall_at: Sequence[int] = (1, 2, 4, 8),
         follow_index: bool = True,
         class_means: bool = False,
+        own_galleries: bool = True,
+        recorded_queries: int = 256,
         batch_size: int = 256,
         num_workers: int = 0,
     ) -> None:
@@ -113,7 +124,10 @@ class RetrievalEvaluator:
         if class_means and distance == "inner_product":
             raise UserError("class_means compare by the Euclidean distance; take distance cosine or euclidean")
         self.follow_index, self.class_means, self.batch_size = follow_index, class_means, batch_size
+        self.own_galleries = own_galleries
+        self.recorded_queries = as_whole_number("recorded_queries", recorded_queries, 0)
         self.num_workers = as_whole_number("num_workers", num_workers, 0)
+        self._recorder = RetrievalRecorder(self.recorded_queries, distance)
         self._fingerprint = ""  # of the weights that have embedded what is in `_embedded`: queries and gallery by split
         self._embedded: dict[str, tuple[Tensor, Tensor]] = {}
         self._embedded_train: dict[str, Tensor] = {}  # by the same weights
@@ -135,12 +149,14 @@ class RetrievalEvaluator:
         return names
 
     def without_details(self) -> RetrievalEvaluator:
-        """An evaluator with the same scores that follows no index."""
+        """An evaluator with the same scores that follows no index and records nothing."""
         return RetrievalEvaluator(
             distance=self.distance,
             recall_at=self.recall_at,
             follow_index=False,
             class_means=self.class_means,
+            own_galleries=False,
+            recorded_queries=0,
             batch_size=self.batch_size,
             num_workers=self.num_workers,
         )
@@ -161,29 +177,38 @@ class RetrievalEvaluator:
         if split_index == BEFORE_FIRST:
             self._forget()
             self.check(splits)
+            self._recorder.begin_sequence(splits)
         trained = [split.train.labels for split in splits]
         self._trained_labels = torch.cat([self._trained_labels, *trained]).unique()
         held_out = self._embed_held_out(model, splits)
-        ranked, pooled = self._rank(splits, held_out.queries, held_out.galleries)
-        scores = ranked
+        ranked, pooled, average_precision = self._rank(splits, held_out.queries, held_out.galleries)
+        scores, own_gallery = ranked, None
+        if split_index != BEFORE_FIRST:
+            self._recorder.record_evaluation(splits, split_index, *held_out, average_precision)
+        if split_index != BEFORE_FIRST and self.own_galleries:
+            own_gallery = scores_of_own_galleries(splits[: split_index + 1], *held_out, distance=self.distance)
         if self.class_means:
             accuracies, pooled_accuracies = self._classify(model, splits, held_out.queries, split_index + 1)
             scores, pooled = ranked | accuracies, pooled | pooled_accuracies
         if not self.follow_index or split_index == BEFORE_FIRST:
-            return Evaluation(scores, pooled)
+            return Evaluation(scores, pooled, RetrievalDetails(own_gallery=own_gallery) if own_gallery else None)
         earlier = set(self._stale_galleries)
         for split, gallery in zip(splits[: split_index + 1], held_out.galleries, strict=False):
             self._stale_galleries.setdefault(split.name, gallery)
         if not earlier:
-            return Evaluation(scores, pooled, RetrievalDetails())
+            return Evaluation(scores, pooled, RetrievalDetails(own_gallery=own_gallery))
         # Where no vector has changed, as after a split that a method does not learn, the ranking is the same
         stored = [self._stale_galleries.get(split.name) for split in splits]
         galleries = [new if old is None else old for old, new in zip(stored, held_out.galleries, strict=True)]
         is_fresh = all(map(torch.equal, galleries, held_out.galleries))
         stale_scores = ranked if is_fresh else self._rank(splits, held_out.queries, galleries)[0]
-        details = RetrievalDetails(stale_scores, self._compare(model, splits, held_out, earlier))
+        details = RetrievalDetails(stale_scores, self._compare(model, splits, held_out, earlier), own_gallery)
         self._before = None
         return Evaluation(scores, pooled, details)
+
+    def observations(self) -> Observations | None:
+        """What was recorded of the queries, of classes and of gallery items; None without any."""
+        return self._recorder.observations()
 
     def state_dict(self) -> dict[str, Any]:
         """The settings, the gallery vectors and class means that were stored, and what `begin_split` embedded."""
@@ -194,6 +219,7 @@ class RetrievalEvaluator:
             "trained_labels": self._trained_labels,
             "before": {} if self._before is None else self._before.as_state(),
             "means": self._means.state_dict(),
+            "recorder": self._recorder.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -209,6 +235,7 @@ class RetrievalEvaluator:
         self._trained_labels = state["trained_labels"]
         self._before = _Before.of_state(state["before"]) if state["before"] else None
         self._means.load_state_dict(state["means"])
+        self._recorder.load_state_dict(state.get("recorder", {}))
 
     def _settings(self) -> dict[str, Any]:
         names = ("distance", "follow_index", "class_means")
@@ -249,8 +276,11 @@ class RetrievalEvaluator:
 
     def _rank(
         self, splits: Sequence[Split], queries: Sequence[Tensor], galleries: Sequence[Tensor]
-    ) -> tuple[dict[str, list[float]], dict[str, float]]:
-        """By metric the scores of the splits, and those of all queries together; the gallery is prepared once for all."""
+    ) -> tuple[dict[str, list[float]], dict[str, float], Array]:
+        """By metric the scores of the splits, and those of all queries together; and the average precision of every query.
+
+        The gallery is prepared once for all.
+        """
         ranked = evaluate_retrieval(
             torch.cat(list(queries)),
             _joined(splits, "query", "labels"),
@@ -272,7 +302,7 @@ class RetrievalEvaluator:
             of_all = ranked.means_of(is_of_kind)
             scores |= {f"{name}_{kind}": [means[name] for means in of_splits] for name in of_all}
             pooled |= {f"{name}_{kind}": value for name, value in of_all.items()}
-        return scores, pooled
+        return scores, pooled, ranked.per_query["average_precision"]
 
     def _classify(
         self, model: nn.Module, splits: Sequence[Split], queries: Sequence[Tensor], num_learned: int
@@ -365,20 +395,6 @@ def _numbered(tensors: Iterable[Tensor]) -> dict[str, Tensor]:
 
 def _in_order(numbered: Mapping[str, Tensor]) -> list[Tensor]:
     return [numbered[index] for index in sorted(numbered, key=int)]
-
-
-def check_queries_are_answerable(splits: Sequence[Split]) -> None:
-    """Raises `UserError` for a query whose class the gallery of all splits lacks."""
-    labels, ids = _joined(splits, "gallery", "labels"), _joined(splits, "gallery", "ids")
-    for split in splits:
-        for label in split.query.labels.unique():
-            query_ids = split.query.ids[split.query.labels == label]
-            in_gallery = ids[labels == label]
-            # A query is unanswerable if the gallery has no item of its class, or only the query itself
-            if len(in_gallery) == 0 or (len(in_gallery) == 1 and bool((query_ids == in_gallery).any())):
-                raise UserError(
-                    f"split '{split.name}' has queries of class {int(label)}, but no gallery has another image of that class"
-                )
 
 
 def _kinds_of_queries(splits: Sequence[Split], trained_before: Tensor | None = None) -> dict[str, Tensor]:

@@ -56,22 +56,22 @@ class ScoreMatrix:
     @property
     def final_average(self) -> float:
         """`mean_j R[S-1, j]`: the score over all splits in the end."""
-        return _mean(self._final_scores())
+        return mean_of_measured(self._final_scores())
 
     @property
     def learning(self) -> float:
         """`mean_j R[j, j]`: the score on a split when it has just been learned."""
-        return _mean(self._learned_scores())
+        return mean_of_measured(self._learned_scores())
 
     @property
     def forgetting(self) -> float:
         """`mean_{j<S-1} (max_{j<=i<S-1} R[i, j] - R[S-1, j])`: the fall from a split's best (Chaudhry et al., 2018)."""
-        return _mean(self._falls())
+        return mean_of_measured(self._falls())
 
     @property
     def backward_transfer(self) -> float:
         """`mean_{j<S-1} (R[S-1, j] - R[j, j])`: negative where later splits harm earlier ones (Lopez-Paz & Ranzato, 2017)."""
-        return _mean(self._changes())
+        return mean_of_measured(self._changes())
 
     @property
     def num_averaged(self) -> dict[str, int]:
@@ -82,13 +82,13 @@ class ScoreMatrix:
     def forward_transfer(self, initial: ArrayLike) -> float:
         """`mean_{j>0} (R[j-1, j] - initial[j])`, `initial` [S] being the untrained model's scores (Lopez-Paz & Ranzato, 2017)."""
         baseline = self._per_split(initial, "initial")
-        return _mean([self.scores[j - 1, j] - baseline[j] for j in range(1, len(self.scores))])
+        return mean_of_measured([self.scores[j - 1, j] - baseline[j] for j in range(1, len(self.scores))])
 
     def intransigence(self, joint: ArrayLike) -> float:
         """`mean_j (joint[j] - R[j, j])`, with `joint` [S] the scores of joint training (Chaudhry et al., 2018)."""
         if not self.is_sequential:
             return float("nan")
-        return _mean(self._per_split(joint, "joint") - np.diag(self.scores))
+        return mean_of_measured(self._per_split(joint, "joint") - np.diag(self.scores))
 
     def _final_scores(self) -> NDArray[np.float64]:
         return self.scores[-1]
@@ -120,7 +120,7 @@ def _largest(values: NDArray[np.float64]) -> float:
     return float(measured.max()) if len(measured) else float("nan")
 
 
-def _mean(values: Sequence[float] | NDArray[np.float64]) -> float:
+def mean_of_measured(values: Sequence[float] | NDArray[np.float64]) -> float:
     """The mean of the values that are not NaN; NaN if there is none."""
     measured = np.asarray(values, dtype=np.float64)
     measured = measured[~np.isnan(measured)]

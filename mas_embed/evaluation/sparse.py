@@ -10,8 +10,16 @@ from typing import Any
 from torch import nn
 
 from mas_embed.data import Split
-from mas_embed.evaluation.base import BEFORE_FIRST, Evaluation, Evaluator, check_evaluable, without_details
+from mas_embed.evaluation.base import (
+    BEFORE_FIRST,
+    Evaluation,
+    Evaluator,
+    check_evaluable,
+    observations_of,
+    without_details,
+)
 from mas_embed.evaluation.present import begin_present, evaluate_present
+from mas_embed.evaluation.recording import Observations
 from mas_embed.runtime.checks import as_whole_number
 
 
@@ -68,6 +76,10 @@ class SparseEvaluator:
         self._metrics, self._has_begun = tuple(measured.scores), False
         missing = [math.nan] * (len(splits) - num_evaluated)
         return replace(measured, scores={name: [*values, *missing] for name, values in measured.scores.items()})
+
+    def observations(self) -> Observations | None:
+        """What the evaluator that measures has recorded."""
+        return observations_of(self.evaluator)
 
     def state_dict(self) -> Mapping[str, Any]:
         """The state of the evaluator that measures, the metrics, and whether a split was begun since the last evaluation."""

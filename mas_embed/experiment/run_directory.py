@@ -16,7 +16,15 @@ import torch
 
 from mas_embed.data import LearnedSplits
 from mas_embed.errors import UserError
-from mas_embed.evaluation import CONFIG_FILE, ENVIRONMENT_FILE, RESULTS_FILE, Results, read_results
+from mas_embed.evaluation import (
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    ITEMS_FILE,
+    RECORDING_FILES,
+    RESULTS_FILE,
+    Results,
+    read_results,
+)
 from mas_embed.report import REPORT_FILES
 from mas_embed.runtime.atomic_files import write_file
 from mas_embed.runtime.environment import describe_environment
@@ -35,7 +43,7 @@ from mas_embed.runtime.yaml_text import parse_yaml
 from mas_embed.training import lock_of_checkpoint, previous_checkpoint
 
 ERROR_FILE = "error.log"
-FILES = (CONFIG_FILE, ENVIRONMENT_FILE, RESULTS_FILE, *REPORT_FILES, ERROR_FILE)
+FILES = (CONFIG_FILE, ENVIRONMENT_FILE, RESULTS_FILE, ITEMS_FILE, *REPORT_FILES, ERROR_FILE)
 
 LOG_FILE, CHECKPOINT_FILE, MODEL_FILE = "log.jsonl", "checkpoint.safetensors", "model.safetensors"
 LOG_FILES = (LOG_FILE, "steps.jsonl")
@@ -45,10 +53,16 @@ FILES_OF_A_TRAINING = (
     *CHECKPOINT_FILES,
     MODEL_FILE,
     lock_of_checkpoint(Path(CHECKPOINT_FILE)).name,
+    *RECORDING_FILES,
 )
 
 # Keys of a config that change no result, so that a run may be resumed with other values, as on another machine
-CHANGEABLE_KEYS = ("training.num_workers", "training.checkpoint_every.minutes", "training.checkpoint_every.steps")
+CHANGEABLE_KEYS = (
+    "training.num_workers",
+    "training.checkpoint_every.minutes",
+    "training.checkpoint_every.steps",
+    "report.thumbnails",
+)
 
 # Keys of a config that say which splits there are, and may differ where splits are appended
 SPLIT_KEYS = ("data.splits", "data.num_splits", "data.path", "data.root")
@@ -73,6 +87,7 @@ class RunDirectory:
             are missing.
         resume: go on with a run of the same config.
         overwrite: remove the run that is there.
+        command: the command line that started the run; None for one that Python code started.
     """
 
     path: Path
@@ -84,6 +99,7 @@ class RunDirectory:
     joined: Collection[str] = ()
     resume: bool = False
     overwrite: bool = False
+    command: str | None = None
 
 
 def folder_name(title: str) -> str:
@@ -197,7 +213,8 @@ def _take_over(directory: RunDirectory) -> Results:
     if (path / ENVIRONMENT_FILE).exists():
         _warn_of_other_threads(path / ENVIRONMENT_FILE)
     else:
-        write_file(path / ENVIRONMENT_FILE, json.dumps(describe_environment(), indent=1) + "\n")
+        environment = describe_environment() | ({"command": directory.command} if directory.command else {})
+        write_file(path / ENVIRONMENT_FILE, json.dumps(environment, indent=1) + "\n")
     if not (path / RESULTS_FILE).exists():
         return fresh.model_copy(deep=True)
     results = read_results(path)

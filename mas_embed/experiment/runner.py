@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from mas_embed.evaluation import RESULTS_FILE, Results, RunRecord, first_mistake
 from mas_embed.experiment.build import build_callbacks, build_splits, build_training
 from mas_embed.experiment.dry_run import dry_run
 from mas_embed.experiment.jobs import check_jobs, threads_of_a_job
+from mas_embed.experiment.recording import recording_callbacks, remove_recording
 from mas_embed.experiment.run_directory import (
     CHECKPOINT_FILE,
     LOG_FILE,
@@ -29,6 +32,7 @@ from mas_embed.experiment.run_directory import (
 from mas_embed.experiment.runs import Run, name_of_candidate, num_trainings, runs_of
 from mas_embed.experiment.saved_model import save_model
 from mas_embed.experiment.search import finite_score, try_candidate
+from mas_embed.experiment.shown_items import update_items
 from mas_embed.experiment.side_by_side import Journal, Workers, check_callbacks, train_side_by_side
 from mas_embed.experiment.start import consolidate_start, fingerprints_of_start
 from mas_embed.experiment.worker import num_threads, surroundings_of_jobs
@@ -59,6 +63,7 @@ def run_experiment(
     callbacks: Sequence[Callback] = (),
     jobs: int = 1,
     imports: Sequence[str] = (),
+    command: str | None = None,
 ) -> Results:
     """Trains every method with every seed, and writes the run directory with its report.
 
@@ -79,6 +84,7 @@ def run_experiment(
         jobs: trainings that run side by side, at most as many as there are cores; 1 trains in this process; -1 is one for each
             core.
         imports: modules that each job imports first, because they change more than the components of the config.
+        command: the command line that starts the run, which is stored in `environment.json`.
 
     Returns:
         What `results.json` holds.
@@ -95,7 +101,8 @@ def run_experiment(
     jobs = check_jobs(jobs, num_trainings(config))
     if jobs > 1:
         check_callbacks(callbacks, jobs)
-    splits = build_splits(config, learned=learned_splits(out) if resume else None)
+    read_splits = partial(build_splits, config, learned=learned_splits(out) if resume else None)
+    splits = read_splits()
     joined = {method.title for method in config.methods if getattr(METHODS[method.name], "joins_splits", False)}
     directory = RunDirectory(
         out,
@@ -109,6 +116,7 @@ def run_experiment(
         joined=joined,
         resume=resume,
         overwrite=overwrite,
+        command=command,
     )
     check_run_directory(directory)
     _check_joined(joined, splits)
@@ -119,11 +127,11 @@ def run_experiment(
         if jobs == 1:
             _train_all(config, splits, journal, resume, callbacks)
         else:
-            del splits  # every worker reads its own
+            splits = []  # every worker reads its own
             workers = Workers(jobs, surroundings_of_jobs(threads, imports), _train_in_worker, _score_in_worker)
             train_side_by_side(config, journal, resume=resume, workers=workers)
         if results.runs:
-            _report(out)
+            _report(config, out, splits or read_splits())
     _check_failures(journal.failures)
     return results
 
@@ -165,6 +173,8 @@ def _train_all(
             journal.fail(run, str(error))
         else:
             journal.record(record)
+            with suppress(UserError):  # of a damaged file; it is said when the report is written
+                update_items(journal.out, splits, thumbnails=config.report.thumbnails)
 
 
 def _check_joined(joined: Collection[str], splits: Sequence[Split]) -> None:
@@ -178,9 +188,10 @@ def _check_joined(joined: Collection[str], splits: Sequence[Split]) -> None:
         )
 
 
-def _report(out: Path) -> None:
-    """Writes the report; whatever keeps it from being drawn loses no results."""
+def _report(config: Config, out: Path, splits: Sequence[Split]) -> None:
+    """Writes the report, and the items that it shows; whatever keeps it from being drawn loses no results."""
     try:
+        update_items(out, splits, thumbnails=config.report.thumbnails)
         write_report(out)
     except Exception as error:
         raise RunError(
@@ -203,6 +214,7 @@ def _train(
         if not (resume and has_checkpoint(checkpoint)):  # a checkpoint holds what the method has stored
             for log in LOG_FILES:
                 (folder / log).unlink(missing_ok=True)
+            remove_recording(folder)
             consolidate_start(config, run.method, training, splits, seed=run.seed)
         result = train_sequence(
             **vars(training),
@@ -210,7 +222,12 @@ def _train(
             checkpoint=checkpoint,
             resume=resume,
             checkpoint_every=CheckpointEvery(**dict(config.training.checkpoint_every)),
-            callbacks=[EpochLog(folder / LOG_FILE), *build_callbacks(config, folder), *callbacks],
+            callbacks=[
+                EpochLog(folder / LOG_FILE),
+                *recording_callbacks(folder, training, splits),
+                *build_callbacks(config, folder),
+                *callbacks,
+            ],
         )
         save_model(folder / MODEL_FILE, training.model, training.method, splits=splits)
     except (RunError, UserError) as error:
@@ -220,6 +237,7 @@ def _train(
         return result.as_record(
             {
                 "method": run.method.title,
+                "folder": run.folder,
                 "options": run.method.options,
                 "importance_data": config.importance_of(run.method),
             }

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mas_embed.data import Split, Subset, check_splits, ordered_batches
 from mas_embed.errors import UserError, unknown_name
-from mas_embed.evaluation import EVALUATORS, Evaluation, TrackedDetails, check_same_settings
-from mas_embed.facts.metrics import FactDistance, evaluate_fact_recognition, evaluate_fact_retrieval
+from mas_embed.evaluation import (
+    BEFORE_FIRST,
+    EVALUATORS,
+    NUM_NEIGHBOURS,
+    Described,
+    Evaluation,
+    Observations,
+    Recorder,
+    TrackedDetails,
+    check_same_settings,
+    found_items,
+)
+from mas_embed.facts.metrics import FactDistance, evaluate_fact_recognition, evaluate_fact_retrieval, nearest_images
 from mas_embed.facts.table import FactTable
 from mas_embed.retrieval import embed
+from mas_embed.runtime.checks import as_whole_number
 
 # The metrics of every split. There are also those by order, for the orders that occur in every split; see `score_facts`
 FACT_METRICS = (
@@ -25,6 +40,18 @@ FACT_METRICS = (
     "image_to_fact_k10",
     "image_to_fact_mrr",
 )
+
+
+@dataclass(frozen=True)
+class FactDetails(TrackedDetails):
+    """Details of facts.
+
+    Attributes:
+        all_galleries: the mean average precision of the facts of every split learned so far, among the images of all splits;
+            None before the first split is learned.
+    """
+
+    all_galleries: dict[str, list[float]] | None = None
 
 
 @EVALUATORS.register("facts")
@@ -40,10 +67,12 @@ class FactEvaluator:
         track: names of subsets. The mean average precision of the facts of each is reported after every split, over the
             gallery images of the splits that the subset is from.
         subsets: by name, see `select_subset`; an experiment provides those of its config.
+        recorded_queries: the number of facts of a split, at most, whose nearest images are recorded for the report; 0 to record
+            nothing.
         batch_size: number of images that are embedded at once.
 
     Raises:
-        UserError: a subset is unknown, or the batch size is below 1.
+        UserError: a subset is unknown, the batch size is below 1, or the number of recorded facts is below 0.
     """
 
     def __init__(
@@ -53,6 +82,7 @@ class FactEvaluator:
         distance: FactDistance = "cosine",
         track: Sequence[str] = (),
         subsets: Mapping[str, Subset] | None = None,
+        recorded_queries: int = 256,
         batch_size: int = 256,
     ) -> None:
         subsets = subsets or {}
@@ -63,6 +93,9 @@ class FactEvaluator:
             raise UserError(f"batch_size must be at least 1, got {batch_size}")
         self.facts, self.distance, self.batch_size = facts, distance, batch_size
         self.tracked = {name: subsets[name] for name in track}
+        self.recorded_queries = as_whole_number("recorded_queries", recorded_queries, 0)
+        described = Described("average precision", "negative squared distance", kind="label")
+        self._recorder = Recorder(self.recorded_queries, described)
 
     def check(self, splits: Sequence[Split]) -> Collection[str]:
         """The names of the metrics of every split, with mean average precision by each order that all splits have.
@@ -87,8 +120,8 @@ class FactEvaluator:
         return [*FACT_METRICS, *by_order]
 
     def without_details(self) -> FactEvaluator:
-        """An evaluator with the same scores that tracks no subset."""
-        return FactEvaluator(self.facts, distance=self.distance, batch_size=self.batch_size)
+        """An evaluator with the same scores that tracks no subset and records nothing."""
+        return FactEvaluator(self.facts, distance=self.distance, recorded_queries=0, batch_size=self.batch_size)
 
     def begin_split(self, model: nn.Module, splits: Sequence[Split], split_index: int) -> None:
         """Does nothing: there is no index that could become stale, because the vectors of facts do not change."""
@@ -105,24 +138,50 @@ class FactEvaluator:
         by_split = [
             score_facts(*items, self.facts, distance=self.distance) for items in zip(embeddings, labels, strict=True)
         ]
-        pooled = score_facts(torch.cat(embeddings), torch.cat(labels), self.facts, distance=self.distance)
+        pooled, precision = _score(torch.cat(embeddings), torch.cat(labels), self.facts, self.distance)
         metrics = [name for name in pooled if all(name in scores for scores in by_split)]
         tracked = {name: self._score_subset(subset, embeddings, labels) for name, subset in self.tracked.items()}
-        return Evaluation(
-            {name: [scores[name] for scores in by_split] for name in metrics}, pooled, TrackedDetails(tracked)
-        )
+        self._record(split_index, embeddings, labels, precision)
+        of_learned = [float(precision[of_split.unique()].mean()) for of_split in labels[: split_index + 1]]
+        details = FactDetails(tracked, {"mean_average_precision": of_learned} if of_learned else None)
+        return Evaluation({name: [scores[name] for scores in by_split] for name in metrics}, pooled, details)
+
+    def observations(self) -> Observations | None:
+        """What was recorded of the facts and of the images; None without any."""
+        return self._recorder.observations()
+
+    def _record(
+        self, split_index: int, embeddings: Sequence[Tensor], labels: Sequence[Tensor], precision: NDArray[np.float64]
+    ) -> None:
+        """Records the images that are nearest to a sample of facts, from the average precision of all facts [F]."""
+        if split_index == BEFORE_FIRST:
+            self._recorder.forget()
+        facts = [of_split.unique() for of_split in labels]  # of every split
+        self._recorder.begin(facts, labels)
+        if split_index == BEFORE_FIRST or not self._recorder.is_recording:
+            return
+        sampled = torch.cat(facts)[torch.from_numpy(self._recorder.positions([len(rows) for rows in facts]))]
+        table = {"vectors": self.facts.vectors, "weights": self.facts.weights}
+        images = torch.cat(list(embeddings))
+        nearest = nearest_images(images, sampled, NUM_NEIGHBOURS, **table)
+        found = found_items(nearest, labels)
+        self._recorder.record(split_index, facts, precision[torch.cat(facts).numpy()], found, images, labels)
 
     def state_dict(self) -> dict[str, Any]:
-        """The settings; the evaluator remembers nothing from split to split."""
-        return {"distance": self.distance, "tracked": list(self.tracked)}
+        """The settings, and what was recorded."""
+        return {**self._settings(), "recorder": self._recorder.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Checks the settings in the state; there is nothing else to restore.
+        """Checks the settings in the state, and restores what was recorded.
 
         Raises:
             UserError: the state is of an evaluator with other settings.
         """
-        check_same_settings(state, self.state_dict())
+        check_same_settings(state, self._settings())
+        self._recorder.load_state_dict(state.get("recorder", {}))
+
+    def _settings(self) -> dict[str, Any]:
+        return {"distance": self.distance, "tracked": list(self.tracked)}
 
     def _score_subset(self, subset: Subset, embeddings: Sequence[Tensor], labels: Sequence[Tensor]) -> float:
         """The mean average precision of the subset's facts, from the embeddings and labels of each split."""
@@ -153,11 +212,18 @@ def score_facts(
         facts: the table.
         distance: by which facts are ranked for an image.
     """
+    return _score(embeddings, labels, facts, distance)[0]
+
+
+def _score(
+    embeddings: Tensor, labels: Tensor, facts: FactTable, distance: FactDistance
+) -> tuple[dict[str, float], NDArray[np.float64]]:
+    """The scores of `score_facts`, and the average precision of every fact [F]; NaN for facts that no image shows."""
     table = facts.vectors, facts.weights
     same = evaluate_fact_retrieval(embeddings, labels, *table, facts=labels)
     extending = evaluate_fact_retrieval(embeddings, labels, *table, facts=labels, match="extending")
     recognised = evaluate_fact_recognition(embeddings, labels, *table, facts=labels, distance=distance)
-    return {
+    scores = {
         "mean_average_precision": same.mean_average_precision,
         "mean_average_precision_found_at_100": same.mean_average_precision_found_at_100,
         "mean_average_precision_extending": extending.mean_average_precision,
@@ -165,3 +231,4 @@ def score_facts(
         **{f"image_to_fact_k{k}": value for k, value in recognised.hits_at.items()},
         "image_to_fact_mrr": recognised.mean_reciprocal_rank,
     }
+    return scores, same.average_precision

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,18 @@ Keeps = Literal["nothing", "statistics", "data"]
 Loss = Callable[..., Tensor]  # (embeddings [N, D], labels [N], mined) -> []
 _ORIGIN = "origin"  # the key of a state under which the method and the weights are named that it was saved with
 _BATCH_HOOKS = ("extend_batch", "extend_embeddings", "batch_penalty")
+
+
+class AnchoredParameter(NamedTuple):
+    """A parameter that a method pulls towards an anchor.
+
+    Attributes:
+        importance: of every value of the parameter, >= 0, as it enters the penalty, but for the strength.
+        anchor: the values that it is pulled towards.
+    """
+
+    importance: Tensor
+    anchor: Tensor
 
 
 class Method:
@@ -152,6 +164,13 @@ class Method:
             The importance of the split, from methods that estimate it; else None.
         """
         return None
+
+    def anchored_parameters(self) -> dict[str, AnchoredParameter]:
+        """The parameters that the method pulls towards an anchor, by name; empty for methods that do not.
+
+        Reports show how important they are, and how far they move.
+        """
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the method stores between splits and between steps, as tensors, numbers, strings, and dicts of them.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mas_embed.errors import UserError
-from mas_embed.methods.base import METHODS, Keeps, Method
+from mas_embed.methods.base import METHODS, AnchoredParameter, Keeps, Method
 from mas_embed.methods.si import SI
 
 
@@ -97,6 +97,10 @@ class Combine(Method):
         batches = list(batches) if isinstance(batches, Iterator) else batches
         for method in self.methods:
             method.consolidate(batches)
+
+    def anchored_parameters(self) -> dict[str, AnchoredParameter]:
+        """Those of the first of the methods that has any."""
+        return next((found for found in (method.anchored_parameters() for method in self.methods) if found), {})
 
     def _state(self) -> dict[str, Any]:
         """The states of the methods by their index, "0" first."""

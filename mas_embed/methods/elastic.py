@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mas_embed.errors import UserError
 from mas_embed.importance import Importance
 from mas_embed.importance.parameters import trainable_parameters
-from mas_embed.methods.base import Method
+from mas_embed.methods.base import AnchoredParameter, Method
 from mas_embed.methods.checks import check_strength
 from mas_embed.methods.parameter_blocks import in_blocks
 from mas_embed.methods.parameter_tensors import copy_to_parameters
@@ -154,6 +154,10 @@ class Elastic(Method, ABC):
         self._update_scale()
         self._watch.start(self.model, self.anchor)
         return estimated
+
+    def anchored_parameters(self) -> dict[str, AnchoredParameter]:
+        """The accumulated importance and the anchor of every parameter, by name; the importance is not normalized."""
+        return {name: AnchoredParameter(self.importance[name], anchor) for name, anchor in self.anchor.items()}
 
     def _state(self) -> dict[str, Any]:
         """The attributes `importance`, `anchor` and `num_splits`."""

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mas_embed.data import Split, check_splits, ordered_batches
 from mas_embed.errors import UserError
-from mas_embed.evaluation import EVALUATORS, Evaluation, check_same_settings
+from mas_embed.evaluation import (
+    BEFORE_FIRST,
+    EVALUATORS,
+    NUM_NEIGHBOURS,
+    Described,
+    Evaluation,
+    Found,
+    Observations,
+    Recorder,
+    check_same_settings,
+)
 from mas_embed.recognition.heads import check_labels, check_scores, split_of_classes, without_other_heads
 from mas_embed.retrieval import embed
 from mas_embed.runtime.checks import as_whole_number
@@ -21,13 +32,35 @@ RECOGNITION_METRICS = ("accuracy", "accuracy_all_heads")
 
 @dataclass(frozen=True)
 class RecognitionDetails:
-    """The accuracy of single classes.
+    """What is found beside the accuracies.
 
     Attributes:
-        class_accuracy: by split, by class, the share of its held-out images that the head of the split recognises.
+        class_accuracy: by split, by class, the share of its held-out images that the head of the split recognises; None unless
+            it is asked for.
+        own_gallery: the accuracy of the splits learned so far among their own classes, by the name of the metric that it is
+            compared with; None before the first split is learned.
+        all_galleries: likewise, among the classes of all splits.
     """
 
-    class_accuracy: dict[str, dict[str, float]]
+    class_accuracy: dict[str, dict[str, float]] | None = None
+    own_gallery: dict[str, list[float]] | None = None
+    all_galleries: dict[str, list[float]] | None = None
+
+
+class _Seen(NamedTuple):
+    """What was seen of N held-out images of a split.
+
+    Attributes:
+        correct: by metric whether each image is classified correctly [N].
+        reciprocal_rank: [N] of the true class among all classes.
+        top: [q, K] the classes with the highest scores, of the recorded images.
+        shares: [q, K] their probabilities among all classes.
+    """
+
+    correct: dict[str, Tensor]
+    reciprocal_rank: Tensor = torch.empty(0)
+    top: Tensor = torch.empty(0)
+    shares: Tensor = torch.empty(0)
 
 
 @EVALUATORS.register("recognition")
@@ -48,6 +81,8 @@ class RecognitionEvaluator:
         classes_per_split: the number of classes of each split, in order; the data set provides it.
         class_names: the names of the classes of each split; None for their labels. The data set provides it.
         by_class: whether the details hold the accuracy of every class.
+        recorded_queries: the number of held-out images of a split, at most, whose predictions are recorded for the report; 0 to
+            record nothing.
         batch_size: number of images that are classified at once.
 
     Raises:
@@ -60,6 +95,7 @@ class RecognitionEvaluator:
         *,
         class_names: Sequence[Sequence[str]] | None = None,
         by_class: bool = False,
+        recorded_queries: int = 256,
         batch_size: int = 256,
     ) -> None:
         self.split_of_class = split_of_classes(classes_per_split)
@@ -74,6 +110,9 @@ class RecognitionEvaluator:
             raise UserError(
                 f"class_names must hold, for every split, as many different names as it has classes ({classes_per_split})"
             )
+        self.recorded_queries = as_whole_number("recorded_queries", recorded_queries, 0)
+        described = Described("reciprocal rank of the true class", "probability", neighbour_kind="label")
+        self._recorder = Recorder(self.recorded_queries, described)
         self._names = [name for names in class_names for name in names]
 
     def check(self, splits: Sequence[Split]) -> Collection[str]:
@@ -89,8 +128,8 @@ class RecognitionEvaluator:
         return RECOGNITION_METRICS
 
     def without_details(self) -> RecognitionEvaluator:
-        """An evaluator with the same scores that does not count by class."""
-        return RecognitionEvaluator(self.classes_per_split, batch_size=self.batch_size)
+        """An evaluator with the same scores that does not count by class and records nothing."""
+        return RecognitionEvaluator(self.classes_per_split, recorded_queries=0, batch_size=self.batch_size)
 
     def begin_split(self, model: nn.Module, splits: Sequence[Split], split_index: int) -> None:
         """Does nothing: nothing is compared with the model before the split."""
@@ -102,29 +141,59 @@ class RecognitionEvaluator:
             UserError: `check` refuses the splits, the model does not give one score for every class, or a score is not finite.
         """
         self.check(splits)
-        correct = [self._correct(model, split) for split in splits]  # of every split by metric [N]
+        self._begin(splits, split_index)
+        seen = [self._classify(model, split, index) for index, split in enumerate(splits)]
         counts = [len(split.query) for split in splits]
-        sums = {metric: [int(one[metric].sum()) for one in correct] for metric in RECOGNITION_METRICS}
+        sums = {metric: [int(one.correct[metric].sum()) for one in seen] for metric in RECOGNITION_METRICS}
         scores = {metric: [s / n for s, n in zip(values, counts, strict=True)] for metric, values in sums.items()}
         pooled = {metric: sum(values) / sum(counts) for metric, values in sums.items()}
-        by_split = zip(splits, correct, strict=True)
-        details = {split.name: self._by_class(one["accuracy"], split.query.labels) for split, one in by_split}
-        return Evaluation(scores, pooled, RecognitionDetails(details) if self.by_class else None)
+        by_split = zip(splits, seen, strict=True)
+        by_class = {split.name: self._by_class(one.correct["accuracy"], split.query.labels) for split, one in by_split}
+        details = RecognitionDetails(by_class) if self.by_class else None
+        if split_index != BEFORE_FIRST:
+            self._record(splits, split_index, seen)
+            own, of_all = (scores[metric][: split_index + 1] for metric in RECOGNITION_METRICS)
+            all_galleries, own_gallery = {"accuracy": of_all}, {"accuracy_all_heads": own}
+            details = RecognitionDetails(by_class if self.by_class else None, own_gallery, all_galleries)
+        return Evaluation(scores, pooled, details)
+
+    def observations(self) -> Observations | None:
+        """What was recorded of the held-out images and of the classes; None without any."""
+        return self._recorder.observations()
+
+    def _begin(self, splits: Sequence[Split], split_index: int) -> None:
+        """Draws the images that are recorded, anew at the start of a sequence."""
+        if split_index == BEFORE_FIRST:
+            self._recorder.forget()
+        self._recorder.begin([split.query.labels for split in splits])
+
+    def _record(self, splits: Sequence[Split], split_index: int, seen: Sequence[_Seen]) -> None:
+        """Records the classes with the highest scores for a sample of images."""
+        if not self._recorder.is_recording:
+            return
+        labels, probabilities = (torch.cat([getattr(one, name) for one in seen]).numpy() for name in ("top", "shares"))
+        found = Found(self.split_of_class.numpy()[labels], np.full_like(labels, -1), labels, probabilities)
+        reciprocal_ranks = torch.cat([one.reciprocal_rank for one in seen]).numpy()
+        self._recorder.record(split_index, [split.query.labels for split in splits], reciprocal_ranks, found)
 
     def state_dict(self) -> dict[str, Any]:
-        """The settings; the evaluator remembers nothing from split to split."""
-        return {"classes_per_split": list(self.classes_per_split), "by_class": self.by_class}
+        """The settings, and what was recorded."""
+        return {**self._settings(), "recorder": self._recorder.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Checks the settings in the state; there is nothing else to restore.
+        """Checks the settings in the state, and restores what was recorded.
 
         Raises:
             UserError: the state is of an evaluator with other settings.
         """
-        check_same_settings(state, self.state_dict())
+        check_same_settings(state, self._settings())
+        self._recorder.load_state_dict(state.get("recorder", {}))
 
-    def _correct(self, model: nn.Module, split: Split) -> dict[str, Tensor]:
-        """Whether each held-out image is classified correctly, by metric [N]."""
+    def _settings(self) -> dict[str, Any]:
+        return {"classes_per_split": list(self.classes_per_split), "by_class": self.by_class}
+
+    def _classify(self, model: nn.Module, split: Split, split_index: int) -> _Seen:
+        """What the scores of all classes say about the held-out images of a split."""
         labels = split.query.labels
         scores = embed(model, ordered_batches(split.query, batch_size=self.batch_size))
         check_scores(scores, len(self.split_of_class))
@@ -132,7 +201,13 @@ class RecognitionEvaluator:
             raise UserError(f"the class scores of split '{split.name}' are not finite; lower the learning rate")
         of_own_head = without_other_heads(scores, labels, self.split_of_class)
         predicted = {"accuracy": of_own_head.argmax(1), "accuracy_all_heads": scores.argmax(1)}
-        return {metric: classes == labels for metric, classes in predicted.items()}
+        correct = {metric: classes == labels for metric, classes in predicted.items()}
+        if not self._recorder.is_recording:
+            return _Seen(correct)
+        reciprocal_rank = 1 / (scores >= scores.gather(1, labels[:, None])).sum(1).double()
+        sampled = scores[torch.from_numpy(self._recorder.sample_of(split_index)).long()].double().softmax(1)
+        shares, top = sampled.topk(min(NUM_NEIGHBOURS, sampled.shape[1]), dim=1)
+        return _Seen(correct, reciprocal_rank, top, shares)
 
     def _by_class(self, correct: Tensor, labels: Tensor) -> dict[str, float]:
         """By the name of a class that occurs the share of its images that are classified correctly."""

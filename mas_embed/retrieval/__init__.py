@@ -9,11 +9,13 @@ from mas_embed.retrieval.compensation import (
     RidgeCompensation,
 )
 from mas_embed.retrieval.embedding import embed
+from mas_embed.retrieval.exact_neighbours import NearestItems, nearest_items
 from mas_embed.retrieval.index import Neighbours, RetrievalIndex
 from mas_embed.retrieval.metrics import METRICS, RetrievalScores, evaluate_retrieval
 from mas_embed.retrieval.nearest_mean import ClassMeans, class_means, nearest_class_mean_accuracy
 from mas_embed.retrieval.search import find_nearest
 from mas_embed.retrieval.similarity import DISTANCES, Distance, check_distance
+from mas_embed.retrieval.small_galleries import SmallItems, score_small_galleries
 
 __all__ = [
     "COMPENSATIONS",
@@ -24,11 +26,13 @@ __all__ = [
     "DriftCompensation",
     "IndexCompatibility",
     "IndexUpdate",
+    "NearestItems",
     "Neighbours",
     "ProcrustesCompensation",
     "RetrievalIndex",
     "RetrievalScores",
     "RidgeCompensation",
+    "SmallItems",
     "check_distance",
     "class_means",
     "clustering_scores",
@@ -37,4 +41,6 @@ __all__ = [
     "evaluate_retrieval",
     "find_nearest",
     "nearest_class_mean_accuracy",
+    "nearest_items",
+    "score_small_galleries",
 ]

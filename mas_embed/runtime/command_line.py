@@ -7,6 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
+def command_of(argv: Sequence[str]) -> str:
+    """The command as it was typed, without the path of the program.
+
+    >>> command_of(["/usr/bin/mas-embed", "run", "my config.yaml"])
+    "mas-embed run 'my config.yaml'"
+    """
+    program = ["mas-embed"] if Path(argv[0]).stem == "mas-embed" else ["python", "-m", "mas_embed"]
+    return shlex.join([*program, *argv[1:]])
+
+
 def resuming_command(argv: Sequence[str]) -> str:
     """The command that goes on where one was stopped.
 
@@ -16,6 +26,4 @@ def resuming_command(argv: Sequence[str]) -> str:
     >>> resuming_command(["/usr/bin/mas-embed", "run", "my config.yaml", "--overwrite"])
     "mas-embed run 'my config.yaml' --resume"
     """
-    program = ["mas-embed"] if Path(argv[0]).stem == "mas-embed" else ["python", "-m", "mas_embed"]
-    arguments = [argument for argument in argv[1:] if argument not in ("--overwrite", "--resume")]
-    return shlex.join([*program, *arguments, "--resume"])
+    return command_of([*(argument for argument in argv if argument not in ("--overwrite", "--resume")), "--resume"])

@@ -62,7 +62,7 @@ class Listener(ExperimentCallback):
 
 def test_the_run_directory(finished):
     assert sorted(path.name for path in finished.iterdir()) == [
-        ".mas-embed.json", ".mas-embed.lock", "config.yaml", "environment.json", "finetune", "frozen", "joint", "mas", "report.html", "results.json",
+        ".mas-embed.json", ".mas-embed.lock", "config.yaml", "environment.json", "finetune", "frozen", "items.safetensors", "joint", "mas", "report.html", "results.json",
         "scores.png", "stale_gallery.png",
     ]  # fmt: skip
     for method in ("finetune", "frozen", "joint", "mas"):
@@ -72,6 +72,9 @@ def test_the_run_directory(finished):
                 "checkpoint-previous.safetensors",
                 "checkpoint.safetensors",
                 "log.jsonl",
+                *(["parameters.safetensors"] if method == "mas" else []),
+                "recording.safetensors",
+                "resources.json",
             ]
     results = json.loads((finished / "results.json").read_text())
     assert results.keys() == {"schema", "name", "splits", "primary_metric", "runs", "selections"}

@@ -186,3 +186,54 @@ def test_resumed_training_equals_uninterrupted_training(tmp_path):
     assert resumed.pooled == expected.pooled
     for name, matrix in expected.scores.items():
         np.testing.assert_array_equal(matrix.scores, resumed.scores[name].scores)
+
+
+def test_facts_are_recorded_with_their_nearest_images():
+    splits = make_splits(noise=1.0)
+    evaluator = FactEvaluator(splits.facts)
+    evaluator.evaluate(nn.Identity(), splits, BEFORE_FIRST)
+    assert evaluator.observations() is None
+    first = evaluator.evaluate(nn.Identity(), splits, 0)
+    last = evaluator.evaluate(nn.Identity(), splits, 1)
+    queries = evaluator.observations().queries
+    assert (queries.kind, queries.neighbour_kind) == ("label", "item")
+    assert queries.label.tolist() == [0, 1, 2, 3, 4] and queries.split.tolist() == [0, 0, 1, 1, 1]
+    assert (queries.index == -1).all()
+    images, labels = gallery_of(splits)
+    where = [(split, index) for split, one in enumerate(splits) for index in range(len(one.gallery))]
+    scores = evaluate_fact_retrieval(images, labels, splits.facts.vectors, splits.facts.weights)
+    for q, fact in enumerate(queries.label.tolist()):
+        slots = [slot for slot in range(3) if WORDS[fact][slot]]
+        target = splits.facts.targets[fact]
+        distances = [sum(float(image[slot] - target[slot]) ** 2 for slot in slots) for image in images]
+        nearest = sorted(range(len(images)), key=lambda i, distances=distances: distances[i])[:5]
+        found = list(zip(queries.now.split[q].tolist(), queries.now.index[q].tolist(), strict=True))
+        assert found == [where[i] for i in nearest]
+        assert queries.now.label[q].tolist() == [int(labels[i]) for i in nearest]
+        assert queries.now.similarity[q].tolist() == pytest.approx([-distances[i] for i in nearest], abs=1e-5)
+        assert queries.score_now[q] == pytest.approx(scores.average_precision[fact], abs=1e-6)
+    recorded = evaluator.observations()
+    assert recorded.classes.now.tolist() == queries.score_now.tolist()
+    assert len(recorded.map.split) == len(images)
+    # Among the images of all splits; the scores themselves are those among the images of each
+    means = [float(np.mean(scores.average_precision[rows])) for rows in SPLITS.values()]
+    assert last.details.all_galleries["mean_average_precision"] == pytest.approx(means)
+    assert first.details.all_galleries["mean_average_precision"] == pytest.approx(means[:1])
+    assert FactEvaluator(splits.facts, recorded_queries=0).observations() is None
+
+
+def test_what_is_recorded_of_facts_is_in_the_state():
+    splits = make_splits(noise=1.0)
+    evaluator, other = FactEvaluator(splits.facts), FactEvaluator(splits.facts)
+    evaluator.evaluate(nn.Identity(), splits, BEFORE_FIRST)
+    evaluator.evaluate(nn.Identity(), splits, 0)
+    other.load_state_dict(evaluator.state_dict())
+    changed = nn.Linear(3, 3)
+    for one in (evaluator, other):
+        one.evaluate(changed, splits, 1)
+    kept, restored = (one.observations().queries for one in (evaluator, other))
+    np.testing.assert_array_equal(kept.learned.index, restored.learned.index)
+    np.testing.assert_array_equal(kept.score_learned, restored.score_learned)
+    assert (kept.score_learned[kept.split == 0] != kept.score_now[kept.split == 0]).any()
+    with pytest.raises(UserError, match="recorded_queries must be a whole number >= 0"):
+        FactEvaluator(splits.facts, recorded_queries=-1)

@@ -1,5 +1,7 @@
 """The accuracies against loops and by hand, on a model that gives its inputs as class scores."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -111,3 +113,36 @@ def test_the_state_is_that_of_the_same_settings():
     evaluator.load_state_dict(evaluator.state_dict())
     with pytest.raises(UserError, match=r"an evaluator with classes_per_split \[2, 3, 1\], but this one has \[2, 3\]"):
         RecognitionEvaluator([2, 3]).load_state_dict(evaluator.state_dict())
+
+
+def test_images_are_recorded_with_the_classes_of_the_highest_scores():
+    splits = random_splits()
+    evaluator = RecognitionEvaluator(CLASSES)
+    evaluator.evaluate(nn.Identity(), splits, BEFORE_FIRST)
+    evaluation = evaluator.evaluate(nn.Identity(), splits, 1)
+    recorded = evaluator.observations()
+    queries = recorded.queries
+    assert (queries.kind, queries.neighbour_kind, recorded.map) == ("item", "label", None)
+    assert len(queries.split) == 19 and queries.rows.tolist() == [1]
+    for q, (split, index) in enumerate(zip(queries.split, queries.index, strict=True)):
+        scores, label = splits[split].query.inputs[index].double(), int(splits[split].query.labels[index])
+        assert queries.label[q] == label
+        assert queries.scores[0, q] == pytest.approx(1 / sum(float(one) >= float(scores[label]) for one in scores))
+        if split == 2:  # not learned yet
+            assert (queries.now.label[q] == -1).all()
+            continue
+        best = sorted(range(6), key=lambda c, scores=scores: -float(scores[c]))[:5]
+        assert queries.now.label[q].tolist() == best
+        total = sum(math.exp(float(one)) for one in scores)
+        shares = [math.exp(float(scores[c])) / total for c in best]
+        assert queries.now.similarity[q].tolist() == pytest.approx(shares, rel=1e-5)
+        assert queries.now.split[q].tolist() == [0 if c < 2 else 1 if c < 5 else 2 for c in best]
+    # The same accuracy among the classes of each split, and of all
+    details = evaluation.details
+    assert details.all_galleries == {"accuracy": evaluation.scores["accuracy_all_heads"][:2]}
+    assert details.own_gallery == {"accuracy_all_heads": evaluation.scores["accuracy"][:2]}
+    other = RecognitionEvaluator(CLASSES)
+    other.load_state_dict(evaluator.state_dict())
+    assert other.observations().queries.now.label.tolist() == queries.now.label.tolist()
+    none = RecognitionEvaluator(CLASSES, recorded_queries=0)
+    assert none.evaluate(nn.Identity(), splits, 0).scores == evaluation.scores and none.observations() is None
