@@ -5,9 +5,9 @@ S splits, Q queries of a split, G gallery items of a split, D embedding size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mas_embed.data import Part, Split, ordered_batches
 from mas_embed.errors import UserError
 from mas_embed.evaluation.base import BEFORE_FIRST, EVALUATORS, Evaluation, check_same_settings
+from mas_embed.evaluation.held_out import BeforeSplit, HeldOut, in_order, numbered
 from mas_embed.evaluation.own_gallery import check_queries_are_answerable, scores_of_own_galleries
 from mas_embed.evaluation.recording import Array, Observations
 from mas_embed.evaluation.retrieval_recorder import RetrievalRecorder
@@ -135,7 +136,7 @@ class RetrievalEvaluator:
         self._trained_labels = torch.empty(
             0, dtype=torch.long
         )  # of all splits, also of those whose data is gone by now
-        self._before: _Before | None = None
+        self._before: BeforeSplit | None = None
         self._means = StoredClassMeans()
 
     def check(self, splits: Sequence[Split]) -> list[str]:
@@ -167,7 +168,7 @@ class RetrievalEvaluator:
             held_out = self._embed_held_out(model, splits)
             (train,) = self._embed_train(model, [splits[split_index]])
             names = [split.name for split in splits]
-            self._before = _Before(held_out, names, names[split_index], train)
+            self._before = BeforeSplit(held_out, names, names[split_index], train)
         if self.class_means and self._means.splits:
             (train,) = self._embed_train(model, [splits[split_index]])
             self._means.begin_split(split_index, self._for_means(train))
@@ -214,7 +215,7 @@ class RetrievalEvaluator:
         """The settings, the gallery vectors and class means that were stored, and what `begin_split` embedded."""
         return {
             **self._settings(),
-            "stale_galleries": _numbered(self._stale_galleries.values()),
+            "stale_galleries": numbered(self._stale_galleries.values()),
             "stale_splits": list(self._stale_galleries),
             "trained_labels": self._trained_labels,
             "before": {} if self._before is None else self._before.as_state(),
@@ -230,10 +231,10 @@ class RetrievalEvaluator:
         """
         check_same_settings(state, self._settings())
         self._forget()
-        galleries = _in_order(state["stale_galleries"])
+        galleries = in_order(state["stale_galleries"])
         self._stale_galleries = dict(zip(state["stale_splits"], galleries, strict=True))
         self._trained_labels = state["trained_labels"]
-        self._before = _Before.of_state(state["before"]) if state["before"] else None
+        self._before = BeforeSplit.of_state(state["before"]) if state["before"] else None
         self._means.load_state_dict(state["means"])
         self._recorder.load_state_dict(state.get("recorder", {}))
 
@@ -246,7 +247,7 @@ class RetrievalEvaluator:
         self._stale_galleries, self._before, self._means = {}, None, StoredClassMeans()
         self._trained_labels = torch.empty(0, dtype=torch.long)
 
-    def _embed_held_out(self, model: nn.Module, splits: Sequence[Split]) -> _HeldOut:
+    def _embed_held_out(self, model: nn.Module, splits: Sequence[Split]) -> HeldOut:
         """The held-out items of every split; none is embedded twice by the same weights."""
         self._drop_embeddings_of_other_weights(model)
         for split in splits:
@@ -255,7 +256,7 @@ class RetrievalEvaluator:
                 queries = gallery if split.query is split.gallery else self._embed(model, split.query)
                 self._embedded[split.name] = queries, gallery
         pairs = [self._embedded[split.name] for split in splits]
-        return _HeldOut([queries for queries, _ in pairs], [gallery for _, gallery in pairs])
+        return HeldOut([queries for queries, _ in pairs], [gallery for _, gallery in pairs])
 
     def _embed_train(self, model: nn.Module, splits: Sequence[Split]) -> list[Tensor]:
         """The training inputs of every split, not augmented; none is embedded twice by the same weights."""
@@ -327,7 +328,7 @@ class RetrievalEvaluator:
         return unit_rows(rows, "embeddings") if self.distance == "cosine" else rows.double()
 
     def _compare(
-        self, model: nn.Module, splits: Sequence[Split], held_out: _HeldOut, learned_before: Set[str]
+        self, model: nn.Module, splits: Sequence[Split], held_out: HeldOut, learned_before: Set[str]
     ) -> IndexUpdate | None:
         """The queries and the index of the splits learned before, across the update; None if the data of all is gone."""
         if self._before is None:
@@ -357,44 +358,6 @@ class RetrievalEvaluator:
             fit_on=(self._before.train, train),
         )
         return compared.summary(after=split.name)
-
-
-class _HeldOut(NamedTuple):
-    """The held-out items of every split, embedded by one set of weights: [Q, D] and [G, D]."""
-
-    queries: list[Tensor]
-    galleries: list[Tensor]
-
-
-class _Before(NamedTuple):
-    """Embeddings by the weights before a split: all held-out items, and the training inputs of that split."""
-
-    held_out: _HeldOut
-    splits: list[str]  # whose items they are, by name
-    split: str
-    train: Tensor
-
-    def as_state(self) -> dict[str, Any]:
-        return {
-            "queries": _numbered(self.held_out.queries),
-            "galleries": _numbered(self.held_out.galleries),
-            "splits": self.splits,
-            "split": self.split,
-            "train": self.train,
-        }
-
-    @classmethod
-    def of_state(cls, state: Mapping[str, Any]) -> _Before:
-        held_out = _HeldOut(_in_order(state["queries"]), _in_order(state["galleries"]))
-        return cls(held_out, list(state["splits"]), str(state["split"]), state["train"])
-
-
-def _numbered(tensors: Iterable[Tensor]) -> dict[str, Tensor]:
-    return {str(index): tensor for index, tensor in enumerate(tensors)}
-
-
-def _in_order(numbered: Mapping[str, Tensor]) -> list[Tensor]:
-    return [numbered[index] for index in sorted(numbered, key=int)]
 
 
 def _kinds_of_queries(splits: Sequence[Split], trained_before: Tensor | None = None) -> dict[str, Tensor]:

@@ -75,9 +75,8 @@ def test_resume_between_two_evaluations_is_uninterrupted(tmp_path):
     make = partial(train, Finetune, splits=None, epochs=1)
     evaluator = partial(SparseEvaluator, RetrievalEvaluator(recall_at=(1,)), every=3)
     _, expected = make(evaluator=evaluator())
-    checkpoint = tmp_path / "c.safetensors"
     for stop_after in (0, 1):
-        checkpoint.unlink(missing_ok=True)
+        checkpoint = tmp_path / f"c{stop_after}.safetensors"
         stopper = Recorder(
             lambda event, stop_after=stop_after: getattr(event, "evaluation", None) and event.split_index == stop_after
         )
