@@ -1,6 +1,7 @@
 """Tables, figures and one HTML page; reads the results in run directories, and nothing of training."""
 
-from mas_embed.report.figures import scores_figure, stale_gallery_figure
+from mas_embed.report.figures import scores_figure
+from mas_embed.report.index_figures import stale_gallery_figure
 from mas_embed.report.page import REPORT_FILES, read_runs, render, write_report
 from mas_embed.report.tables import (
     Table,

@@ -1,158 +1,205 @@
-"""Pictures of a run: what was known of every split, after every split."""
+"""Pictures of the scores: every split after every split, scores over time, and forgetting against learning."""
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
-from collections.abc import Mapping
-from itertools import cycle
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from mas_embed.evaluation import Results
-from mas_embed.report.tables import metric_name, so_far
-from mas_embed.runtime.text import printable, shortened
+from mas_embed.report.drawing import (
+    HEAT,
+    INK,
+    LINE,
+    MUTED,
+    PAPER,
+    WRONG,
+    Style,
+    drawn,
+    name_ticks,
+    plain_axis,
+    score_limits,
+    styles_of,
+)
+from mas_embed.report.tables import metric_name
 
-# Okabe and Ito's colours, which people who see colours differently can tell apart
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINES = ("-", "--", ":")  # where methods are more than colours
 MOST_PANELS = 5  # in a row
-LONGEST_NAME = 32  # characters
-DOTS_PER_INCH = 130
-MOST_DOTS = 30_000  # of a side of a picture; Matplotlib draws fewer than 2**16
-
-
-def png_of(figure: Figure) -> bytes:
-    """The figure as a PNG file; characters that the font does not have are drawn as boxes, without a warning."""
-    picture = io.BytesIO()
-    resolution = min(DOTS_PER_INCH, MOST_DOTS / max(figure.get_size_inches()))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        figure.savefig(picture, format="png", dpi=resolution)
-    return picture.getvalue()
-
-
-def drawn(name: str) -> str:
-    r"""A name as Matplotlib draws it unchanged: shortened, without formulas, and not left out of legends for a "_" at its start.
-
-    >>> drawn(r"$\frac$"), drawn("_hidden")
-    ('\\$\\frac\\$', ' _hidden')
-    """
-    text = shortened(printable(name), LONGEST_NAME).replace("$", r"\$")
-    return f" {text}" if text.startswith("_") or not text else text
+MOST_SHADED = 7  # methods, up to which the deviation is drawn around a line
+LONGEST_TICK = 14  # characters
 
 
 def scores_figure(results: Results) -> Figure:
     """One heat map of R[i, j] for each method above one panel for each split, its score over time; means over the seeds.
 
     A shade around a line is one standard deviation over the seeds. A method with a single row (joint training) is a
-    dashed line. Scores that were not measured are left out.
+    dashed line. Scores that were not measured are left out; those of splits that are not learned yet have no colour.
     """
     methods, metric = results.methods, drawn(metric_name(results.primary_metric))
-    split_names = list(map(drawn, results.splits))
     num_splits = len(results.splits)
     num_columns = min(len(methods), MOST_PANELS)
     num_rows = math.ceil(len(methods) / num_columns)
-    size = (max(3.1 * num_columns, 2.4 * num_splits, 6), 3.55 * num_rows + 2.65)
+    size = (max(3.1 * num_columns, 2.4 * num_splits, 6), 3.7 * num_rows + 2.75)
     figure = Figure(figsize=size, layout="constrained")
     rows: Any = figure.subfigures(2, 1, height_ratios=[1.35 * num_rows, 1])
     upper, lower = rows
-    upper.suptitle(f"{metric} on split j after training through split i", fontsize=11)
+    upper.suptitle(f"{metric} on split j (columns) after training through split i (rows)", fontsize=11)
     lower.suptitle(f"{metric} of each split over time", fontsize=11)
     axes = list(upper.subplots(num_rows, num_columns, squeeze=False).flat)
     for axis in axes[len(methods) :]:
         axis.set_visible(False)
-    matrices = {method: results.matrices(method) for method in methods}
+    limits = limits_of(results)
     for axis, method in zip(axes, methods, strict=False):
-        image = _draw_matrix(axis, matrices[method].mean(0), split_names, drawn(method))
-    upper.colorbar(image, ax=axes, shrink=0.8, pad=0.01)
+        draw_matrix(axis, results, method, limits)
+        axis.set_title(drawn(method))
     panels = lower.subplots(1, num_splits, squeeze=False, sharey=True)[0]
     for split_index, axis in enumerate(panels):
-        _draw_split(axis, split_index, matrices, split_names)
+        draw_split(axis, results, split_index, limits)
     panels[0].set_ylabel(metric)
     handles = panels[0].get_legend_handles_labels()
     lower.legend(*handles, loc="outside lower center", ncols=2 * MOST_PANELS, frameon=False, fontsize=8)
     return figure
 
 
-def stale_gallery_figure(results: Results) -> Figure:
-    """One panel for each method that was trained in splits: the mean score over all splits learned so far, after each of them.
+def limits_of(results: Results) -> tuple[float, float]:
+    """The scale of all pictures of the primary metric: from about the lowest measured score to the highest."""
+    scores = np.concatenate([results.matrices(method).ravel() for method in results.methods])
+    measured = scores[np.isfinite(scores)]
+    return score_limits(float(measured.min()), float(measured.max())) if len(measured) else (0.0, 1.0)
 
-    A solid line with the gallery embedded again after every split (fresh), a dashed one with a gallery that never is (stale);
-    means over the seeds.
+
+def styles_of_results(results: Results) -> dict[str, Style]:
+    """The style of every method of a run."""
+    return styles_of(results.methods, references_of(results))
+
+
+def references_of(results: Results) -> list[str]:
+    """The methods that are trained on everything at once, with a single row of scores."""
+    num_splits = len(results.splits)
+    return [method for method in results.methods if num_splits > 1 and results.matrices(method).shape[1] == 1]
+
+
+def draw_matrix(axis: Axes, results: Results, method: str, limits: tuple[float, float]) -> None:
+    """The mean score on every split (columns) after every split (rows), and below it the change of each since it was learned.
+
+    The darker, the higher on the scale; scores of splits that are not learned yet are hatched, without a colour.
     """
-    metric, splits = results.index_metric, list(map(drawn, results.splits))
-    runs_by_method = {
-        method: [run for run in results.runs_of(method) if run.stale_gallery_matrix(metric) is not None]
-        for method in results.methods
-    }
-    runs_by_method = {method: runs for method, runs in runs_by_method.items() if runs}
-    num_columns = min(len(runs_by_method), MOST_PANELS)
-    num_rows = math.ceil(len(runs_by_method) / num_columns)
-    figure = Figure(figsize=(max(2.6 * num_columns, 6), 2.3 * num_rows + 0.6), layout="constrained")
-    panels = list(figure.subplots(num_rows, num_columns, squeeze=False, sharey=True).flat)
-    for axis in panels[len(runs_by_method) :]:
-        axis.set_visible(False)
-    for color, axis, (method, runs) in zip(cycle(COLORS), panels, runs_by_method.items(), strict=False):
-        for style, label, stale in (("-", "fresh gallery", False), ("--", "stale gallery", True)):
-            mean = np.mean([so_far(run, metric, stale=stale) for run in runs], axis=0)
-            _plot_measured(axis, mean, style, color=color, label=label)
-        axis.set_title(drawn(method), fontsize=10, fontweight="bold")
-        axis.set_xticks(range(len(splits)), splits, fontsize=8)
-        axis.set_xlabel("after training", fontsize=8)
-        axis.set_ylim(0, 1.02)
-        axis.spines[["top", "right"]].set_visible(False)
-    for axis in panels[::num_columns]:
-        axis.set_ylabel(f"{drawn(metric_name(metric))} of splits so far", fontsize=9)
-    figure.suptitle("A fresh gallery, embedded again after every split, and a stale one, which never is", fontsize=11)
-    handles = panels[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False)
-    return figure
-
-
-def _draw_matrix(axis: Axes, scores: NDArray[np.float64], splits: list[str], title: str) -> Any:
-    image = axis.imshow(scores, vmin=0, vmax=1, cmap="viridis")
+    scores = _mean_of_measured(results.matrices(method))
+    is_sequence = len(scores) == len(results.splits)
+    font_size = 11 if cell_size(len(results.splits)) > 30 else 9
     for (row, column), value in np.ndenumerate(scores):
         if not np.isnan(value):
-            color = "black" if value > 0.6 else "white"
-            axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=color)
-    is_sequence = len(scores) == len(splits)
-    row_names = splits if is_sequence else ["all at once"]
-    axis.set_xticks(range(len(splits)), splits, fontsize=8)
-    axis.set_yticks(range(len(row_names)), row_names, fontsize=8)
-    axis.set_title(title, fontsize=10, fontweight="bold")
-    axis.set_xlabel("score on split j", fontsize=8)
-    if is_sequence:
-        axis.set_ylabel("after training split i", fontsize=8)
-    return image
+            is_learned = not is_sequence or column <= row
+            _draw_cell(axis, row, column, value, limits, is_learned=is_learned, font_size=font_size)
+    names = [drawn(name, LONGEST_TICK) for name in results.splits]
+    row_names = list(names) if is_sequence else ["all at once"]
+    bottom = len(scores) - 0.5
+    if is_sequence and len(scores) > 1:
+        _draw_changes(axis, scores, y=len(scores) + 0.15, font_size=font_size - 1)
+        bottom = len(scores) + 0.65
+    axis.set(xlim=(-0.5, len(names) - 0.5), ylim=(bottom, -0.5), aspect="auto")
+    plain_axis(axis)
+    axis.grid(visible=False)
+    axis.spines[:].set_visible(False)
+    axis.set_yticks(
+        [*range(len(row_names)), *([len(scores) + 0.15] if bottom > len(scores) else [])],
+        [*row_names, *(["change"] if bottom > len(scores) else [])],
+    )
+    name_ticks(axis, names, width=cell_size(len(names)) * len(names))
+    axis.xaxis.tick_top()
+    for label in axis.get_xticklabels():
+        if label.get_rotation():
+            label.set(ha="left")
 
 
-def _draw_split(axis: Axes, split_index: int, matrices: Mapping[str, NDArray[np.float64]], splits: list[str]) -> None:
-    positions = np.arange(len(splits))
-    for index, (method, scores) in enumerate(matrices.items()):
-        color, line = COLORS[index % len(COLORS)], LINES[index // len(COLORS) % len(LINES)]
-        column = scores[:, :, split_index]
-        mean, deviation = column.mean(0), column.std(0, ddof=1) if len(column) > 1 else np.zeros(column.shape[1])
-        if len(mean) == len(splits):
-            _plot_measured(axis, mean, line, color=color, label=drawn(method), linewidth=1.6)
-            axis.fill_between(positions, mean - deviation, mean + deviation, color=color, alpha=0.18, linewidth=0)
-        else:
-            axis.axhline(mean[0], color=color, linestyle="--", linewidth=1.4, label=drawn(method))
-    axis.axvline(split_index, color="0.6", linewidth=0.8, linestyle=":")
-    axis.set_title(f"split {splits[split_index]}", fontsize=9)
-    axis.set_xticks(positions, splits, fontsize=7)
-    axis.set_xlabel("after training", fontsize=8)
-    axis.set_ylim(0, 1.02)
-    axis.tick_params(axis="y", labelsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
+def cell_size(num_splits: int) -> int:
+    """Of the cells of a matrix, in pixels of the page."""
+    return 44 if num_splits <= 6 else 34 if num_splits <= 10 else 26
 
 
-def _plot_measured(axis: Axes, values: NDArray[np.float64], style: str, **options: Any) -> None:
-    """A line through the values that are not NaN."""
+def draw_split(axis: Axes, results: Results, split_index: int, limits: tuple[float, float]) -> None:
+    """The score of one split after every split, a line for each method with a shade of one deviation over the seeds."""
+    names = [drawn(name, LONGEST_TICK) for name in results.splits]
+    positions = np.arange(len(names))
+    styles = styles_of_results(results)
+    for method, style in styles.items():
+        column = results.matrices(method)[:, :, split_index]
+        mean, deviation = _mean_of_measured(column), _deviation(column)
+        if len(mean) == len(names):
+            draw_line(axis, mean, style, label=drawn(method))
+            if len(styles) > MOST_SHADED:
+                continue
+            shade = axis.fill_between(
+                positions, mean - deviation, mean + deviation, color=style.color, alpha=0.16, linewidth=0
+            )
+            shade.set_gid(style.group)
+        elif np.isfinite(mean[0]):
+            line = axis.axhline(mean[0], color=style.color, linestyle=style.line, linewidth=1.4, label=drawn(method))
+            line.set_gid(style.group)
+    plain_axis(axis)
+    axis.axvspan(-0.35, split_index, color=LINE, alpha=0.35, linewidth=0, zorder=0)
+    axis.set(xlim=(-0.35, len(names) - 0.65), ylim=limits, title=f"split {names[split_index]}")
+    name_ticks(axis, names, width=230)
+
+
+def draw_line(axis: Axes, values: NDArray[np.float64], style: Style, **options: Any) -> None:
+    """A line of a method through the values that are not NaN."""
     positions = np.flatnonzero(~np.isnan(values))
-    axis.plot(positions, values[positions], style, marker="o", markersize=3, **options)
+    options = {"linestyle": style.line, "linewidth": 1.8, "marker": style.marker, "markersize": 4.5, **options}
+    (line,) = axis.plot(positions, values[positions], color=style.color, **options)
+    line.set_gid(style.group)
+
+
+def _draw_cell(
+    axis: Axes, row: int, column: int, value: float, limits: tuple[float, float], *, is_learned: bool, font_size: int
+) -> None:
+    low, high = limits
+    share = float(np.clip((value - low) / (high - low), 0, 1))
+    box = {"xy": (column - 0.47, row - 0.47), "width": 0.94, "height": 0.94}
+    if is_learned:
+        axis.add_patch(Rectangle(**box, facecolor=HEAT, alpha=0.06 + 0.94 * share, linewidth=0))
+    else:
+        axis.add_patch(Rectangle(**box, facecolor="none", edgecolor=LINE, linewidth=0.7, linestyle=(0, (2, 2))))
+    if row == column and is_learned:
+        axis.add_patch(Rectangle(**box, facecolor="none", edgecolor=INK, linewidth=1.2))
+    color = (PAPER if share > 0.66 else INK) if is_learned else MUTED
+    axis.text(column, row, short_score(value), ha="center", va="center_baseline", fontsize=font_size, color=color)
+
+
+def _draw_changes(axis: Axes, scores: NDArray[np.float64], *, y: float, font_size: int) -> None:
+    """Below every column but the last how the score changed since its split was learned."""
+    for column in range(len(scores) - 1):
+        change = scores[-1, column] - scores[column, column]
+        if not np.isnan(change):
+            sign, color = ("▼", WRONG) if change < -0.005 else ("▲" if change > 0.005 else "", MUTED)
+            text = f"{sign}{short_score(abs(change))}"
+            axis.text(column, y, text, ha="center", va="center_baseline", fontsize=font_size, color=color)
+
+
+def short_score(value: float) -> str:
+    """A score in two digits, without the zero before its point.
+
+    >>> short_score(0.435), short_score(-0.5), short_score(1), short_score(12.3)
+    ('.43', '-.50', '1.0', '12.3')
+    """
+    text = f"{value:.2f}" if abs(value) < 0.995 else f"{value:.1f}"
+    return text.replace("0.", ".", 1) if abs(value) < 0.995 else text
+
+
+def _mean_of_measured(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean over the first axis of the values that are not NaN; NaN where there is none."""
+    counts = np.isfinite(values).sum(0)
+    sums = np.where(np.isfinite(values), values, 0).sum(0)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def _deviation(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The sample standard deviation over the first axis of the values that are not NaN; 0 of fewer than two."""
+    counts = np.isfinite(values).sum(0)
+    squares = np.where(np.isfinite(values), (values - _mean_of_measured(values)) ** 2, 0).sum(0)
+    return np.sqrt(squares / np.maximum(counts - 1, 1))

@@ -53,10 +53,10 @@ def summary_table(results: Results) -> Table:
     metric, rows = results.primary_metric, []
     for method in results.methods:
         runs = results.runs_of(method)
-        cells = [_mean_and_deviation(run.measures[metric][measure] for run in runs) for measure in MEASURES]
+        cells = [mean_and_deviation(run.measures[metric][measure] for run in runs) for measure in MEASURES]
         seconds = [run.seconds["training"] + run.seconds["importance"] for run in runs]
         name = method if runs[0].keeps == "nothing" else f"{method} (keeps {runs[0].keeps})"
-        rows.append([name, *cells, _mean_and_deviation(seconds, digits=1)])
+        rows.append([name, *cells, mean_and_deviation(seconds, digits=1)])
     num_seeds = len({run.seed for run in results.runs})
     title = (
         f"{results.name}: {metric_name(metric)} over {len(results.splits)} splits, "
@@ -74,7 +74,7 @@ def split_table(results: Results) -> Table:
     for method in results.methods:
         final = results.matrices(method)[:, -1]
         pooled = [run.pooled[metric] for run in results.runs_of(method)]
-        rows.append([method, *(_mean_and_deviation(column) for column in (*final.T.tolist(), pooled))])
+        rows.append([method, *(mean_and_deviation(column) for column in (*final.T.tolist(), pooled))])
     title = f"{results.name}: {metric_name(metric)} of every split in the end, and of all together"
     return Table(title, ["method", *results.splits, "pooled"], rows)
 
@@ -101,7 +101,7 @@ def tracked_tables(results: Results) -> list[Table]:
         for method in results.methods:
             runs = [run for run in results.runs_of(method) if any(name in found.tracked for found in run.details)]
             values = [[found.tracked.get(name) for found in run.details] for run in runs]
-            cells = [_mean_and_deviation(column) for column in zip(*values, strict=True)]
+            cells = [mean_and_deviation(column) for column in zip(*values, strict=True)]
             if runs:
                 rows.append([method, *["-"] * (len(results.splits) - len(cells)), *cells])
         header = ["method", *(f"after {split}" for split in results.splits)]
@@ -134,8 +134,8 @@ def index_table(results: Results) -> Table | None:
         rows.append(
             [
                 method,
-                _mean_and_deviation(run.measures[metric]["final_average"] for run in runs),
-                _mean_and_deviation(stale),
+                mean_and_deviation(run.measures[metric]["final_average"] for run in runs),
+                mean_and_deviation(stale),
                 *map(_mean, zip(*scores, strict=True)),
                 *map(_mean, compensated),
                 _mean(one.drift.mean for one in updates),
@@ -156,7 +156,7 @@ def cost_table(results: Results) -> Table:
         steps = [1000 * run.seconds["training"] / run.num_steps for run in runs if run.num_steps]
         ends = [run.seconds["importance"] / len(results.splits) for run in runs]
         memory = f"{max(run.num_bytes for run in runs) / 1024:,.0f}"
-        rows.append([method, runs[0].keeps, memory, _mean_and_deviation(steps, 1), _mean_and_deviation(ends, 2)])
+        rows.append([method, runs[0].keeps, memory, mean_and_deviation(steps, 1), mean_and_deviation(ends, 2)])
     header = ["method", "keeps of the data", "KiB in all", "ms per step", "seconds at a split's end"]
     return Table("What it costs", header, rows)
 
@@ -167,7 +167,7 @@ def selection_table(results: Results) -> Table | None:
     for method, selection in results.selections.items():
         for one in selection.candidates:
             options = ", ".join(f"{name}={value}" for name, value in one.options.items())
-            mean = str(one.error) if one.mean is None else _number(one.mean, 3)
+            mean = str(one.error) if one.mean is None else number(one.mean, 3)
             rows.append([method, options, mean, f"{one.seconds:.0f}", "chosen" * (one.options == selection.chosen)])
     header = ["method", "options", "on validation", "seconds", ""]
     return Table("Options chosen on the validation part, with seeds that no run uses", header, rows) if rows else None
@@ -182,18 +182,18 @@ def so_far(run: RunRecord, metric: str, *, stale: bool) -> list[float]:
 
 def _mean(values: Iterable[float | None]) -> str:
     measured = [value for value in values if value is not None and not np.isnan(value)]
-    return _number(float(np.mean(measured)), 3) if measured else "-"
+    return number(float(np.mean(measured)), 3) if measured else "-"
 
 
-def _mean_and_deviation(values: Iterable[float | None], digits: int = 3) -> str:
+def mean_and_deviation(values: Iterable[float | None], digits: int = 3) -> str:
     measured = [value for value in values if value is not None and not np.isnan(value)]
     if not measured:
         return "-"
-    mean = _number(float(np.mean(measured)), digits)
-    return f"{mean} ± {_number(float(np.std(measured, ddof=1)), digits)}" if len(measured) > 1 else mean
+    mean = number(float(np.mean(measured)), digits)
+    return f"{mean} ± {number(float(np.std(measured, ddof=1)), digits)}" if len(measured) > 1 else mean
 
 
-def _number(value: float, digits: int) -> str:
+def number(value: float, digits: int) -> str:
     """A number without the zero before its point, as tables of scores are set: .435, -.296, 12.1."""
     text = f"{value:.{digits}f}"
     return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
