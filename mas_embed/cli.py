@@ -11,6 +11,7 @@ import re
 import sys
 import tempfile
 import traceback
+import webbrowser
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from mas_embed.config import PASSED_TO, PROVIDED_TO, constructor_parameters, load_config
+from mas_embed.config import changed_options, described_options, load_config
 from mas_embed.data import DATASETS, TRANSFORMS, ordered_batches
 from mas_embed.errors import RunError, UserError, reason_of, unknown_name
 from mas_embed.evaluation import EVALUATORS, Results
@@ -45,7 +46,7 @@ from mas_embed.losses import LOSSES, MINERS
 from mas_embed.methods import METHODS
 from mas_embed.models import MODELS
 from mas_embed.registry import Registry
-from mas_embed.report import Table, read_runs, split_table, summary_table, tracked_tables, write_report
+from mas_embed.report import Table, results_so_far, split_table, summary_table, tracked_tables, write_report
 from mas_embed.retrieval import COMPENSATIONS
 from mas_embed.runtime.command_line import command_of, resuming_command
 from mas_embed.runtime.shown_warnings import warnings_as_sentences
@@ -234,13 +235,23 @@ def report(
         Path | None,
         typer.Option(help="Where to write; needed for several runs.", metavar="DIR", parser=_folder),
     ] = None,
+    map_method: Annotated[
+        str,
+        typer.Option("--map", help="How the map of embeddings is made: pca, tsne or umap.", metavar="METHOD"),
+    ] = "pca",
+    is_opened: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     imports: Imports = None,
 ) -> None:
-    """Rebuild the report of a run directory from its results, or compare several runs over the same splits."""
-    import_modules(imports)  # a report needs no component, but the options of a run should be accepted here
-    write_report(*run_directories, out=out)
-    _show_tables(read_runs(run_directories))
-    _print(f"report  {(out or run_directories[0]) / 'report.html'}")
+    """Rebuild the report of a run directory, also of one that is still going, or compare several runs over the same splits."""
+    import_modules(imports)  # without its components, a config is shown as a whole and not only what it changes
+    write_report(*run_directories, out=out, map_method=map_method, changes_of=changed_options)
+    results = results_so_far(run_directories)
+    if results.runs:
+        _show_tables(results)
+    page = (out or run_directories[0]) / "report.html"
+    _print(f"report  {page}")
+    if is_opened and not webbrowser.open(page.resolve().as_uri()):
+        _print("there is no browser that could be started here; open the page in one yourself")
 
 
 @app.command("list")
@@ -273,28 +284,9 @@ def _plural(kind: str | None) -> str | None:
 
 
 def _show_component(name: str, registry: Registry) -> None:
-    constructor = registry[name]
-    rows = [
-        [option, _default(option, parameter, registry.kind), _type(parameter)]
-        for option, parameter in constructor_parameters(constructor).items()
-        if option not in PASSED_TO.get(registry.kind, ())
-    ]
+    rows = described_options(registry[name], registry.kind)
     console.print(_rich(Table(f"{registry.kind} '{name}'", ["option", "default", "type"], rows), align="left"))
-    console.print(escape(_docstring(constructor)), highlight=False)
-
-
-def _default(option: str, parameter: inspect.Parameter, kind: str) -> str:
-    of_data = {name for data in DATASETS for name in DATASETS.provided_by(data)}
-    if option in PROVIDED_TO.get(kind, set()) | of_data:
-        return "filled in"
-    return "required" if parameter.default is parameter.empty else repr(parameter.default)
-
-
-def _type(parameter: inspect.Parameter) -> str:
-    """The type as it is written, without the names of modules."""
-    if parameter.annotation is parameter.empty:
-        return ""
-    return re.sub(r"\b(\w+\.)+(?=\w)", "", inspect.formatannotation(parameter.annotation))
+    console.print(escape(_docstring(registry[name])), highlight=False)
 
 
 def _docstring(constructor: object) -> str:

@@ -1,5 +1,7 @@
 """A whole run as one YAML file: its schema, its options checked against the constructors."""
 
+from mas_embed.config.changes import changed_options
+from mas_embed.config.described import described_options
 from mas_embed.config.options import component_lists, constructor_parameters, resolve_options
 from mas_embed.config.resolve import PASSED_TO, PROVIDED_TO, candidates_of, load_config, with_candidate
 from mas_embed.config.schema import Component, Config, MethodSection, validate_config
@@ -12,8 +14,10 @@ __all__ = [
     "Config",
     "MethodSection",
     "candidates_of",
+    "changed_options",
     "component_lists",
     "constructor_parameters",
+    "described_options",
     "load_config",
     "read_yaml",
     "resolve_options",

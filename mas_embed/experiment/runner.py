@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from mas_embed.config import Config, MethodSection, with_candidate
+from mas_embed.config import Config, MethodSection, changed_options, with_candidate
 from mas_embed.data import LearnedSplits, Split, fingerprint_of_split
 from mas_embed.errors import RunError, UserError, reason_of
 from mas_embed.evaluation import RESULTS_FILE, Results, RunRecord, first_mistake, without_details
@@ -192,7 +192,7 @@ def _report(config: Config, out: Path, splits: Sequence[Split]) -> None:
     """Writes the report, and the items that it shows; whatever keeps it from being drawn loses no results."""
     try:
         update_items(out, splits, thumbnails=config.report.thumbnails)
-        write_report(out)
+        write_report(out, changes_of=changed_options)
     except Exception as error:
         raise RunError(
             f"everything is trained, and its scores are in {out / RESULTS_FILE}, but the report cannot be written: "

@@ -2,7 +2,7 @@
 
 from mas_embed.report.figures import scores_figure
 from mas_embed.report.index_figures import stale_gallery_figure
-from mas_embed.report.page import REPORT_FILES, read_runs, render, write_report
+from mas_embed.report.page import REPORT_FILES, read_runs, render, results_so_far, write_report
 from mas_embed.report.tables import (
     Table,
     cost_table,
@@ -24,6 +24,7 @@ __all__ = [
     "pooled_table",
     "read_runs",
     "render",
+    "results_so_far",
     "scores_figure",
     "selection_table",
     "split_table",

@@ -96,8 +96,11 @@ def _cost(results: Results, best: str, baseline: str | None) -> str:
     if baseline is not None and baseline != best:
         seconds, without = _seconds(results, best), _seconds(results, baseline)
         if without > 0:
+            times = seconds / without
             parts.append(
-                f"{seconds / without:.1f} times the seconds of {baseline} ({seconds:.0f} instead of {without:.0f})"
+                f"as many seconds as {baseline}"
+                if 0.95 <= times < 1.05
+                else f"{times:.1f} times the seconds of {baseline} ({seconds:.0f} instead of {without:.0f})"
             )
         given_up = learning[baseline] - learning[best]
         if np.isfinite(given_up) and abs(given_up) > SMALL:
@@ -146,7 +149,7 @@ def _index(results: Results, best: str) -> str:
         "re-embed": "had to be embedded again",
     }
     parts = [f"{meant[name]} {count} time{'s' * (count != 1)}" for name, count in verdicts.most_common()]
-    return f"The old index: after {len(updates)} updates of {best}, the stored vectors {_listed(parts)}."
+    return f"The old index: after {len(updates)} update{'s' * (len(updates) != 1)} of {best}, the stored vectors {_listed(parts)}."
 
 
 def size_of(num_bytes: float) -> str:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mas_embed.evaluation import Results
-from mas_embed.report.drawing import INK, LINE, MUTED, PAPER, drawn, panel, plain_axis, score_limits
+from mas_embed.report.drawing import INK, LINE, MUTED, PAPER, Margins, drawn, panel, plain_axis, room_for, score_limits
 from mas_embed.report.figures import references_of, short_score, styles_of_results
 from mas_embed.report.tables import metric_name
 
@@ -25,7 +25,10 @@ def kept_figure(results: Results, *, width: float = 720) -> Figure:
     """
     final, learned = (measured(results, name) for name in ("final_average", "learning"))
     methods = sorted(results.methods, key=lambda name: -np.nan_to_num(_mean(final[name]), nan=-np.inf))
-    figure, axis = panel(width, ROW_HEIGHT * len(methods) + 62)
+    names = [drawn(name, 22) for name in methods]
+    figure, axis = panel(
+        width, ROW_HEIGHT * len(methods) + 48, Margins(left=room_for(names), bottom=40, right=44, top=4)
+    )
     everything = [value for values in (*final.values(), *learned.values()) for value in values]
     low, high = score_limits(min(everything, default=np.nan), max(everything, default=np.nan))
     styles, references = styles_of_results(results), references_of(results)
@@ -50,7 +53,7 @@ def kept_figure(results: Results, *, width: float = 720) -> Figure:
     axis.grid(visible=False, axis="y")
     axis.grid(axis="x", color=LINE, linewidth=0.6)
     axis.spines["left"].set_visible(False)
-    axis.set_yticks(range(len(methods)), [drawn(name, 22) for name in methods])
+    axis.set_yticks(range(len(methods)), names)
     axis.tick_params(axis="y", labelcolor=INK, labelsize=12)
     axis.set_xlabel(f"mean {drawn(metric_name(results.primary_metric))} over the splits")
     return figure
@@ -67,15 +70,15 @@ def trade_off_figure(results: Results, groups: Sequence[Sequence[str]] = (), *, 
     forgetting, learning = (measured(results, name) for name in ("forgetting", "learning"))
     points = {name: (_mean(forgetting[name]), _mean(learning[name])) for name in results.methods}
     points = {name: point for name, point in points.items() if np.isfinite(point).all()}
-    figure, axis = panel(width, min(420, width * 0.85))
+    figure, axis = panel(width, min(370, width * 0.85), Margins(left=52, bottom=42))
     for group in groups:
         joined = [points[name] for name in group if name in points]
         if len(joined) > 1:
             axis.plot(*zip(*joined, strict=True), color=MUTED, linewidth=1, zorder=1)
     styles = styles_of_results(results)
     for name, (x, y) in points.items():
-        errors = {"xerr": _deviation(forgetting[name]), "yerr": _deviation(learning[name])}
-        axis.errorbar(x, y, **errors, color=styles[name].color, elinewidth=1, alpha=0.55, zorder=2)
+        spread = _deviation(learning[name]), _deviation(forgetting[name])
+        axis.errorbar(x, y, *spread, color=styles[name].color, elinewidth=1, alpha=0.55, zorder=2)
         axis.plot(x, y, styles[name].marker, color=styles[name].color, markersize=9, zorder=3)
     plain_axis(axis)
     axis.grid(axis="both", color=LINE, linewidth=0.6)
@@ -83,7 +86,6 @@ def trade_off_figure(results: Results, groups: Sequence[Sequence[str]] = (), *, 
     metric = drawn(metric_name(results.primary_metric))
     axis.set_xlabel(f"forgetting: fall of the {metric} from its best, less is better")
     axis.set_ylabel("learning: score when just learned")
-    figure.draw_without_rendering()
     _label_points(axis, points)
     return figure
 
@@ -102,7 +104,8 @@ def measured(results: Results, measure: str) -> Mapping[str, list[float]]:
 
 def _label_points(axis: Axes, points: Mapping[str, tuple[float, float]]) -> None:
     """Writes the names beside the points, each at the first place where it covers no other name and no point."""
-    placed = []
+    axis.autoscale_view()
+    placed: list[tuple[float, ...]] = []
     height = 13.0
     pixels = {name: axis.transData.transform(point) for name, point in points.items()}
     frame = axis.get_window_extent()
@@ -136,7 +139,7 @@ def _label_points(axis: Axes, points: Mapping[str, tuple[float, float]]) -> None
         place = axis.transData.inverted().transform(anchor)
         if is_far:
             axis.plot([points[name][0], place[0]], [points[name][1], place[1]], color=LINE, linewidth=0.8, zorder=1)
-        axis.text(*place, text, ha="center", va="center_baseline", color=INK, size=11)
+        axis.text(place[0], place[1], text, ha="center", va="center_baseline", color=INK, size=11)
 
 
 def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mas_embed.evaluation import Items, Recording, Results
-from mas_embed.report.drawing import INK, LINE, PAPER, Style, drawn, panel, plain_axis, score_limits
+from mas_embed.report.drawing import INK, LINE, PAPER, Margins, Style, drawn, panel, plain_axis, room_for, score_limits
 from mas_embed.report.figures import short_score, styles_of_results
 from mas_embed.report.tables import Table, mean_and_deviation, metric_name, number
 
@@ -35,22 +36,25 @@ class OwnAndAllOfMethod:
         own, everything = self.own_learned - self.own_final, self.all_learned - self.all_final
         if everything < SMALL and own < SMALL:
             return "kept"
-        if own < SMALL or own <= 0.35 * everything:
+        if own < SMALL:
             return "confused"
-        return "forgotten" if own >= 0.75 * everything else "forgotten and confused"
+        if own > everything - SMALL:
+            return "forgotten"
+        return "mostly confused" if own <= everything / 2 else "mostly forgotten"
 
     @property
     def sentence(self) -> str:
         """The verdict with its numbers."""
         numbers = (
-            f"among its own items a split scores {number(self.own_final, 2)} in the end ({number(self.own_learned, 2)} when "
+            f"Among its own items a split scores {number(self.own_final, 2)} in the end ({number(self.own_learned, 2)} when "
             f"learned), among the items of all splits {number(self.all_final, 2)} ({number(self.all_learned, 2)})"
         )
         meant = {
             "kept": "nothing is lost",
-            "confused": "the classes of a split are still told apart, but they have come to lie where other splits lie",
-            "forgotten": "the classes of a split are no longer told apart as well, even among themselves",
-            "forgotten and confused": "a part is lost within the split, and a part to other splits that lie in the same place",
+            "confused": "its classes are still told apart, but they have come to lie where classes of other splits lie",
+            "mostly confused": "most of what is lost is lost to classes of other splits that lie in the same place",
+            "mostly forgotten": "most of what is lost is lost among its own classes, which are no longer told apart as well",
+            "forgotten": "its classes are no longer told apart as well, even among themselves",
         }
         return f"{numbers}: {meant[self.verdict]}."
 
@@ -86,7 +90,9 @@ def own_table(results: Results) -> Table:
     """Final average and forgetting among the own items and among all, by method."""
     rows = []
     for method in results.methods:
-        pairs = [pair for run in results.runs_of(method) if (pair := run.own_and_all(results.primary_metric)) is not None]
+        pairs = [
+            pair for run in results.runs_of(method) if (pair := run.own_and_all(results.primary_metric)) is not None
+        ]
         if pairs:
             matrices = [[pair.own for pair in pairs], [pair.all for pair in pairs]]
             cells = [
@@ -96,19 +102,27 @@ def own_table(results: Results) -> Table:
             ]
             rows.append([method, *cells])
     header = ["method", "own items", "all items", "forgetting, own", "forgetting, all"]
-    return Table(f"{metric_name(results.primary_metric)} among the items of the own split, and of all splits", header, rows)
+    return Table(
+        f"{metric_name(results.primary_metric)} among the items of the own split, and of all splits", header, rows
+    )
 
 
 def own_and_all_figure(results: Results, found: Sequence[OwnAndAllOfMethod], *, width: float) -> Figure:
     """Two lines for each method, from when the splits were learned (a ring) to the end (a dot): own items above, all below."""
-    figure, axis = panel(width, 46 * len(found) + 56)
+    figure, axis = panel(
+        width, 46 * len(found) + 44, Margins(room_for([one.method for one in found]), bottom=40, right=64, top=4)
+    )
     styles = styles_of_results(results)
     values = [value for one in found for value in (one.own_learned, one.own_final, one.all_learned, one.all_final)]
     for row, one in enumerate(found):
-        style = styles[one.method]
-        for y, start, end, text in ((row - 0.18, one.own_learned, one.own_final, "own"), (row + 0.2, one.all_learned, one.all_final, "all")):  # fmt: skip
-            draw_fall(axis, y, start, end, style)
-            axis.text(1.01, y, f"{text} {short_score(end)}", transform=axis.get_yaxis_transform(), va="center_baseline", color=INK, size=11)  # fmt: skip
+        lines = (
+            (row - 0.18, "own", one.own_learned, one.own_final),
+            (row + 0.2, "all", one.all_learned, one.all_final),
+        )
+        for y, text, start, end in lines:
+            draw_fall(axis, y, start, end, styles[one.method])
+            place: dict[str, Any] = {"transform": axis.get_yaxis_transform(), "va": "center_baseline"}
+            axis.text(1.01, y, f"{text} {short_score(end)}", color=INK, size=11, **place)
     axis.set(xlim=score_limits(min(values), max(values)), ylim=(len(found) - 0.4, -0.6))
     _named_rows(axis, [one.method for one in found])
     axis.set_xlabel(f"mean {drawn(metric_name(results.primary_metric))} over the splits")
@@ -126,7 +140,12 @@ def classes_figure(
     values: dict[tuple[int, int], list[tuple[float, float]]] = {}
     for recording in recordings:
         if recording.classes is not None:
-            columns = (recording.classes.label, recording.classes.split, recording.classes.learned, recording.classes.now)
+            columns = (
+                recording.classes.label,
+                recording.classes.split,
+                recording.classes.learned,
+                recording.classes.now,
+            )
             for label, split, learned, now in zip(*(column.tolist() for column in columns), strict=True):
                 if np.isfinite([learned, now]).all():
                     values.setdefault((label, split), []).append((learned, now))
@@ -135,12 +154,16 @@ def classes_figure(
     if not fallen:
         return None
     names = [items.name_of(label) if items else str(label) for label, _ in fallen]
-    figure, axis = panel(width, 22 * len(fallen) + 40)
+    figure, axis = panel(width, 22 * len(fallen) + 32, Margins(room_for(names, size=11, most=140), top=4))
     for row, key in enumerate(fallen):
-        draw_fall(axis, row, *map(float, means[key]), style)
+        learned, now = map(float, means[key])
+        draw_fall(axis, row, learned, now, style)
     axis.set(xlim=(-0.02, 1.02), ylim=(len(fallen) - 0.4, -0.6))
     _named_rows(axis, names)
-    words = (f"{name} from {short_score(means[key][0])} to {short_score(means[key][1])}" for name, key in zip(names, fallen, strict=True))
+    words = (
+        f"{name} from {short_score(means[key][0])} to {short_score(means[key][1])}"
+        for name, key in zip(names, fallen, strict=True)
+    )
     return figure, ", ".join(words)
 
 
@@ -158,7 +181,8 @@ def confused_pairs(recordings: Sequence[Recording], items: Items | None) -> list
     order = sorted(newer, key=lambda key: (learned[key] - now[key], -now[key], key))[:MOST_PAIRS]
     name_of = items.name_of if items else str
     return [
-        ConfusedPair(name_of(key[0]), name_of(key[1]), learned[key], now[key], queries[key], newer[key]) for key in order
+        ConfusedPair(name_of(key[0]), name_of(key[1]), learned[key], now[key], queries[key], newer[key])
+        for key in order
     ]
 
 

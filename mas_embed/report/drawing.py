@@ -99,12 +99,64 @@ def drawn(name: str, limit: int = LONGEST_NAME) -> str:
     return f" {text}" if text.startswith("_") or not text else text
 
 
-def panel(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure of one panel, its size in pixels of the page."""
-    figure = Figure(
-        figsize=(width / PIXELS_PER_INCH, height / PIXELS_PER_INCH), dpi=PIXELS_PER_INCH, layout="constrained"
+@dataclass(frozen=True)
+class Margins:
+    """The room around what a figure shows, in pixels: for the names of ticks and axes."""
+
+    left: float = 34
+    bottom: float = 24
+    right: float = 8
+    top: float = 8
+
+
+def panels(
+    width: float, height: float, margins: Margins, *, num_columns: int = 1, gap: float = 0, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure and its panels, side by side; all sizes are in pixels of the page.
+
+    The margins are given instead of measured, because measuring them takes longer than drawing.
+
+    Args:
+        width: of the figure.
+        height: of the figure.
+        margins: around all panels.
+        num_columns: of panels.
+        gap: between two panels.
+        options: of `Figure.subplots`.
+    """
+    figure = Figure(figsize=(width / PIXELS_PER_INCH, height / PIXELS_PER_INCH), dpi=PIXELS_PER_INCH)
+    panel_width = (width - margins.left - margins.right - gap * (num_columns - 1)) / num_columns
+    found = figure.subplots(1, num_columns, squeeze=False, **options)
+    figure.subplots_adjust(
+        left=margins.left / width,
+        right=1 - margins.right / width,
+        bottom=margins.bottom / height,
+        top=1 - margins.top / height,
+        wspace=gap / panel_width,
     )
-    return figure, figure.subplots()
+    return figure, list(found[0])
+
+
+def panel(width: float, height: float, margins: Margins) -> tuple[Figure, Axes]:
+    """A figure of one panel, see `panels`."""
+    figure, (axis,) = panels(width, height, margins)
+    return figure, axis
+
+
+def room_for(names: Sequence[str], *, size: float = 12, most: float = 170) -> float:
+    """The pixels that the longest of some names takes beside an axis, about."""
+    return min(most, 0.6 * size * max(map(len, names), default=0) + 10)
+
+
+def room_below(names: Sequence[str], width: float) -> float:
+    """The pixels that names take below an axis of a width: a line, or more where they stand at an angle."""
+    longest = max(map(len, names), default=0)
+    return 24 if not names_are_narrow(names, width) else 4.6 * longest + 18
+
+
+def names_are_narrow(names: Sequence[str], width: float) -> bool:
+    """Whether a width in pixels is not enough for names side by side."""
+    return any(6.2 * len(name) > width / max(1, len(names)) for name in names)
 
 
 def plain_axis(axis: Axes) -> None:
@@ -121,9 +173,8 @@ def plain_axis(axis: Axes) -> None:
 
 def name_ticks(axis: Axes, names: Sequence[str], *, width: float) -> None:
     """The names below the x axis, upright where the width in pixels is not enough for them side by side."""
-    is_narrow = any(6.2 * len(name) > width / max(1, len(names)) for name in names)
     axis.set_xticks(range(len(names)), names)
-    if is_narrow:
+    if names_are_narrow(names, width):
         for label in axis.get_xticklabels():
             label.set(rotation=45, rotation_mode="anchor", ha="right")
 
@@ -154,7 +205,7 @@ def picture(figure: Figure, label: str) -> Picture:
         f'<svg class="picture" role="img" aria-label="{html.escape(label)}" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}">'
     )
-    return Picture(Markup(root + content[content.index(">") + 1 :]), label, width)  # noqa: S704: Matplotlib escapes every text
+    return Picture(Markup(root + content[content.index(">") + 1 :]), label, width)  # noqa: S704 (Matplotlib escapes every text)
 
 
 def svg_of(figure: Figure) -> str:
@@ -183,7 +234,7 @@ def _drawn_quietly() -> Iterator[None]:
 
 
 def _tag_of_page(tag: str, prefix: str, used: set[str]) -> str:
-    """A tag of a figure as it stands in the page: shorter, with the page's font and colours, and names that no other picture has."""
+    """A tag of a figure as it stands in the page: with the page's font and colours, and names that no other picture has."""
     tag = " ".join(tag.split())
     tag = re.sub(r" id=\"(method-\d+)\"", r' class="\1"', tag)
     tag = re.sub(r" id=\"([^\"]*)\"", lambda found: f' id="{prefix}{found[1]}"' if found[1] in used else "", tag)

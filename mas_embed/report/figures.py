@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -143,8 +143,8 @@ def draw_split(axis: Axes, results: Results, split_index: int, limits: tuple[flo
             line.set_gid(style.group)
     plain_axis(axis)
     axis.axvspan(-0.35, split_index, color=LINE, alpha=0.35, linewidth=0, zorder=0)
+    name_ticks(axis, names, width=170)
     axis.set(xlim=(-0.35, len(names) - 0.65), ylim=limits, title=f"split {names[split_index]}")
-    name_ticks(axis, names, width=230)
 
 
 def draw_line(axis: Axes, values: NDArray[np.float64], style: Style, **options: Any) -> None:
@@ -160,13 +160,13 @@ def _draw_cell(
 ) -> None:
     low, high = limits
     share = float(np.clip((value - low) / (high - low), 0, 1))
-    box = {"xy": (column - 0.47, row - 0.47), "width": 0.94, "height": 0.94}
+    box = partial(Rectangle, (column - 0.47, row - 0.47), 0.94, 0.94)
     if is_learned:
-        axis.add_patch(Rectangle(**box, facecolor=HEAT, alpha=0.06 + 0.94 * share, linewidth=0))
+        axis.add_patch(box(facecolor=HEAT, alpha=0.06 + 0.94 * share, linewidth=0))
     else:
-        axis.add_patch(Rectangle(**box, facecolor="none", edgecolor=LINE, linewidth=0.7, linestyle=(0, (2, 2))))
+        axis.add_patch(box(facecolor="none", edgecolor=LINE, linewidth=0.7, linestyle=(0, (2, 2))))
     if row == column and is_learned:
-        axis.add_patch(Rectangle(**box, facecolor="none", edgecolor=INK, linewidth=1.2))
+        axis.add_patch(box(facecolor="none", edgecolor=INK, linewidth=1.2))
     color = (PAPER if share > 0.66 else INK) if is_learned else MUTED
     axis.text(column, row, short_score(value), ha="center", va="center_baseline", fontsize=font_size, color=color)
 

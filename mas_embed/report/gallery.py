@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from mas_embed.evaluation import Item, Items, RecordedNeighbours, RecordedQueries, Recording, first_seeds, queries_to_show
+from mas_embed.evaluation import (
+    Item,
+    Items,
+    RecordedNeighbours,
+    RecordedQueries,
+    Recording,
+    first_seeds,
+    queries_to_show,
+)
 from mas_embed.report.drawing import Style
 from mas_embed.runtime.text import shortened
 
@@ -179,7 +187,9 @@ def _of_one_sample(recordings: Sequence[Recording]) -> list[Recording]:
     return [
         one
         for one in recordings
-        if all(np.array_equal(getattr(_queries(one), name), getattr(first, name)) for name in ("split", "index", "label"))
+        if all(
+            np.array_equal(getattr(_queries(one), name), getattr(first, name)) for name in ("split", "index", "label")
+        )
     ]
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from mas_embed.evaluation import Results
-from mas_embed.report.drawing import INK, drawn, name_ticks, plain_axis, score_limits
+from mas_embed.report.drawing import drawn, name_ticks, plain_axis, score_limits
 from mas_embed.report.figures import LONGEST_TICK, MOST_PANELS, draw_line, styles_of_results
 from mas_embed.report.tables import metric_name, so_far
 
@@ -60,8 +60,8 @@ def draw_stale_gallery(axis: Axes, results: Results, method: str) -> None:
     draw_line(axis, fresh, style, linestyle="-", label="fresh gallery")
     draw_line(axis, stale, style, linestyle=(0, (3, 2)), markerfacecolor="none", label="stale gallery")
     plain_axis(axis)
-    axis.set(xlim=(-0.3, len(names) - 0.7), ylim=index_limits(results))
     name_ticks(axis, names, width=230)
+    axis.set(xlim=(-0.3, len(names) - 0.7), ylim=index_limits(results))
 
 
 def draw_moved(axis: Axes, results: Results, quantity: str) -> None:
@@ -78,10 +78,9 @@ def draw_moved(axis: Axes, results: Results, quantity: str) -> None:
         mean = _mean_of_rows(np.array(rows, dtype=np.float64))
         draw_line(axis, mean, styles[method], label=drawn(method))
     plain_axis(axis)
+    name_ticks(axis, names, width=300)
     axis.set(xlim=(0.7, len(names) - 0.7))
     axis.set_ylim(bottom=0)
-    name_ticks(axis, names, width=250)
-    axis.xaxis.label.set_color(INK)
 
 
 def curve_so_far(results: Results, method: str, *, stale: bool) -> NDArray[np.float64]:

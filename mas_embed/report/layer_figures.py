@@ -11,7 +11,7 @@ from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 
 from mas_embed.evaluation import RecordedParameters, Recording
-from mas_embed.report.drawing import INK, LINE, MUTED, Style, drawn, panel, plain_axis
+from mas_embed.report.drawing import INK, LINE, MUTED, Margins, Style, drawn, panel, panels, plain_axis, room_for
 
 MOST_LAYERS = 18  # in a picture; the least important ones are left out
 
@@ -74,9 +74,10 @@ def _layers_of(parameters: RecordedParameters) -> list[Layer]:
 def importance_figure(layers: Sequence[Layer], style: Style, *, width: float) -> Figure:
     """By layer the share of the importance (a bar), and the quantiles of single values on a logarithmic axis beside it."""
     shown = most_important(layers)
-    figure, _ = panel(width, 21 * len(shown) + 62)
-    figure.clear()
-    shares, values = figure.subplots(1, 2, sharey=True, width_ratios=[1.25, 1])
+    names = [drawn(layer.name, 24) for layer in shown]
+    margins = Margins(room_for(names, size=11, most=150), bottom=42, right=14, top=4)
+    options = {"sharey": True, "width_ratios": [1.2, 1]}
+    figure, (shares, values) = panels(width, 21 * len(shown) + 54, margins, num_columns=2, gap=14, **options)
     rows = np.arange(len(shown))
     shares.barh(rows, [layer.share for layer in shown], height=0.62, color=style.color)
     for row, layer in enumerate(shown):
@@ -85,13 +86,14 @@ def importance_figure(layers: Sequence[Layer], style: Style, *, width: float) ->
         if high > 0:
             floor = high / 1e6
             values.plot([max(low, floor), high], [row, row], color=style.color, linewidth=1)
-            values.plot([max(quarter, floor), max(three_quarters, floor)], [row, row], color=style.color, linewidth=6, alpha=0.45, solid_capstyle="butt")  # fmt: skip
+            half = [max(quarter, floor), max(three_quarters, floor)]
+            values.plot(half, [row, row], color=style.color, linewidth=6, alpha=0.45, solid_capstyle="butt")
             values.plot(max(middle, floor), row, "o", color=style.color, markersize=5)
     for axis in (shares, values):
         plain_axis(axis)
         axis.grid(visible=False)
         axis.spines["left"].set_visible(False)
-    shares.set_yticks(rows, [drawn(layer.name, 24) for layer in shown])
+    shares.set_yticks(rows, names)
     shares.tick_params(axis="y", labelcolor=INK, labelsize=11)
     shares.set(ylim=(len(shown) - 0.4, -0.6), xlim=(0, max(layer.share for layer in shown) * 1.28), xticks=[])
     shares.set_xlabel("share of the importance")
@@ -108,8 +110,14 @@ def movement_figure(layers: Sequence[Layer], style: Style, *, width: float) -> F
     shown = [layer for layer in layers if layer.per_value > 0 and np.isfinite(layer.moved) and layer.moved > 0]
     if len(shown) < 2:
         return None
-    figure, axis = panel(width, min(280, width * 0.8))
-    axis.plot([layer.per_value for layer in shown], [layer.moved for layer in shown], style.marker, color=style.color, markersize=8)
+    figure, axis = panel(width, min(280, width * 0.8), Margins(58, 44))
+    axis.plot(
+        [layer.per_value for layer in shown],
+        [layer.moved for layer in shown],
+        style.marker,
+        color=style.color,
+        markersize=8,
+    )
     plain_axis(axis)
     axis.set(xscale="log", yscale="log")
     for one in (axis.xaxis, axis.yaxis):
@@ -119,7 +127,9 @@ def movement_figure(layers: Sequence[Layer], style: Style, *, width: float) -> F
     axis.set_ylabel("relative movement")
     for layer in sorted(shown, key=lambda one: -one.share)[:6]:
         name = drawn(layer.name.rpartition(".")[2] if len(layer.name) > 12 else layer.name, 14)
-        axis.annotate(name, (layer.per_value, layer.moved), (0, 7), textcoords="offset points", size=10, color=MUTED, ha="center")
+        axis.annotate(
+            name, (layer.per_value, layer.moved), (0, 7), textcoords="offset points", size=10, color=MUTED, ha="center"
+        )
     return figure
 
 
@@ -132,4 +142,3 @@ def most_important(layers: Sequence[Layer]) -> list[Layer]:
 def in_words(layers: Sequence[Layer]) -> str:
     """The shares of the most important layers."""
     return ", ".join(f"{layer.name} {layer.share:.0%}" for layer in sorted(layers, key=lambda one: -one.share)[:5])
-

@@ -17,11 +17,11 @@ document.querySelectorAll("th button").forEach((button) => button.addEventListen
   body.append(...[...body.rows].sort(compare));
 }));
 
-// Shows and hides a method in the pictures of a section.
+// Shows and hides a method in the pictures and galleries of a section.
 document.querySelectorAll("button[data-group]").forEach((button) => button.addEventListener("click", () => {
   const isShown = button.getAttribute("aria-pressed") === "false";
   button.setAttribute("aria-pressed", isShown);
-  button.closest("section").querySelectorAll(`.picture .${button.dataset.group}`).forEach((drawn) => {
+  button.closest("section").querySelectorAll(`.picture .${button.dataset.group}, tr.${button.dataset.group}`).forEach((drawn) => {
     drawn.style.display = isShown ? "" : "none";
   });
 }));

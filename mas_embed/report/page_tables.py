@@ -9,6 +9,8 @@ from typing import Literal
 
 from mas_embed.report.tables import Table
 
+NOTHING = "\N{EN DASH}"  # in place of what was not measured
+
 Direction = Literal["high", "low"]
 
 # By the name of a column what it means, and whether high or low values are the good ones
@@ -24,7 +26,7 @@ NOTES: dict[str, tuple[str, Direction | None]] = {
     "old on old": ("queries and gallery of the model before the update", None),
     "new on new": ("queries and gallery of the model after it", "high"),
     "new on old": ("new queries on the old gallery", "high"),
-    "drift": ("how far items of the old gallery moved, 1 − cosine", "low"),
+    "drift": ("how far items of the old gallery moved", "low"),
     "churn": ("share of a query's nearest items that it loses", "low"),
     "verdicts": ("on the index, over all updates and seeds", None),
     "keeps of the data": ("what the method stores of earlier splits", None),
@@ -131,5 +133,7 @@ def _cell(text: str) -> Cell:
     mean, sign, deviation = text.partition(" ± ")
     if re.fullmatch(r"-?[\d,]*\.?\d+", mean):
         value = float(mean.replace(",", ""))
-        return Cell(mean.replace("-", "−"), f"±\N{NARROW NO-BREAK SPACE}{deviation}" if sign else "", value)
-    return Cell("–" if text == "-" else text)
+        return Cell(
+            mean.replace("-", "\N{MINUS SIGN}"), f"±\N{NARROW NO-BREAK SPACE}{deviation}" if sign else "", value
+        )
+    return Cell(NOTHING if text == "-" else text)

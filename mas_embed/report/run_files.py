@@ -1,17 +1,25 @@
-"""What a run directory holds beside its results, as far as it is there: the config, the environment, and the logs of trainings."""
+"""What a run directory holds beside its results: the config, the environment, logs and recordings."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from mas_embed.errors import UserError
-from mas_embed.evaluation import CONFIG_FILE, ENVIRONMENT_FILE, Results
+from mas_embed.evaluation import (
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    Items,
+    Recording,
+    Results,
+    read_items,
+    read_recordings,
+)
 from mas_embed.runtime.reading import read_text
 from mas_embed.runtime.yaml_text import parse_yaml
 
@@ -49,6 +57,11 @@ class TrainingLog:
     epochs: list[LogLine]
     splits: list[LogLine]
 
+    @property
+    def num_splits(self) -> int:
+        """Of the sequence; 0 for an empty log."""
+        return max((line.num_splits for line in (*self.epochs, *self.splits)), default=0)
+
 
 @dataclass(frozen=True)
 class RunFiles:
@@ -58,12 +71,18 @@ class RunFiles:
         config: the text of the resolved config; "" where there is none.
         environment: the text about the machine and the versions; "" where there is none.
         logs: of the trainings, also of those that are not finished.
+        recordings: of the trainings, also of those that are not finished.
+        items: pictures, texts and names of what the recordings name; None where there are none.
+        changes: the part of the config that is not the default; "" if it is not known.
         mistakes: a sentence for each file that could not be read.
     """
 
     config: str = ""
     environment: str = ""
     logs: list[TrainingLog] = field(default_factory=list)
+    recordings: list[Recording] = field(default_factory=list)
+    items: Items | None = None
+    changes: str = ""
     mistakes: list[str] = field(default_factory=list)
 
     @property
@@ -101,13 +120,19 @@ class RunFiles:
         return len(self.methods) * (len(seeds) if isinstance(seeds, list) else 1)
 
 
-def read_run_files(folder: Path, results: Results | None, titles: Mapping[str, str]) -> RunFiles:
+def read_run_files(
+    folder: Path,
+    results: Results | None,
+    titles: Mapping[str, str],
+    changes_of: Callable[[str], str | None] = lambda config: None,
+) -> RunFiles:
     """Reads what is there.
 
     Args:
         folder: the run directory.
         results: that it holds.
         titles: by the title of a method in the directory the one that the page shows, where that is another.
+        changes_of: gives the part of a config that is not the default, or None if it is not known.
     """
     mistakes: list[str] = []
     logs = []
@@ -120,13 +145,20 @@ def read_run_files(folder: Path, results: Results | None, titles: Mapping[str, s
             continue
         epochs, splits = ([line for line in lines if line.event == event] for event in ("epoch", "split"))
         logs.append(TrainingLog(titles.get(method, method), path.parent.name.removeprefix("seed"), epochs, splits))
-    return RunFiles(_text(folder / CONFIG_FILE), _text(folder / ENVIRONMENT_FILE), logs, mistakes)
+    recordings, items = [], None
+    try:
+        recordings = [replace(one, method=titles.get(one.method, one.method)) for one in read_recordings(folder)]
+        items = read_items(folder)
+    except UserError as error:
+        mistakes.append(str(error))
+    config, environment = _text(folder / CONFIG_FILE), _text(folder / ENVIRONMENT_FILE)
+    return RunFiles(config, environment, logs, recordings, items, changes_of(config) or "", mistakes)
 
 
 def _title_of(training: Path, folder: Path, results: Results | None) -> str:
     """The title of the method whose training has a folder."""
     name = str(training.relative_to(folder))
-    recorded = {getattr(run, "folder", ""): run.method for run in results.runs} if results else {}
+    recorded = {run.folder: run.method for run in results.runs} if results else {}
     return recorded.get(name, training.parent.name)
 
 

@@ -9,20 +9,20 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from mas_embed.evaluation import Results, RunRecord
+from mas_embed.evaluation import Recording, Results, RunRecord
 from mas_embed.report.answer import size_of
-from mas_embed.report.drawing import drawn, panel, picture
-from mas_embed.report.figures import references_of, styles_of_results
+from mas_embed.report.drawing import Margins, Style, drawn, panel, picture, room_below
+from mas_embed.report.figures import LONGEST_TICK, references_of
 from mas_embed.report.index_figures import (
     draw_moved,
     draw_stale_gallery,
     methods_with_index,
     stale_gallery_figure,
 )
-from mas_embed.report.page_tables import Cell, Column, PageTable, page_table
+from mas_embed.report.page_tables import NOTHING, Cell, Column, PageTable, page_table
 from mas_embed.report.panels import NARROW, Panel
 from mas_embed.report.run_files import RunFiles, TrainingLog
-from mas_embed.report.tables import Table, cost_table, index_table, metric_name, number, selection_table
+from mas_embed.report.tables import cost_table, index_table, metric_name, selection_table
 from mas_embed.report.training_figures import draw_epochs, loss_of, seconds_figure, share_of_penalty
 
 MOST_VERDICTS = 200  # sentences
@@ -48,15 +48,20 @@ def index_section(results: Results, figures: dict[str, Figure]) -> dict[str, Any
     num_splits = len(results.splits)
     cells = {row[0]: row for row in table.rows}
     panels = []
+    width = min(NARROW, max(260, 24 * num_splits))
+    below = room_below([drawn(name, LONGEST_TICK) for name in results.splits], width)
     for method in methods_with_index(results):
-        figure, axis = panel(min(NARROW, max(260, 24 * num_splits)), 205)
+        figure, axis = panel(width, 175 + below, Margins(bottom=below))
         draw_stale_gallery(axis, results, method)
         row = cells.get(method, ["", "-", "-"])
-        label = f"{metric} of the splits learned so far with {method}: {row[1]} in the end with a fresh gallery, {row[2]} with a stale one"
+        label = (
+            f"{metric} of the splits learned so far with {method}: {row[1]} in the end with a fresh gallery, "
+            f"{row[2]} with a stale one"
+        )
         panels.append(Panel(picture(figure, label), method))
     moved = []
     for quantity, column in (("drift", "drift"), ("churn", "churn")):
-        figure, axis = panel(NARROW, 215)
+        figure, axis = panel(NARROW, 185 + below, Margins(bottom=below))
         draw_moved(axis, results, quantity)
         place = table.header.index(column)
         means = "; ".join(f"{row[0]} {row[place]}" for row in table.rows)
@@ -104,10 +109,8 @@ def _counted(verdict: str, count: int, num_seeds: int) -> str:
     return verdict if count == num_seeds else f"{verdict} ({count} of {num_seeds})"
 
 
-def course_section(
-    results: Results | None, run_files: Sequence[RunFiles], styles: Mapping[str, Any], figures: dict[str, Figure]
-) -> dict[str, Any]:
-    """How the run went: losses, the penalty's share, seconds and memory, and the options that were chosen."""
+def course_section(run_files: Sequence[RunFiles], styles: Mapping[str, Style]) -> dict[str, Any]:
+    """The loss of every method over time, and the penalty's share of it."""
     logs = [log for files in run_files for log in files.logs if log.epochs]
     by_method: dict[str, list[TrainingLog]] = {}
     for log in logs:
@@ -116,14 +119,14 @@ def course_section(
     for method, found in by_method.items():
         if method not in styles:
             continue
-        figure, axis = panel(300, 180)
+        figure, axis = panel(300, 180, Margins(left=44))
         draw_epochs(axis, found, styles[method], loss_of)
         last = [log.epochs[-1].loss for log in found if log.epochs[-1].loss is not None]
         label = f"Loss of {method} over the epochs" + (f"; at the end {sum(last) / len(last):.3g}" if last else "")
         losses.append(Panel(picture(figure, label), method))
         values = [share for log in found for line in log.epochs if (share := share_of_penalty(line)) > 0]
         if values:
-            figure, axis = panel(300, 180)
+            figure, axis = panel(300, 180, Margins(left=44))
             draw_epochs(axis, found, styles[method], share_of_penalty)
             axis.set_ylim(0, 1)
             shares.append(
@@ -140,7 +143,6 @@ def cost_section(results: Results) -> dict[str, Any]:
     return {
         "seconds": Panel(wide, "", narrow),
         "table": page_table(cost_table(results), unranked=references_of(results)),
-        "memory": _memory_table(results),
         "selection": None if selection is None else page_table(selection),
     }
 
@@ -154,46 +156,42 @@ def _seconds_in_words(results: Results, method: str) -> str:
     return f"{method} {', '.join(parts)}"
 
 
-def _memory_table(results: Results) -> PageTable | None:
-    """The largest memory of the process and of the accelerator by method; None where it was not recorded."""
-    names = {"process_peak": "process", "cuda_peak": "accelerator"}
-    found = {
-        method: {key: max(getattr(run, "memory", {}).get(key, 0) for run in results.runs_of(method)) for key in names}
-        for method in results.methods
+def memory_table(by_method: Mapping[str, Sequence[Recording]]) -> PageTable | None:
+    """The largest memory of the process and of the GPU by method; None where it was not recorded."""
+    names = {"process_peak": "process", "cuda_peak": "GPU"}
+    notes = {
+        "process_peak": "largest so far; it never falls from one training to the next",
+        "cuda_peak": "largest of this training",
     }
-    keys = [key for key in names if any(values[key] for values in found.values())]
+    peaks = {
+        method: {key: max((one.memory.get(key, 0) for one in recordings), default=0) for key in names}
+        for method, recordings in by_method.items()
+    }
+    keys = [key for key in names if any(values[key] for values in peaks.values())]
     if not keys:
         return None
-    notes = {
-        "process_peak": "the largest of the process until then; it never falls between trainings",
-        "cuda_peak": "the largest of this training",
-    }
     columns = [Column("method", is_text=True), *(Column(names[key], notes[key]) for key in keys)]
     rows = [
         [
             Cell(method),
-            *(Cell(size_of(values[key]) if values[key] else "–", value=float(values[key]) or None) for key in keys),
+            *(Cell(size_of(values[key]) if values[key] else NOTHING, value=float(values[key]) or None) for key in keys),
         ]
-        for method, values in found.items()
+        for method, values in peaks.items()
     ]
     return PageTable("Largest memory", columns, rows)
 
 
-def environment_lines(files: RunFiles) -> list[tuple[str, str]]:
-    """The machine and the versions, as names and values."""
+def files_section(files: RunFiles) -> dict[str, Any]:
+    """The config and its changes, the machine and the versions, and the command that starts the run again."""
     machine = files.machine
-    versions = machine.get("packages")
-    lines = [
-        (str(name), str(value))
-        for name, value in machine.items()
-        if value is not None and name not in ("packages", "command")
-    ]
-    if isinstance(versions, dict):
-        lines += [(str(name), str(value)) for name, value in versions.items()]
-    return lines
-
-
-def command_of(files: RunFiles) -> str:
-    """The command that starts the run again; "" if it is not recorded."""
-    command = files.machine.get("command")
-    return command if isinstance(command, str) else ""
+    packages, command = machine.get("packages"), machine.get("command")
+    lines = {
+        name: value for name, value in machine.items() if value is not None and name not in ("packages", "command")
+    }
+    lines |= packages if isinstance(packages, dict) else {}
+    return {
+        "config": files.config,
+        "changes": files.changes,
+        "environment": [(str(name), str(value)) for name, value in lines.items()],
+        "command": command if isinstance(command, str) else "",
+    }

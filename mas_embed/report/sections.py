@@ -10,8 +10,19 @@ from matplotlib.figure import Figure
 from mas_embed.evaluation import Results
 from mas_embed.report.answer import answer_of
 from mas_embed.report.comparison_figures import kept_figure, trade_off_figure
-from mas_embed.report.drawing import drawn, panel, picture
+from mas_embed.report.drawing import (
+    Margins,
+    Style,
+    drawn,
+    names_are_narrow,
+    panel,
+    picture,
+    room_below,
+    room_for,
+    styles_of,
+)
 from mas_embed.report.figures import (
+    LONGEST_TICK,
     MOST_SHADED,
     cell_size,
     draw_matrix,
@@ -22,49 +33,81 @@ from mas_embed.report.figures import (
     short_score,
     styles_of_results,
 )
+from mas_embed.report.gallery import gallery_of
 from mas_embed.report.page_tables import page_table
 from mas_embed.report.panels import NARROW, Key, Panel
+from mas_embed.report.progress import progress_table, unfinished_sentence
+from mas_embed.report.recording_sections import (
+    Recorded,
+    confused_section,
+    layers_section,
+    map_section,
+    recorded_of,
+)
 from mas_embed.report.run_files import RunFiles
-from mas_embed.report.run_sections import command_of, cost_section, course_section, environment_lines, index_section
+from mas_embed.report.run_sections import cost_section, course_section, files_section, index_section, memory_table
 from mas_embed.report.tables import metric_name, pooled_table, split_table, summary_table, tracked_tables
 
 
-def sections_of(results: Results, run_files: Sequence[RunFiles]) -> tuple[dict[str, Any], dict[str, Figure]]:
+def sections_of(
+    results: Results, run_files: Sequence[RunFiles], map_method: str
+) -> tuple[dict[str, Any], dict[str, Figure]]:
     """By their name in the template all sections of the page, and by the name of the file its pictures."""
-    kinds = {title: name for files in run_files for title, name in files.methods}
-    figures = {"scores": scores_figure(results), "kept": kept_figure(results)}
-    summary = summary_table(results)
+    figures: dict[str, Figure] = {}
+    done = {(run.method, str(run.seed)) for run in results.runs}
+    styles = styles_of_all(results, run_files)
+    recorded = recorded_of(run_files, styles)
+    course = course_section(run_files, styles)
     sections = {
-        "answer": answer_of(results, kinds),
+        "unfinished": unfinished_sentence(len(done), run_files),
+        "progress": progress_table(run_files, done, results.primary_metric),
         "ran": what_was_run(results, run_files),
-        "kept": Panel(
-            picture(kept_figure(results), kept_label(results)),
-            "",
-            picture(kept_figure(results, width=NARROW), kept_label(results)),
-        ),
-        "summary": page_table(
-            summary, unranked=references_of(results), title=summary.title.removeprefix(f"{results.name}: ")
-        ),
-        "scores": scores_section(results, kinds),
-        "keys": keys_of(results),
-        "by_split": page_table(
-            split_table(results),
-            others=("in the end", "high"),
-            unranked=references_of(results),
-            title=f"{metric_name(results.primary_metric)} of every split in the end, and of all together",
-        ),
-        "tracked": [page_table(table, others=("", "high")) for table in tracked_tables(results)],
-        "pooled": page_table(pooled_table(results), others=("", "high"), unranked=references_of(results)),
-        "index": index_section(results, figures),
-        "course": course_section(results, run_files, styles_of_results(results), figures),
-        "cost": cost_section(results),
-        "files": [
-            {"config": files.config, "environment": environment_lines(files), "command": command_of(files)}
-            for files in run_files
-        ],
+        "keys": keys_of(styles, references_of(results)),
+        "gallery": gallery_of(recorded.recordings, recorded.items, styles),
+        "layers": layers_section(recorded, course["shares"], figures),
+        "map": map_section(recorded, map_method, figures),
+        "course": course,
+        "memory": memory_table(recorded.by_method),
+        "files": [files_section(files) for files in run_files],
         "mistakes": [mistake for files in run_files for mistake in files.mistakes],
     }
+    if results.runs:
+        sections |= finished_sections(results, run_files, recorded, figures)
     return sections, figures
+
+
+def finished_sections(
+    results: Results, run_files: Sequence[RunFiles], recorded: Recorded, figures: dict[str, Figure]
+) -> dict[str, Any]:
+    """The sections about trainings that have ended."""
+    kinds = {title: name for files in run_files for title, name in files.methods}
+    metric, references, summary = metric_name(results.primary_metric), references_of(results), summary_table(results)
+    figures["scores"], figures["kept"] = scores_figure(results), kept_figure(results)
+    wide, narrow = (picture(kept_figure(results, width=width), kept_label(results)) for width in (720, NARROW))
+    in_the_end = f"{metric} of every split in the end, and of all together"
+    return {
+        "answer": answer_of(results, kinds),
+        "kept": Panel(wide, "", narrow),
+        "not_measured": not_measured(results),
+        "summary": page_table(summary, unranked=references, title=summary.title.removeprefix(f"{results.name}: ")),
+        "scores": scores_section(results, kinds, figures),
+        "by_split": page_table(
+            split_table(results), others=("in the end", "high"), unranked=references, title=in_the_end
+        ),
+        "tracked": [page_table(table, others=("", "high")) for table in tracked_tables(results)],
+        "pooled": page_table(pooled_table(results), others=("", "high"), unranked=references),
+        "confused": confused_section(results, recorded, figures),
+        "index": index_section(results, figures),
+        "cost": cost_section(results),
+    }
+
+
+def styles_of_all(results: Results, run_files: Sequence[RunFiles]) -> dict[str, Style]:
+    """The style of every method: of those with results, and of those that have only begun."""
+    begun = dict.fromkeys(log.method for files in run_files for log in files.logs)
+    return styles_of_results(results) | styles_of(
+        [*results.methods, *(method for method in begun if method not in results.methods)], references_of(results)
+    )
 
 
 def what_was_run(results: Results, run_files: Sequence[RunFiles]) -> list[tuple[str, str]]:
@@ -87,37 +130,47 @@ def what_was_run(results: Results, run_files: Sequence[RunFiles]) -> list[tuple[
     ]
 
 
+def not_measured(results: Results) -> str:
+    """A sentence about scores that were not measured; empty if all were."""
+    num_splits = len(results.splits)
+    counts = {run.num_averaged.get("learning", num_splits) for run in results.runs if len(run.details) == num_splits}
+    counts -= {num_splits}
+    if not counts:
+        return ""
+    return f"Not every split was evaluated after every split: learning is a mean over {min(counts)} of {num_splits} splits."
+
+
 def kept_label(results: Results) -> str:
     table = summary_table(results)
     rows = ", ".join(f"{row[0]} {row[1]}" for row in table.rows)
     return f"Mean score when learned and in the end, by method. In the end: {rows}."
 
 
-def keys_of(results: Results) -> list[Key]:
+def keys_of(styles: Mapping[str, Style], references: Sequence[str]) -> list[Key]:
     """The legend of all pictures with a line or point for each method."""
     keys = []
-    for method, style in styles_of_results(results).items():
-        figure, axis = panel(34, 14)
+    for method, style in styles.items():
+        figure, axis = panel(34, 14, Margins(2, 2, 2, 2))
         axis.plot([0, 1, 2], [0, 0, 0], color=style.color, linestyle=style.line, linewidth=1.8)
-        if method not in references_of(results):
+        if method not in references:
             axis.plot(1, 0, style.marker, color=style.color, markersize=6)
         axis.set_axis_off()
         keys.append(Key(method, style.group, picture(figure, "")))
     return keys
 
 
-def scores_section(results: Results, kinds: Mapping[str, str]) -> dict[str, Any]:
+def scores_section(results: Results, kinds: Mapping[str, str], figures: dict[str, Figure]) -> dict[str, Any]:
     """The matrices, the curves and the trade-off."""
     limits, num_splits = limits_of(results), len(results.splits)
     metric = metric_name(results.primary_metric)
     matrices = [matrix_panel(results, method, limits) for method in results.methods]
     curves = []
     if num_splits > 1:
-        height = 190 if len(results.methods) <= MOST_SHADED else 250
+        is_small = len(results.methods) <= MOST_SHADED
+        width, height = min(NARROW, max(204 if is_small else NARROW, 26 * num_splits)), 165 if is_small else 225
+        below = room_below([drawn(name, LONGEST_TICK) for name in results.splits], width)
         for index, split in enumerate(results.splits):
-            figure, axis = panel(
-                min(NARROW, max(204 if len(results.methods) <= MOST_SHADED else NARROW, 26 * num_splits)), height
-            )
+            figure, axis = panel(width, height + below, Margins(bottom=below))
             draw_split(axis, results, index, limits)
             axis.set_title("")
             finals = "; ".join(f"{name} {row[index + 1]}" for name, *row in _by_split(results))
@@ -132,6 +185,7 @@ def scores_section(results: Results, kinds: Mapping[str, str]) -> dict[str, Any]
         groups = strength_groups(results, kinds)
         wide, narrow = (picture(trade_off_figure(results, groups, width=width), label) for width in (620, NARROW))
         trade_off = Panel(wide, "", narrow)
+        figures["trade_off"] = trade_off_figure(results, groups)
     return {
         "metric": metric,
         "limits": [short_score(limit) for limit in limits],
@@ -145,14 +199,17 @@ def scores_section(results: Results, kinds: Mapping[str, str]) -> dict[str, Any]
 def matrix_panel(results: Results, method: str, limits: tuple[float, float]) -> Panel:
     num_splits = len(results.splits)
     rows = results.matrices(method).shape[1]
-    longest = max(len(drawn(name, 14)) for name in results.splits)
-    cell = cell_size(num_splits)
-    is_narrow = longest * 6.2 > cell
-    width = 6 * longest + 14 + cell * num_splits + (4 * longest if is_narrow else 0)
-    height = cell * (rows + (1.15 if rows > 1 else 0)) + (5 * longest if is_narrow else 24) + 8
-    figure, axis = panel(max(width, 150), height)
+    names = [drawn(name, LONGEST_TICK) for name in results.splits]
+    longest, cell = max(map(len, names)), cell_size(num_splits)
+    is_narrow = names_are_narrow(names, cell * num_splits)
+    row_names = [*names, "change"] if rows > 1 else ["all at once"]
+    margins = Margins(
+        room_for(row_names, size=10.5), 2, 4 * longest if is_narrow else 4, 4.6 * longest + 12 if is_narrow else 20
+    )
+    height = cell * (rows + (1.15 if rows > 1 else 0)) + margins.top + margins.bottom
+    figure, axis = panel(cell * num_splits + margins.left + margins.right, height, margins)
     draw_matrix(axis, results, method, limits)
-    values = [row for row in _by_split(results) if row[0] == method][0]
+    values = next(row for row in _by_split(results) if row[0] == method)
     ends = ", ".join(f"{split} {value}" for split, value in zip(results.splits, values[1:], strict=False))
     return Panel(picture(figure, f"Scores of {method} on every split after every split; in the end: {ends}"), method)
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mas_embed.evaluation import Results
-from mas_embed.report.drawing import COLORS, HEAT, INK, LINE, Style, drawn, panel, plain_axis
+from mas_embed.report.drawing import COLORS, HEAT, INK, LINE, Margins, Style, drawn, panel, plain_axis, room_for
 from mas_embed.report.run_files import LogLine, TrainingLog
 
 PARTS = ("training", "importance", "evaluation")
@@ -55,7 +55,8 @@ def draw_epochs(axis: Axes, logs: Sequence[TrainingLog], style: Style, value_of:
 
 def seconds_figure(results: Results, *, width: float = 620) -> Figure:
     """A bar for each method: seconds of a run for training, importance and evaluation, mean over the seeds."""
-    figure, axis = panel(width, 26 * len(results.methods) + 56)
+    names = [drawn(name, 22) for name in results.methods]
+    figure, axis = panel(width, 26 * len(names) + 34, Margins(room_for(names), 28, 46, 4))
     lengths = {
         part: np.array(
             [np.mean([run.seconds.get(part, 0.0) for run in results.runs_of(method)]) for method in results.methods]
@@ -74,10 +75,10 @@ def seconds_figure(results: Results, *, width: float = 620) -> Figure:
     axis.grid(visible=False)
     axis.spines[["left", "bottom"]].set_visible(False)
     axis.set_xticks([])
-    axis.set_yticks(range(len(left)), [drawn(name, 22) for name in results.methods])
+    axis.set_yticks(range(len(left)), names)
     axis.tick_params(axis="y", labelcolor=INK, labelsize=12)
     axis.set(ylim=(len(left) - 0.4, -0.6), xlim=(0, max(left.max() * 1.12, 1e-9)))
-    figure.legend(loc="outside lower left", ncols=3, frameon=False, fontsize=10, labelcolor=INK, handlelength=1)
+    figure.legend(loc="lower left", ncols=3, frameon=False, fontsize=10, labelcolor=INK, handlelength=1)
     return figure
 
 
