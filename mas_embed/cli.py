@@ -7,7 +7,6 @@ import importlib.metadata
 import inspect
 import io
 import os
-import re
 import sys
 import tempfile
 import traceback

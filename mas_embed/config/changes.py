@@ -44,6 +44,8 @@ def changed_options(config_yaml: str) -> str | None:
             "sampler": (training.sampler, SAMPLERS),
         }
         changes: dict[str, Any] = _not_default(config)
+        sections = ("transforms", "start", "importance", "report")
+        changes |= {name: _not_default(getattr(config, name)) for name in sections if name in changes}
         changes |= {name: _short(one, registry) for name, (one, registry) in components.items()}
         changes["methods"] = [_short(method, METHODS) for method in config.methods]
         changes["training"] = _not_default(training) | {

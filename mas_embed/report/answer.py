@@ -131,7 +131,7 @@ def _reference(results: Results, best: str, baseline: str | None, references: li
         return ""
     top = max(references, key=lambda method: final[method])
     sentence = f"Trained on everything at once ({top}), the model reaches {number(final[top], 2)}"
-    if baseline is None or baseline == best or final[top] - final[baseline] < SMALL:
+    if baseline is None or baseline == best or not final[baseline] + SMALL <= final[best] <= final[top]:
         return f"{sentence}."
     share = (final[best] - final[baseline]) / (final[top] - final[baseline])
     return f"{sentence}; {best} covers {100 * share:.0f} % of the distance from {baseline}."
@@ -149,7 +149,8 @@ def _index(results: Results, best: str) -> str:
         "re-embed": "had to be embedded again",
     }
     parts = [f"{meant[name]} {count} time{'s' * (count != 1)}" for name, count in verdicts.most_common()]
-    return f"The old index: after {len(updates)} update{'s' * (len(updates) != 1)} of {best}, the stored vectors {_listed(parts)}."
+    counted = f"{len(updates)} update{'s' * (len(updates) != 1)}"
+    return f"The old index: after {counted} of {best}, the stored vectors {_listed(parts)}."
 
 
 def size_of(num_bytes: float) -> str:

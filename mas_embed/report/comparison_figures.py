@@ -14,6 +14,7 @@ from mas_embed.report.figures import references_of, short_score, styles_of_resul
 from mas_embed.report.tables import metric_name
 
 ROW_HEIGHT = 30  # pixels
+LEAST_SPAN = 0.04  # of the axes of the trade-off, so that differences which mean nothing look small
 CHARACTER_WIDTH = 6.4  # pixels of a letter of a label, about
 
 
@@ -83,6 +84,9 @@ def trade_off_figure(results: Results, groups: Sequence[Sequence[str]] = (), *, 
     plain_axis(axis)
     axis.grid(axis="both", color=LINE, linewidth=0.6)
     axis.margins(0.16)
+    axis.update_datalim(
+        [(x + side, y + side) for x, y in points.values() for side in (-LEAST_SPAN / 2, LEAST_SPAN / 2)]
+    )
     metric = drawn(metric_name(results.primary_metric))
     axis.set_xlabel(f"forgetting: fall of the {metric} from its best, less is better")
     axis.set_ylabel("learning: score when just learned")

@@ -135,7 +135,7 @@ def classes_figure(
     """The classes of one method that fell most, from when their split was learned (a ring) to now (a dot); means over the seeds.
 
     Returns:
-        The figure and what it shows in words; None if no class was recorded.
+        The figure and what it shows in words; None if no class was recorded, or none has changed.
     """
     values: dict[tuple[int, int], list[tuple[float, float]]] = {}
     for recording in recordings:
@@ -151,7 +151,7 @@ def classes_figure(
                     values.setdefault((label, split), []).append((learned, now))
     means = {key: np.mean(pairs, axis=0) for key, pairs in values.items()}
     fallen = sorted(means, key=lambda key: means[key][1] - means[key][0])[:MOST_CLASSES]
-    if not fallen:
+    if not fallen or all(abs(means[key][1] - means[key][0]) < SMALL for key in fallen):
         return None
     names = [items.name_of(label) if items else str(label) for label, _ in fallen]
     figure, axis = panel(width, 22 * len(fallen) + 32, Margins(room_for(names, size=11, most=140), top=4))

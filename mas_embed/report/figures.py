@@ -119,7 +119,7 @@ def draw_matrix(axis: Axes, results: Results, method: str, limits: tuple[float, 
 
 def cell_size(num_splits: int) -> int:
     """Of the cells of a matrix, in pixels of the page."""
-    return 44 if num_splits <= 6 else 34 if num_splits <= 10 else 26
+    return 43 if num_splits <= 6 else 34 if num_splits <= 10 else 26
 
 
 def draw_split(axis: Axes, results: Results, split_index: int, limits: tuple[float, float]) -> None:

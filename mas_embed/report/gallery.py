@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from mas_embed.evaluation import (
     Item,
@@ -21,7 +23,7 @@ from mas_embed.report.drawing import Style
 from mas_embed.runtime.text import shortened
 
 LONGEST_TEXT = 160  # characters of an item
-FEW = 6  # queries that are shown without unfolding
+FEW_PIXELS = 16  # of a side of a picture that is readable when it is small
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Gallery:
         score_name: of the scores.
         note: why there is no picture; "" where there are some.
         is_of_texts: whether items are texts.
+        is_of_photographs: whether pictures have more than 16 pixels, so that they need room.
     """
 
     fallen: list[QueryCard] = field(default_factory=list)
@@ -95,6 +98,7 @@ class Gallery:
     score_name: str = ""
     note: str = ""
     is_of_texts: bool = False
+    is_of_photographs: bool = False
 
 
 def gallery_of(recordings: Sequence[Recording], items: Items | None, styles: dict[str, Style]) -> Gallery | None:
@@ -115,6 +119,7 @@ def gallery_of(recordings: Sequence[Recording], items: Items | None, styles: dic
         for position in positions:
             cards.append(_card(position, shown, tiles, styles))
     gallery.is_of_texts = tiles.has_texts
+    gallery.is_of_photographs = tiles.most_pixels > FEW_PIXELS
     return gallery
 
 
@@ -125,6 +130,7 @@ class _Tiles:
     items: Items
     symbols: dict[str, str]
     has_texts: bool = False
+    most_pixels: int = 0
 
     def query(self, queries: RecordedQueries, position: int) -> Tile:
         name = self.items.name_of(int(queries.label[position]))
@@ -149,7 +155,9 @@ class _Tiles:
         symbol = ""
         if item.picture is not None:
             symbol = "-".join(map(str, ("item", *self.items.key_of(part, split, index))))
-            self.symbols[symbol] = item.data_uri
+            if symbol not in self.symbols:
+                self.symbols[symbol] = item.data_uri
+                self.most_pixels = max(self.most_pixels, _num_pixels(item.picture))
         self.has_texts = self.has_texts or bool(item.text)
         return Tile(name, symbol, shortened(item.text or "", LONGEST_TEXT), is_right)
 
@@ -172,6 +180,15 @@ def _card(position: int, shown: Sequence[Recording], tiles: _Tiles, styles: dict
             )
     change = float(np.mean([one.score_now - one.score_learned for one in found])) if found else 0.0
     return QueryCard(tiles.query(first, position), shown[0].splits[int(first.split[position])], change, found)
+
+
+def _num_pixels(picture: bytes) -> int:
+    """The longest side of a picture; 0 for one that cannot be read."""
+    try:
+        with Image.open(io.BytesIO(picture)) as image:
+            return max(image.size)
+    except (OSError, ValueError):
+        return 0
 
 
 def _queries(recording: Recording) -> RecordedQueries:

@@ -88,6 +88,7 @@ def finished_sections(
     return {
         "answer": answer_of(results, kinds),
         "kept": Panel(wide, "", narrow),
+        "several_seeds": len({run.seed for run in results.runs}) > 1,
         "not_measured": not_measured(results),
         "summary": page_table(summary, unranked=references, title=summary.title.removeprefix(f"{results.name}: ")),
         "scores": scores_section(results, kinds, figures),
@@ -204,7 +205,7 @@ def matrix_panel(results: Results, method: str, limits: tuple[float, float]) -> 
     is_narrow = names_are_narrow(names, cell * num_splits)
     row_names = [*names, "change"] if rows > 1 else ["all at once"]
     margins = Margins(
-        room_for(row_names, size=10.5), 2, 4 * longest if is_narrow else 4, 4.6 * longest + 12 if is_narrow else 20
+        room_for(row_names, size=8.5), 2, 4 * longest if is_narrow else 4, 4.6 * longest + 12 if is_narrow else 20
     )
     height = cell * (rows + (1.15 if rows > 1 else 0)) + margins.top + margins.bottom
     figure, axis = panel(cell * num_splits + margins.left + margins.right, height, margins)

@@ -88,7 +88,7 @@ def test_methods_protect_differently_and_from_unlabeled_images(finished):
 
 def test_the_report_shows_the_accuracy(finished):
     page = (finished / "report.html").read_text()
-    assert "tiny_recognition: accuracy of every split in the end, and of all together" in page
+    assert "accuracy of every split in the end, and of all together" in page
     assert "accuracy all heads" in page
 
 
