@@ -12,6 +12,7 @@ from mas_embed.data import Split
 from mas_embed.errors import UserError
 from mas_embed.evaluation.recording import Observations
 from mas_embed.registry import Registry
+from mas_embed.runtime.json_text import null_for_nonfinite
 
 EVALUATORS = Registry("evaluator")
 
@@ -36,8 +37,8 @@ class Evaluation:
 
     @property
     def details_as_dict(self) -> dict[str, Any]:
-        """The details as JSON; empty without any."""
-        return {} if self.details is None else asdict(self.details)
+        """The details as JSON, where NaN is None; empty without any."""
+        return {} if self.details is None else null_for_nonfinite(asdict(self.details))
 
 
 @dataclass(frozen=True)

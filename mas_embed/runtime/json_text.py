@@ -14,14 +14,15 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
     >>> json_text({"scores": [0.5, float("nan")]})
     '{"scores": [0.5, null]}'
     """
-    return json.dumps(_with_null_for_nonfinite(value), indent=indent, allow_nan=False)
+    return json.dumps(null_for_nonfinite(value), indent=indent, allow_nan=False)
 
 
-def _with_null_for_nonfinite(value: Any) -> Any:
+def null_for_nonfinite(value: Any) -> Any:
+    """A value as JSON has it: None for NaN and infinite numbers, lists for tuples, within lists and mappings, too."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _with_null_for_nonfinite(inner) for key, inner in value.items()}
+        return {key: null_for_nonfinite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_with_null_for_nonfinite(inner) for inner in value]
+        return [null_for_nonfinite(inner) for inner in value]
     return value
