@@ -48,7 +48,9 @@ def seeds_by_method(run: Path) -> dict[str, list[int]]:
 
 def mean_and_deviation(values: tuple[float, ...]) -> str:
     """As in the tables of a report."""
-    texts = [f"{value:.3f}".replace("0.", ".", 1) for value in (mean(values), stdev(values) if len(values) > 1 else 0.0)]
+    texts = [
+        f"{value:.3f}".replace("0.", ".", 1) for value in (mean(values), stdev(values) if len(values) > 1 else 0.0)
+    ]
     return " ± ".join(texts)
 
 

@@ -1,6 +1,6 @@
 """What exact mean average precision over the full ranking costs, against what is done instead, side by side in one process.
 
-    python benchmarks/retrieval.py [--device cuda]
+    python benchmarks/retrieval.py [--device cuda | --mapped]
 
 Random unit vectors of 128 dimensions are searched among themselves. Ways: the matrix product of queries and gallery alone, in
 blocks (`block @ gallery.T`, and into memory that is kept); `evaluate_retrieval`, with every measure; pytorch-metric-learning's
@@ -8,23 +8,28 @@ blocks (`block @ gallery.T`, and into memory that is kept); `evaluate_retrieval`
 `retrieval_average_precision`, query by query on shifted scores (it drops scores <= 0), if it is installed. Slow ways take fewer
 queries; seconds are per thousand queries, medians of rounds in which the fast ways take turns. Memory is the peak above the
 embeddings. On a GPU, `evaluate_retrieval` is also measured with the memory of a CPU, and a gallery of a million items without
-the slow ways. Prints a table and JSON lines.
+the slow ways. With `--mapped`, a gallery of a million items is mapped from a file instead, and `compare_indexes` is measured,
+too. Prints a table and JSON lines.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
+import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from measuring import median_seconds, peak_mebibytes
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from mas_embed import evaluate_retrieval
+from mas_embed import compare_indexes, evaluate_retrieval
 from mas_embed.runtime.environment import describe_environment
 
 BLOCK = 512
@@ -111,14 +116,92 @@ def contestants() -> dict[str, tuple[Callable[..., Any], int]]:
     return slow | {"torchmetrics, query by query": (torch_metrics, 100)}
 
 
+def mapped_product(queries: Any, gallery: Any) -> None:
+    """The scores of a part of the mapped gallery and a block of queries at a time, into memory that is kept."""
+    size = 2**16
+    scores = torch.empty(BLOCK, size)
+    for start in range(0, len(gallery), size):
+        part = torch.from_numpy(np.array(gallery[start : start + size]))
+        for block in torch.from_numpy(np.array(queries)).split(BLOCK):
+            torch.mm(block, part.T, out=scores[: len(block), : len(part)])
+
+
+def write_unit_vectors(path: Path, num_items: int, seed: int) -> Any:
+    """Random unit vectors of 128 dimensions in a file, mapped and read once, so that they count as memory in use."""
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(num_items, 128))
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, num_items, 2**16):
+        rows = torch.randn(min(2**16, num_items - start), 128, generator=generator)
+        array[start : start + len(rows)] = torch.nn.functional.normalize(rows)
+    del array
+    mapped = np.load(path, mmap_mode="r")
+    mapped.sum(dtype=np.float64)
+    return mapped
+
+
+def measure_mapped(num_queries: int, num_gallery: int, num_relevant: int) -> list[dict[str, Any]]:
+    """Measures and prints what evaluating and comparing mapped arrays costs; returns the lines."""
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        old, new = (write_unit_vectors(Path(folder) / f"{seed}.npy", num_gallery, seed) for seed in (0, 1))
+        np.save(Path(folder) / "labels.npy", np.arange(num_gallery) % (num_gallery // num_relevant))
+        labels = np.load(Path(folder) / "labels.npy", mmap_mode="r")
+        few, queries, ids = slice(0, num_queries // 10), slice(0, num_queries), np.arange(num_gallery)
+        fit_on = (old[-2000:], new[-2000:])
+        ways: dict[str, tuple[Callable[[], Any], int]] = {
+            "matrix product alone": (partial(mapped_product, old[queries], old), num_queries),
+            "evaluate_retrieval, every measure": (
+                partial(
+                    evaluate_retrieval,
+                    old[queries],
+                    labels[queries],
+                    old,
+                    labels,
+                    query_ids=ids[queries],
+                    gallery_ids=ids,
+                ),
+                num_queries,
+            ),
+            "compare_indexes, three compensations": (
+                partial(compare_indexes, old[few], new[few], old, new, labels[few], labels, fit_on=fit_on),
+                num_queries // 10,
+            ),
+        }
+        task = f"{num_queries:,} x {num_gallery:,} mapped from files, {num_relevant} relevant"
+        print(
+            f"\n{task}\n\n| way | queries | seconds | processor seconds | over the product | peak MiB above the arrays |"
+        )
+        print("| --- | ---: | ---: | ---: | ---: | ---: |")
+        lines, base = [], 0.0
+        for way, (call, size) in ways.items():
+            start, start_of_processor = time.perf_counter(), time.process_time()
+            memory = peak_mebibytes(call, torch.device("cpu"))
+            each = (time.perf_counter() - start) / size
+            of_processor = (time.process_time() - start_of_processor) / size
+            base = base or of_processor  # other programs do not count in it
+            ratio = of_processor / base
+            print(
+                f"| {way} | {size} | {each * size:.0f} | {of_processor * size:.0f} | {ratio:.2f} | {memory:.0f} |",
+                flush=True,
+            )
+            line = {"task": task, "way": way, "queries": size, "seconds_per_query": each, "ratio": ratio}
+            line |= {"processor_seconds_per_query": of_processor, "peak_mebibytes": memory, "device": "cpu"}
+            lines.append(line)
+        return lines
+
+
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--mapped", action="store_true", help="measure a gallery that is mapped from a file")
+    parser.add_argument("--queries", type=int, default=10_000, help="of the mapped gallery")
+    parser.add_argument("--gallery", type=int, default=1_000_000, help="its size")
     arguments = parser.parse_args()
     device, lines = torch.device(arguments.device), []
-    for name, (num_queries, num_gallery, num_relevant) in tasks(device).items():
+    if arguments.mapped:
+        lines = measure_mapped(arguments.queries, arguments.gallery, 20)
+    for name, (num_queries, num_gallery, num_relevant) in ({} if arguments.mapped else tasks(device)).items():
         generator = torch.Generator().manual_seed(0)
         gallery = torch.nn.functional.normalize(torch.randn(num_gallery, 128, generator=generator)).to(device)
         labels = (torch.arange(num_gallery) % (num_gallery // num_relevant)).to(device)

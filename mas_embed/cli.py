@@ -17,7 +17,6 @@ from typing import Annotated, Literal
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
@@ -47,7 +46,8 @@ from mas_embed.models import MODELS
 from mas_embed.registry import Registry
 from mas_embed.report import Table, results_so_far, split_table, summary_table, tracked_tables, write_report
 from mas_embed.retrieval import COMPENSATIONS
-from mas_embed.runtime.command_line import command_of, resuming_command
+from mas_embed.runtime.command_line import PipedConsole, command_of, resuming_command
+from mas_embed.runtime.distributed import is_error_of_first, launched_processes, launched_rank, reason_of_loss
 from mas_embed.runtime.shown_warnings import warnings_as_sentences
 from mas_embed.runtime.signals import INTERRUPTED, TERMINATED, Terminated, exit_codes_of_signals
 from mas_embed.runtime.text import printable, shortened
@@ -75,6 +75,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 LONGEST_SENTENCE = 1000  # characters of an error
+WARNING = "[yellow]warning:[/yellow] "
 
 
 class _StopError(Exception):
@@ -85,17 +86,8 @@ class _StopError(Exception):
         self.code = code
 
 
-class _Console(Console):
-    """A console whose output may end early, as in `mas-embed run ... | head`: the run goes on."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.file.fileno())
-
-
-console = _Console()
-errors = _Console(stderr=True)
+console = PipedConsole()
+errors = PipedConsole(stderr=True)
 
 
 def _folder(text: str) -> Path:
@@ -181,11 +173,14 @@ def run(
             results = run_it(loaded, folder, callbacks=[progress])
     except (KeyboardInterrupt, Terminated) as stop:
         word, code = ("interrupted", INTERRUPTED) if isinstance(stop, KeyboardInterrupt) else ("terminated", TERMINATED)
+        word += (
+            reason_of_loss() if code == TERMINATED else ""
+        )  # a launcher ends the others when it has lost one process
         raise _StopError(code, f"{word}; go on with: {resuming_command(sys.argv)}") from None
     except (UserError, RunError):
         raise
     except Exception as error:
-        raise _failure(error, folder) from error
+        raise _failure(error, folder if launched_rank() == 0 else None) from error
     console.print()
     _show_tables(results)
     for title, name in (("report", "report.html"), ("figure", "scores.png"), ("scores", "results.json")):
@@ -317,8 +312,10 @@ def _print(line: str) -> None:
     console.print(_plain(line), highlight=False, soft_wrap=True)
 
 
-def _print_error(sentence: str, kind: str = "") -> None:
-    errors.print(f"{kind}{_plain(shortened(sentence, LONGEST_SENTENCE))}", highlight=False, soft_wrap=True)
+def _print_error(sentence: str, kind: str = "", *, is_alike: bool = False) -> None:
+    who = f"process {launched_rank()} of {launched_processes()}: " if launched_rank() > 0 else ""
+    if not (who and is_alike):  # what all processes say alike is said by the first one
+        errors.print(f"{kind}{who}{_plain(shortened(sentence, LONGEST_SENTENCE))}", highlight=False, soft_wrap=True)
 
 
 def main() -> None:
@@ -331,7 +328,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows ASCII only
-    with exit_codes_of_signals(), warnings_as_sentences(lambda text: _print_error(text, "[yellow]warning:[/yellow] ")):
+    console.quiet = launched_rank() > 0  # the first of several processes speaks for all
+    with exit_codes_of_signals(), warnings_as_sentences(partial(_print_error, kind=WARNING, is_alike=True)):
         sys.exit(_run())
 
 
@@ -343,12 +341,15 @@ def _run() -> int:
             _print_error("interrupted")
         return code
     except _StopError as stop:
-        _print_error(str(stop))
+        _print_error(str(stop), is_alike=True)
         return stop.code
     except UserError as error:
-        _print_error(str(error), "[red]error:[/red] ")
+        if not is_error_of_first(error):
+            _print_error(str(error), "[red]error:[/red] ")
         return 2
     except Exception as error:
+        if is_error_of_first(error):
+            return 1
         if hasattr(error, "format_message"):  # of typer: an unknown option, or a missing argument
             _print_error(f"{error.format_message().rstrip('.')} (see mas-embed --help)", "[red]error:[/red] ")
             return 2

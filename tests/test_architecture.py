@@ -137,6 +137,7 @@ def test_signatures_are_a_contract():
     ]  # fmt: skip
     assert list(inspect.signature(mas_embed.Recipe).parameters) == [
         "epochs", "batch_size", "optimizer", "scheduler", "sampler", "num_workers", "clip_norm", "accumulate",
+        "precision", "compile",
     ]  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from mas_embed.errors import UserError, unknown_name
 from mas_embed.runtime.mistakes import accepted_by, not_accepted
 from mas_embed.runtime.text import printable, shortened
 from mas_embed.runtime.yaml_text import to_yaml
-from mas_embed.training import CheckpointEvery, Recipe
+from mas_embed.training import CheckpointEvery, Precision, Recipe
 
 PositiveCount = Annotated[StrictInt, Field(gt=0, le=2**31)]
 
@@ -209,6 +209,8 @@ class TrainingSection(Section):
     num_workers: Annotated[StrictInt, Field(ge=0, le=1024)] = Recipe.num_workers
     clip_norm: Annotated[float, Field(gt=0, strict=True)] | None = Recipe.clip_norm
     accumulate: PositiveCount = Recipe.accumulate
+    precision: Precision | None = Recipe.precision
+    compile: StrictBool = Recipe.compile
     checkpoint_every: CheckpointSection = CheckpointSection()
 
     @field_validator("optimizer", mode="before")

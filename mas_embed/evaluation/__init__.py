@@ -14,6 +14,7 @@ from mas_embed.evaluation.base import (
     observations_of,
     without_details,
 )
+from mas_embed.evaluation.embedding import embed_part
 from mas_embed.evaluation.items import ITEMS_FILE, Item, ItemKey, Items, read_items, write_items
 from mas_embed.evaluation.present import begin_present, evaluate_present
 from mas_embed.evaluation.recorder import NUM_NEIGHBOURS, Described, Found, Recorder, found_items
@@ -102,6 +103,7 @@ __all__ = [
     "begin_present",
     "check_evaluable",
     "check_same_settings",
+    "embed_part",
     "evaluate_present",
     "first_mistake",
     "first_seeds",

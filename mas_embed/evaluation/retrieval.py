@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mas_embed.data import Part, Split, ordered_batches
+from mas_embed.data import Part, Split
 from mas_embed.errors import UserError
 from mas_embed.evaluation.base import BEFORE_FIRST, EVALUATORS, Evaluation, check_same_settings
+from mas_embed.evaluation.embedding import embed_part
 from mas_embed.evaluation.held_out import BeforeSplit, HeldOut, in_order, numbered
 from mas_embed.evaluation.own_gallery import check_queries_are_answerable, scores_of_own_galleries
 from mas_embed.evaluation.recording import Array, Observations
@@ -33,7 +34,6 @@ from mas_embed.retrieval import (
     check_distance,
     class_means,
     compare_indexes,
-    embed,
     evaluate_retrieval,
 )
 from mas_embed.retrieval.inputs import unit_rows
@@ -272,8 +272,7 @@ class RetrievalEvaluator:
             self._fingerprint, self._embedded, self._embedded_train = fingerprint, {}, {}
 
     def _embed(self, model: nn.Module, part: Part) -> Tensor:
-        batches = ordered_batches(part, batch_size=self.batch_size, num_workers=self.num_workers)
-        return embed(model, batches, num_items=len(part))
+        return embed_part(model, part, batch_size=self.batch_size, num_workers=self.num_workers)
 
     def _rank(
         self, splits: Sequence[Split], queries: Sequence[Tensor], galleries: Sequence[Tensor]

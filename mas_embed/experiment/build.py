@@ -283,6 +283,8 @@ def _build_recipe(config: Config) -> Recipe:
         num_workers=training.num_workers,
         clip_norm=training.clip_norm,
         accumulate=training.accumulate,
+        precision=training.precision,
+        compile=training.compile,
     )
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mas_embed.config import Config, MethodSection
@@ -41,8 +40,11 @@ from mas_embed.training import (
     Learner,
     Recipe,
     Stopwatch,
+    check_processes,
     learn_split,
+    make_accelerator,
     make_optimizer,
+    prepare_model,
     training_batches,
 )
 
@@ -153,8 +155,10 @@ def _check_scheduler(training: Training) -> None:
 def _try_method(method: MethodSection, training: Training) -> None:
     """Learns one batch of the first split and one of a later one."""
     recipe = _one_batch(training.recipe)
-    accelerator = Accelerator()
-    model = accelerator.prepare_model(training.model)
+    accelerator = make_accelerator(recipe)
+    with explained("training"):
+        check_processes(accelerator, training.model, training.method, training.recipe)
+    model = prepare_model(training.model, accelerator)
     learner = Learner(model, training.method, training.loss, training.miner, recipe, accelerator)
     callbacks = Callbacks((_RestoreWeights(training.model),))
     keys = {"method": f"methods.{method.title}", "model": "model", "loss": "loss"}

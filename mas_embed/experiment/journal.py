@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from mas_embed.errors import RunError
 from mas_embed.evaluation import Candidate, Results, RunRecord, Selection
 from mas_embed.experiment.runs import ExperimentCallback, Run, runs_of
 from mas_embed.experiment.search import select_options
+from mas_embed.runtime.distributed import on_first
 from mas_embed.training import Callback
 
 
@@ -49,7 +51,7 @@ class Journal:
         self.results.runs[:] = [*others, record]
         # Whichever has ended first; those of methods that were left out of the config come last
         self.results.runs.sort(key=lambda one: order.get((one.method, one.seed), len(order)))
-        self.results.write(self.out)
+        on_first(partial(self.results.write, self.out))
         self.tell(methodcaller("on_run_recorded", record))
 
     def fail(self, run: Run, reason: str) -> None:
@@ -74,7 +76,7 @@ class Journal:
         candidates = self.selection(method).candidates
         candidates.append(candidate)
         candidates.sort(key=lambda one: order.index(one.options))
-        self.results.write(self.out)
+        on_first(partial(self.results.write, self.out))
         self.tell(methodcaller("on_candidate_end", method.title, candidate))
 
     def selected(self, method: MethodSection) -> MethodSection | None:

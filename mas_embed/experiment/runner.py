@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,22 @@ from mas_embed.experiment.worker import num_threads, surroundings_of_jobs
 from mas_embed.methods import METHODS
 from mas_embed.report import write_report
 from mas_embed.runtime.atomic_files import is_of_the_disk, write_errors_explained
-from mas_embed.runtime.distributed import check_one_process
+from mas_embed.runtime.distributed import (
+    first_then_others,
+    launched_processes,
+    meet,
+    num_processes,
+    on_first,
+    process_rank,
+    together,
+)
 from mas_embed.runtime.text import printable, shortened
 from mas_embed.training import (
     Callback,
     CheckpointEvery,
     EpochLog,
     has_checkpoint,
+    make_accelerator,
     previous_checkpoint,
     read_last_checkpoint,
     train_sequence,
@@ -54,6 +63,7 @@ from mas_embed.training import (
 MOST_FAILURES = 3  # that a message tells in full
 
 
+@together
 def run_experiment(
     config: Config,
     out: str | Path | None = None,
@@ -75,6 +85,9 @@ def run_experiment(
     machine, or those of a cluster inside `joblib.parallel_config("dask")`. The scores are those of one job with the same number
     of threads for a training, which is `OMP_NUM_THREADS` if that is set, and else PyTorch's number divided by the jobs.
 
+    Several processes, as `accelerate launch` starts them, train every model together, see `train_sequence`. The first one writes
+    the run directory, which the others must be able to read, and its callbacks are called.
+
     Args:
         config: from `load_config`.
         out: the run directory; by default `runs/<name>`.
@@ -91,10 +104,18 @@ def run_experiment(
 
     Raises:
         UserError: the config cannot be trained; the directory holds results and neither `resume` nor `overwrite` is set, or
-            other files, or another process is running there; there are several processes, or more jobs than cores.
-        RunError: trainings have failed, the disk is full, or the report of the finished run cannot be drawn.
+            other files, or another process is running there; there are more jobs than cores, or several of them and several
+            processes.
+        RunError: trainings have failed, the disk is full, the report of the finished run cannot be drawn, or one of several
+            processes has ended.
     """
-    check_one_process()
+    if launched_processes() > 1:
+        if jobs != 1:
+            raise UserError(
+                "several processes train one model after the other: pass --jobs, or start several processes, not both"
+            )
+        make_accelerator()  # the processes find each other
+        meet()
     if out is not None and not str(out).strip():
         raise UserError("out is empty; name a folder, or '.' for the working directory")
     out = default_directory(config) if out is None else Path(out)
@@ -102,7 +123,7 @@ def run_experiment(
     if jobs > 1:
         check_callbacks(callbacks, jobs)
     read_splits = partial(build_splits, config, learned=learned_splits(out) if resume else None)
-    splits = read_splits()
+    splits = first_then_others(read_splits)
     joined = {method.title for method in config.methods if getattr(METHODS[method.name], "joins_splits", False)}
     directory = RunDirectory(
         out,
@@ -118,12 +139,12 @@ def run_experiment(
         overwrite=overwrite,
         command=command,
     )
-    check_run_directory(directory)
+    on_first(partial(check_run_directory, directory))
     _check_joined(joined, splits)
     dry_run(config, splits)
     threads = torch.get_num_threads() if jobs == 1 else threads_of_a_job(jobs)
-    with num_threads(threads), open_run_directory(directory) as results:
-        journal = Journal(config, results, out.resolve() if jobs > 1 else out, callbacks)
+    with num_threads(threads), _open_for_all(directory) as results:
+        journal = Journal(config, results, out.resolve() if jobs > 1 else out, callbacks if process_rank() == 0 else ())
         if jobs == 1:
             _train_all(config, splits, journal, resume, callbacks)
         else:
@@ -131,7 +152,8 @@ def run_experiment(
             workers = Workers(jobs, surroundings_of_jobs(threads, imports), _train_in_worker, _score_in_worker)
             train_side_by_side(config, journal, resume=resume, workers=workers)
         if results.runs:
-            _report(config, out, splits or read_splits())
+            shown = splits or read_splits()
+            on_first(partial(_report, config, out, shown))
     _check_failures(journal.failures)
     return results
 
@@ -142,6 +164,13 @@ def _check_failures(failures: Sequence[str]) -> None:
         shown, num_more = failures[:MOST_FAILURES], len(failures) - MOST_FAILURES
         more = f"; and {num_more} more" if num_more > 0 else ""
         raise RunError(f"{'; '.join(shown)}{more} (the others are stored; --resume tries what has failed again)")
+
+
+@contextmanager
+def _open_for_all(directory: RunDirectory) -> Iterator[Results]:
+    """Opens the run directory in the first process, for the body of the `with` statement; all get its results."""
+    with ExitStack() as opened:
+        yield on_first(lambda: opened.enter_context(open_run_directory(directory)))
 
 
 def default_directory(config: Config) -> Path:
@@ -168,13 +197,14 @@ def _train_all(
         try:
             record = _train(config, splits, run, journal.out, resume, callbacks)
         except RunError as error:
-            if is_of_the_disk(error):
+            # Of several processes one may have failed alone, and another training would not find them together
+            if is_of_the_disk(error) or num_processes() > 1:
                 raise
             journal.fail(run, str(error))
         else:
             journal.record(record)
             with suppress(UserError):  # of a damaged file; it is said when the report is written
-                update_items(journal.out, splits, thumbnails=config.report.thumbnails)
+                on_first(partial(update_items, journal.out, splits, thumbnails=config.report.thumbnails))
 
 
 def _check_joined(joined: Collection[str], splits: Sequence[Split]) -> None:
@@ -204,17 +234,16 @@ def _train(
     config: Config, splits: Sequence[Split], run: Run, out: Path, resume: bool, callbacks: Sequence[Callback]
 ) -> RunRecord:
     folder = out / run.folder
-    with write_errors_explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    on_first(partial(_make_folder, folder))
     training = build_training(config, run.method, splits, seed=run.seed)
-    checkpoint = folder / CHECKPOINT_FILE
+    checkpoint, is_first = folder / CHECKPOINT_FILE, process_rank() == 0
     try:
         if training.evaluate_on is not None and resume:
-            _remove_checkpoint_of_fewer_splits(checkpoint, [split.name for split in splits])
+            on_first(partial(_remove_checkpoint_of_fewer_splits, checkpoint, [split.name for split in splits]))
         if not (resume and has_checkpoint(checkpoint)):  # a checkpoint holds what the method has stored
-            for log in LOG_FILES:
+            for log in LOG_FILES if is_first else ():
                 (folder / log).unlink(missing_ok=True)
-            remove_recording(folder)
+            on_first(partial(remove_recording, folder))
             consolidate_start(config, run.method, training, splits, seed=run.seed)
         result = train_sequence(
             **vars(training),
@@ -227,9 +256,11 @@ def _train(
                 *recording_callbacks(folder, training, splits),
                 *build_callbacks(config, folder),
                 *callbacks,
-            ],
+            ]
+            if is_first
+            else (),
         )
-        save_model(folder / MODEL_FILE, training.model, training.method, splits=splits)
+        on_first(partial(save_model, folder / MODEL_FILE, training.model, training.method, splits=splits))
     except (RunError, UserError) as error:
         # The config was tried out before: an error now comes from the training itself
         raise RunError(f"{run.method.title} seed {run.seed}: {error}") from error
@@ -257,6 +288,11 @@ def _remove_checkpoint_of_fewer_splits(checkpoint: Path, splits: list[str]) -> N
         if known != splits and splits[: len(known)] == known:
             for path in (checkpoint, previous_checkpoint(checkpoint)):
                 path.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    with write_errors_explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _try_candidates(config: Config, method: MethodSection, journal: Journal, callbacks: Sequence[Callback]) -> None:

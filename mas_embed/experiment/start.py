@@ -7,8 +7,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-
 from mas_embed.config import Config, MethodSection
 from mas_embed.data import Split, fingerprint_of_inputs, ordered_batches, unlabeled_images
 from mas_embed.errors import RunError, UserError, explained, reason_of
@@ -16,6 +14,7 @@ from mas_embed.experiment.build import Training, build_subset, splits_with_data
 from mas_embed.models import read_weights
 from mas_embed.runtime.fingerprint import fingerprint_of_tensors
 from mas_embed.runtime.seeding import seeded
+from mas_embed.training import make_accelerator
 
 KEY = "start.consolidate_on"
 
@@ -47,7 +46,7 @@ def consolidate_start(
     if not config.consolidates_at_start(method):
         return
     inputs = start_inputs(config, splits)
-    training.model.to(Accelerator().device)
+    training.model.to(make_accelerator(training.recipe).device)
     batches = ordered_batches(inputs, batch_size=training.recipe.batch_size, num_workers=training.recipe.num_workers)
     try:
         with seeded(seed):

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mas_embed.data import Split, Subset, check_splits, ordered_batches
+from mas_embed.data import Split, Subset, check_splits
 from mas_embed.errors import UserError, unknown_name
 from mas_embed.evaluation import (
     BEFORE_FIRST,
@@ -23,11 +23,11 @@ from mas_embed.evaluation import (
     Recorder,
     TrackedDetails,
     check_same_settings,
+    embed_part,
     found_items,
 )
 from mas_embed.facts.metrics import FactDistance, evaluate_fact_recognition, evaluate_fact_retrieval, nearest_images
 from mas_embed.facts.table import FactTable
-from mas_embed.retrieval import embed
 from mas_embed.runtime.checks import as_whole_number
 
 # The metrics of every split. There are also those by order, for the orders that occur in every split; see `score_facts`
@@ -133,7 +133,7 @@ class FactEvaluator:
             UserError: `check` refuses the splits.
         """
         self.check(splits)
-        embeddings = [embed(model, ordered_batches(split.gallery, batch_size=self.batch_size)) for split in splits]
+        embeddings = [embed_part(model, split.gallery, batch_size=self.batch_size) for split in splits]
         labels = [split.gallery.labels for split in splits]
         by_split = [
             score_facts(*items, self.facts, distance=self.distance) for items in zip(embeddings, labels, strict=True)

@@ -77,6 +77,9 @@ class Method:
             of the model and values for its parameters do not count as data. Reports show this attribute.
         joins_splits: whether an experiment trains the method on one split with the items of all splits, as in joint training,
             instead of on one split after another.
+        consolidates_shares: whether, in several processes, `consolidate` can be given a share of the batches in each of them,
+            because what it stores is added up over processes, as `estimate_importance` does. Other methods are given all
+            batches in every process.
         name: the name of the method for callbacks, tables and folders; by default the name of the class.
 
     Raises:
@@ -85,6 +88,7 @@ class Method:
 
     keeps: Keeps = "nothing"
     joins_splits: bool = False
+    consolidates_shares: bool = False
     _options: dict[str, Any]  # of the constructor, with which the method was made
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -114,6 +118,16 @@ class Method:
         `after_step` and `consolidate` are enough, as in a callback of a trainer that runs the forward pass itself.
         """
         return frozenset(name for name in _BATCH_HOOKS if getattr(type(self), name) is not getattr(Method, name))
+
+    @property
+    def is_exact_in_processes(self) -> bool:
+        """Whether `train_sequence` trains with the method in several processes as it does in one.
+
+        True for methods without `batch_hooks`. A method with such hooks overrides it if they do the same to the shares of a batch
+        as to the whole: `mas_embed.runtime.distributed` has `rows_of_whole_batch`, for penalties over all samples, and
+        `own_share`, for items that are added.
+        """
+        return not self.batch_hooks
 
     @property
     def acts_after_step(self) -> bool:

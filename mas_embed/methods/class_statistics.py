@@ -19,6 +19,7 @@ from mas_embed.methods.checks import check_share, inputs_and_labels
 from mas_embed.methods.parameter_tensors import copy_to_parameters, write_to_parameters
 from mas_embed.methods.rehearsal import num_rehearsed, rehearsal_generator
 from mas_embed.runtime.checks import check_at_least
+from mas_embed.runtime.distributed import own_share, size_of_whole_batch
 from mas_embed.runtime.forward import Embed, batch_to, check_embed, device_of, embed_batch, is_texts, map_tensors
 from mas_embed.runtime.modes import eval_mode, eval_mode_with_grad
 
@@ -51,7 +52,7 @@ class ClassStatistics(Method):
             once per forward pass and return a tensor [N, ...]. "" takes the inputs, which must be one floating-point tensor.
         rank: the number of directions of variance that are stored for a class, >= 0; None stores the whole covariance.
         share: the share of drawn items in an extended batch, from 0 to below 1.
-        seed: of the draws; processes draw differently.
+        seed: of the draws.
         embed: replaces `model(inputs)` for the outputs of the layer and the embeddings of drawn features, see `MAS`. It must
             compute what the model computes in training.
 
@@ -104,6 +105,11 @@ class ClassStatistics(Method):
         """Both hooks that extend a batch; without a layer only `extend_batch`."""
         return super().batch_hooks if self.layer else frozenset({"extend_batch"})
 
+    @property
+    def is_exact_in_processes(self) -> bool:
+        """True: all processes draw the same features for a batch that they share, and each adds its share."""
+        return True
+
     def extend_batch(self, inputs: Any, labels: Tensor) -> tuple[Any, Tensor]:
         """The batch with drawn inputs appended, if the statistics are those of the inputs."""
         if self.layer:
@@ -116,7 +122,7 @@ class ClassStatistics(Method):
     def extend_embeddings(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The embeddings with those of drawn features appended, if the statistics are those of an inner layer."""
         drawn = self._draw(labels) if self.layer else None
-        if drawn is None:
+        if drawn is None or len(drawn[0]) == 0:
             return embeddings, labels
         # The placeholder has no effect on the embeddings, because the output of the layer is replaced
         with _replaced_output(self.model.get_submodule(self.layer), drawn[0]):
@@ -174,7 +180,7 @@ class ClassStatistics(Method):
 
     def _draw(self, labels: Tensor) -> tuple[Tensor, list[int]] | None:
         """Drawn features and their labels for a batch with the given labels, with equally many of each class; None for none."""
-        num_drawn = num_rehearsed(len(labels), self.share)
+        num_drawn = num_rehearsed(size_of_whole_batch(len(labels)), self.share)
         if num_drawn == 0 or not self.classes:
             return None
         generator = rehearsal_generator(self.seed, self.num_splits, self._num_draws)
@@ -184,7 +190,8 @@ class ClassStatistics(Method):
         counts = {label: len(range(position, num_drawn, len(order))) for position, label in enumerate(order)}
         drawn = [self.classes[label].draw(count, generator) for label, count in counts.items()]
         features = torch.cat(drawn).reshape(num_drawn, *self.shape)
-        return features, [label for label, count in counts.items() for _ in range(count)]
+        own = own_share(num_drawn)
+        return features[own], [label for label, count in counts.items() for _ in range(count)][own]
 
     def _features(self, inputs: Any) -> Tensor:
         """The outputs [N, ...] of the layer in eval mode, or the inputs if there is no layer."""

@@ -40,6 +40,7 @@ class Combine(Method):
                 "si must be the first of the methods that are combined: it reads the gradient before others add to it"
             )
         self.methods = list(methods)
+        self.consolidates_shares = all(method.consolidates_shares for method in methods)
         self.keeps = max((method.keeps for method in methods), key=get_args(Keeps).index)
 
     @property
@@ -51,6 +52,11 @@ class Combine(Method):
     def batch_hooks(self) -> frozenset[str]:
         """The hooks that any of the methods overrides."""
         return frozenset().union(*(method.batch_hooks for method in self.methods))
+
+    @property
+    def is_exact_in_processes(self) -> bool:
+        """Whether all methods are."""
+        return all(method.is_exact_in_processes for method in self.methods)
 
     @property
     def acts_after_step(self) -> bool:

@@ -51,6 +51,8 @@ class EWC(Elastic):
         UserError: the loss has trainable parameters; or, from `consolidate`, batches have no labels.
     """
 
+    consolidates_shares = True
+
     def __init__(
         self,
         model: nn.Module,

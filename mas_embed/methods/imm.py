@@ -47,6 +47,8 @@ class IMM(Method):
             labels.
     """
 
+    consolidates_shares = True
+
     def __init__(
         self,
         model: nn.Module,

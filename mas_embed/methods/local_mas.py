@@ -33,6 +33,8 @@ class LocalMAS(Elastic):
         UserError: from `consolidate`, if the model has no trainable linear layer or convolution.
     """
 
+    consolidates_shares = True
+
     def __init__(
         self,
         model: nn.Module,

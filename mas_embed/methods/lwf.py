@@ -14,6 +14,7 @@ from mas_embed.losses import embedding_distillation, similarity_distillation
 from mas_embed.methods.base import METHODS, Method
 from mas_embed.methods.checks import check_strength
 from mas_embed.runtime.checks import check_choice
+from mas_embed.runtime.distributed import rows_of_whole_batch
 from mas_embed.runtime.forward import Embed, check_embed, embed_batch
 
 Distillation = Literal["embedding", "similarity"]
@@ -55,14 +56,26 @@ class LwF(Method):
         self.strength, self.distillation, self.embed = strength, distillation, embed
         self._old: nn.Module | None = None
 
+    @property
+    def is_exact_in_processes(self) -> bool:
+        """True: the distance is that of the whole batch."""
+        return True
+
     def batch_penalty(self, inputs: Any, embeddings: Tensor) -> Tensor | None:
         """`strength` times the distance between the embeddings [N, D] and those of the old model."""
         if self._old is None or self.strength == 0:
             return None
-        with torch.no_grad():
-            old = embed_batch(self._old, inputs, self.embed)
+        embeddings, old = self._new_and_old(inputs, embeddings)
         distance = embedding_distillation if self.distillation == "embedding" else similarity_distillation
         return self.strength * distance(embeddings, old)
+
+    def _new_and_old(self, inputs: Any, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """The embeddings [N, D] of the batch, that of all processes, and those of the old model."""
+        assert self._old is not None
+        with torch.no_grad():
+            old = embed_batch(self._old, inputs, self.embed)
+        old = old[len(old) - len(embeddings) :]  # without an item that only keeps the model busy, see `training_step`
+        return rows_of_whole_batch(embeddings), rows_of_whole_batch(old)
 
     def consolidate(self, batches: Iterable[Any]) -> None:
         """Ends a split: a copy of the current model becomes the old model. `batches` is not read."""

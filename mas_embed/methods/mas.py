@@ -49,6 +49,8 @@ class MAS(Elastic):
         True
     """
 
+    consolidates_shares = True
+
     def __init__(
         self,
         model: nn.Module,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mas_embed.runtime.distributed import process_rank
+from mas_embed.runtime.distributed import is_batch_shared, process_rank
 from mas_embed.runtime.seeding import mixed_seed
 
 
@@ -22,6 +22,8 @@ def rehearsal_generator(seed: int, num_splits: int, num_draws: int) -> torch.Gen
         num_draws: the number of draws before this one.
 
     Returns:
-        A CPU generator that is seeded from the arguments and the rank of the process, so that processes draw differently.
+        A CPU generator that is seeded from the arguments. For a batch that several processes share, all of them draw alike, and
+        each adds its share; otherwise the rank of the process enters the seed, so that processes draw differently.
     """
-    return torch.Generator().manual_seed(mixed_seed(seed, num_splits, num_draws, process_rank()))
+    rank = 0 if is_batch_shared() else process_rank()
+    return torch.Generator().manual_seed(mixed_seed(seed, num_splits, num_draws, rank))

@@ -14,6 +14,7 @@ from mas_embed.methods.base import METHODS, Method
 from mas_embed.methods.checks import check_share, inputs_and_labels
 from mas_embed.methods.rehearsal import num_rehearsed, rehearsal_generator
 from mas_embed.runtime.checks import check_at_least, check_choice
+from mas_embed.runtime.distributed import own_share, size_of_whole_batch
 from mas_embed.runtime.forward import is_texts
 from mas_embed.runtime.seeding import mixed_seed
 
@@ -40,7 +41,7 @@ class Replay(Method):
         buffer_size: the largest number of stored items, >= 1.
         policy: "reservoir" or "balanced".
         share: the share of stored items in an extended batch, from 0 to below 1; less if the buffer holds too few items.
-        seed: of the keys and of the draws from the buffer; processes draw differently.
+        seed: of the keys and of the draws from the buffer.
 
     Raises:
         UserError: an option is not accepted.
@@ -68,14 +69,20 @@ class Replay(Method):
         self._keys = torch.empty(0, dtype=torch.float64)
         self.num_splits = self._num_draws = 0
 
+    @property
+    def is_exact_in_processes(self) -> bool:
+        """True: all processes draw the same items for a batch that they share, and each adds its share."""
+        return True
+
     def extend_batch(self, inputs: Any, labels: Tensor) -> tuple[Any, Tensor]:
         """The batch with stored items appended; `inputs` is a tensor [N, ...], a mapping of such tensors, or a list of str."""
-        num_added = num_rehearsed(len(labels), self.share)
+        num_added = num_rehearsed(size_of_whole_batch(len(labels)), self.share)
         if num_added == 0 or len(self.labels) == 0:
             return inputs, labels
         generator = rehearsal_generator(self.seed, self.num_splits, self._num_draws)
         self._num_draws += 1
         drawn = torch.randperm(len(self.labels), generator=generator)[:num_added]
+        drawn = drawn[own_share(len(drawn))]
         extended_labels = _concat(labels, self.labels[drawn])
         if is_texts(inputs):
             _columns(inputs, self.inputs)

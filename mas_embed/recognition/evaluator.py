@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mas_embed.data import Split, check_splits, ordered_batches
+from mas_embed.data import Split, check_splits
 from mas_embed.errors import UserError
 from mas_embed.evaluation import (
     BEFORE_FIRST,
@@ -22,9 +22,9 @@ from mas_embed.evaluation import (
     Observations,
     Recorder,
     check_same_settings,
+    embed_part,
 )
 from mas_embed.recognition.heads import check_labels, check_scores, split_of_classes, without_other_heads
-from mas_embed.retrieval import embed
 from mas_embed.runtime.checks import as_whole_number
 
 RECOGNITION_METRICS = ("accuracy", "accuracy_all_heads")
@@ -195,7 +195,7 @@ class RecognitionEvaluator:
     def _classify(self, model: nn.Module, split: Split, split_index: int) -> _Seen:
         """What the scores of all classes say about the held-out images of a split."""
         labels = split.query.labels
-        scores = embed(model, ordered_batches(split.query, batch_size=self.batch_size))
+        scores = embed_part(model, split.query, batch_size=self.batch_size)
         check_scores(scores, len(self.split_of_class))
         if not bool(scores.isfinite().all()):
             raise UserError(f"the class scores of split '{split.name}' are not finite; lower the learning rate")

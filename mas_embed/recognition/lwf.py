@@ -14,7 +14,6 @@ from mas_embed.methods import METHODS, LwF
 from mas_embed.recognition.heads import check_classes_per_split, check_scores
 from mas_embed.recognition.network import head_scores
 from mas_embed.runtime.checks import as_number
-from mas_embed.runtime.forward import embed_batch
 
 
 @METHODS.register("multi_head_lwf")
@@ -55,9 +54,7 @@ class MultiHeadLwF(LwF):
         if self._old is None or self.strength == 0:
             return None
         check_scores(embeddings, sum(self.classes_per_split))
-        with torch.no_grad():
-            old = embed_batch(self._old, inputs)
-        pairs = zip(self._old_heads(embeddings), self._old_heads(old), strict=True)
+        pairs = zip(*map(self._old_heads, self._new_and_old(inputs, embeddings)), strict=True)
         return self.strength * torch.stack([F.cross_entropy(new, target.softmax(1)) for new, target in pairs]).sum()
 
     def consolidate(self, batches: Iterable[Any]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,11 +16,11 @@ from torch import Tensor
 
 from mas_embed.errors import UserError
 from mas_embed.retrieval.compensation import COMPENSATIONS, Compensation
-from mas_embed.retrieval.inputs import as_embeddings, share_in_common, unit_rows
-from mas_embed.retrieval.metrics import RetrievalScores, evaluate_retrieval
+from mas_embed.retrieval.inputs import ROWS_AT_ONCE, as_embeddings, share_in_common, unit_rows
+from mas_embed.retrieval.metrics import RetrievalScores, evaluate_transformed_gallery
 from mas_embed.retrieval.search import find_nearest
-from mas_embed.retrieval.similarity import Distance
-from mas_embed.runtime.arrays import as_integers
+from mas_embed.retrieval.similarity import Distance, Transform
+from mas_embed.runtime.arrays import as_integers, as_tensor
 from mas_embed.runtime.checks import as_number, as_whole_number, shown
 
 Verdict = Literal["keep", "compensate", "re-embed"]
@@ -171,6 +172,7 @@ def compare_indexes(
     tolerance: float = 0.01,
     fit_on: tuple[ArrayLike | Tensor, ArrayLike | Tensor] | None = None,
     compensate: Sequence[str] | Mapping[str, Compensation] = ("drift", "procrustes", "ridge"),
+    progress: bool = False,
 ) -> IndexCompatibility:
     """Retrieval scores of old and new queries on the old and the new gallery, and a verdict on keeping the old gallery.
 
@@ -202,7 +204,9 @@ def compare_indexes(
         fit_on: items that compensations are fitted on, embedded by both models (old [M, D], new [M, D]). They should not be
             gallery items; the training items of the new split serve well. None means that no compensation is tried.
         compensate: names from `COMPENSATIONS`, or a mapping from any name to an estimator; this function fits them. Under
-            "cosine" they receive rows of unit length.
+            "cosine" they receive rows of unit length. Of a gallery larger than 64 MiB, `transform` is given some rows at a time,
+            more than once, so that galleries mapped from a file may be larger than memory.
+        progress: whether to show progress bars.
 
     Raises:
         UserError: old and new embeddings differ in shape; `k`, `tolerance` or the name of a compensation is not accepted;
@@ -225,10 +229,14 @@ def compare_indexes(
     task = _RetrievalTask(query_labels, gallery_labels, query_ids, gallery_ids, distance)
     if not as_number("tolerance", tolerance) >= 0:
         raise UserError(f"tolerance must be >= 0, got {tolerance}")
-    old, new = task.scores(queries.old, gallery.old), task.scores(queries.new, gallery.new)
-    mixed = task.scores(queries.new, gallery.old)
-    galleries = _compensated_galleries(gallery.old, fit_on, compensate, distance)
-    compensated = {name: task.scores(queries.new, rows) for name, rows in galleries.items()}
+    transforms = _compensating_transforms(fit_on, compensate, distance)
+    old = task.scores("old on old", queries.old, gallery.old, progress=progress)
+    new = task.scores("new on new", queries.new, gallery.new, progress=progress)
+    mixed = task.scores("new on old", queries.new, gallery.old, progress=progress)
+    compensated = {
+        name: task.scores(name, queries.new, gallery.old, transform, progress=progress)
+        for name, transform in transforms.items()
+    }
     verdict, compensation, reason = _verdict(old, new, mixed, compensated, tolerance)
     nearest_before = task.nearest(queries.old, gallery.old, k)
     return IndexCompatibility(
@@ -279,15 +287,20 @@ class _RetrievalTask:
     gallery_ids: ArrayLike | Tensor | None
     distance: Distance
 
-    def scores(self, queries: Tensor, gallery: Tensor) -> RetrievalScores:
-        return evaluate_retrieval(
+    def scores(
+        self, name: str, queries: Tensor, gallery: Tensor, transform: Transform | None = None, *, progress: bool
+    ) -> RetrievalScores:
+        """The scores of queries on a gallery, which may be transformed; the name is that of the progress bar."""
+        return evaluate_transformed_gallery(
             queries,
             self.query_labels,
             gallery,
             self.gallery_labels,
+            transform=transform,
             query_ids=self.query_ids,
             gallery_ids=self.gallery_ids,
             distance=self.distance,
+            description=name if progress else None,
         )
 
     def nearest(self, queries: Tensor, gallery: Tensor, k: int) -> NDArray[np.int64]:
@@ -308,13 +321,12 @@ class _RetrievalTask:
         return np.take_along_axis(positions, excluded_last, axis=1)[:, :k]
 
 
-def _compensated_galleries(
-    gallery: Tensor,
+def _compensating_transforms(
     fit_on: tuple[ArrayLike | Tensor, ArrayLike | Tensor] | None,
     compensate: Sequence[str] | Mapping[str, Compensation],
     distance: Distance,
-) -> dict[str, Tensor]:
-    """The old gallery [G, D] after each compensation, by the name of the compensation."""
+) -> dict[str, Transform]:
+    """What each compensation does to rows [N, D] of the old gallery, by the name of the compensation."""
     if fit_on is None:
         return {}
     if not isinstance(fit_on, Sequence) or isinstance(fit_on, str) or len(fit_on) != 2:
@@ -328,8 +340,15 @@ def _compensated_galleries(
         if not (hasattr(estimator, "fit") and hasattr(estimator, "transform")):
             raise UserError(f"the compensation '{name}' must have methods fit and transform, got {shown(estimator)}")
     pair = _OldAndNew.of("fit_on", *fit_on).for_distance(distance, "fit_on")
-    rows = unit_rows(gallery, "old gallery") if distance == "cosine" else gallery.double()
-    return {name: estimator.fit(*pair).transform(rows) for name, estimator in estimators.items()}
+    return {name: partial(_transformed, estimator.fit(*pair), distance) for name, estimator in estimators.items()}
+
+
+def _transformed(fitted: Compensation, distance: Distance, rows: Tensor) -> Tensor:
+    """Rows [N, D] of the old gallery as a fitted compensation moves them."""
+    return as_tensor(
+        fitted.transform(unit_rows(rows, "old gallery") if distance == "cosine" else rows.double()),
+        "the compensated gallery",
+    )
 
 
 def _verdict(
@@ -363,7 +382,10 @@ def _verdict(
 
 def _drift_of_items(gallery: _OldAndNew, distance: Distance) -> NDArray[np.float64]:
     """[G] the distance between the old and the new embedding of each item; 1 - cosine under "cosine"."""
-    rows = gallery.for_distance(distance, "gallery")
-    lengths = (rows.new - rows.old).norm(dim=1)
-    # For unit vectors 1 - u.v = |u - v|^2 / 2, which is exactly 0 for an item that did not move
-    return (lengths.square() / 2 if distance == "cosine" else lengths).cpu().numpy()
+    parts = []
+    for old, new in zip(gallery.old.split(ROWS_AT_ONCE), gallery.new.split(ROWS_AT_ONCE), strict=True):
+        rows = _OldAndNew(old, new).for_distance(distance, "gallery")
+        lengths = (rows.new - rows.old).norm(dim=1)
+        # For unit vectors 1 - u.v = |u - v|^2 / 2, which is exactly 0 for an item that did not move
+        parts.append((lengths.square() / 2 if distance == "cosine" else lengths).cpu().numpy())
+    return np.concatenate(parts)

@@ -11,13 +11,12 @@ X the largest number of items of a query that are not counted, P pairs of a quer
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-from mas_embed.retrieval.similarity import PairScores
 
 BINS = 8192
 CROWDED_SHARE = 1 / 4  # of the gallery that is doubtful: above it, sorting is faster than counting
@@ -52,7 +51,7 @@ class Counting:
     not_counted: Integers
     queries: Integers
     _: KW_ONLY
-    pair_scores: PairScores
+    pair_scores: Callable[[Integers, Integers], Floats]
 
     def num_ahead(self, pool: Executor) -> Integers:
         """[B, R] irrelevant items that score at least as high; a row of -1 for a query with too many doubtful items."""

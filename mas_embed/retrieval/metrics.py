@@ -8,23 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from mas_embed.errors import UserError, reason_of
-from mas_embed.retrieval.inputs import as_embeddings
+from mas_embed.errors import UserError
+from mas_embed.retrieval.items import Items, as_items, check_arguments, relevant_lists
 from mas_embed.retrieval.ranking import PositionLists, Ranking, Ranks
-from mas_embed.retrieval.similarity import Distance, prepare_rows
-from mas_embed.runtime.arrays import as_integers
+from mas_embed.retrieval.similarity import Distance, Transform, lazy_rows
 from mas_embed.runtime.checks import as_whole_number, check_at_least, shown
+from mas_embed.runtime.progress import progress_bar
 
 MEBIBYTE = 2**20
 CPU_MEMORY_MIB = 256
 GPU_MEMORY_MIB = 2048  # large blocks, so that a GPU is not waiting for the next one
+
+RECALL_AT = (1, 2, 4, 8)
 
 METRICS = (  # that every evaluation computes, beside recall at the requested cutoffs
     "mean_average_precision",
@@ -117,11 +119,12 @@ def evaluate_retrieval(
     query_ids: ArrayLike | Tensor | None = None,
     gallery_ids: ArrayLike | Tensor | None = None,
     distance: Distance = "cosine",
-    recall_at: Sequence[int] = (1, 2, 4, 8),
+    recall_at: Sequence[int] = RECALL_AT,
     precision_at: Sequence[int] = (),
     ndcg_at: Sequence[int] = (),
     average_precision_at: Sequence[int] = (),
     memory_mib: int | None = None,
+    progress: bool = False,
 ) -> RetrievalScores:
     """Retrieval metrics of the queries on the gallery; an item is relevant to a query if both have the same label.
 
@@ -134,6 +137,9 @@ def evaluate_retrieval(
     Average precision at K sums the precisions at the relevant items of rank <= K. It is reported with three denominators:
     R ("..._over_relevant"), min(K, R) ("..._over_min"), and the number of relevant items of rank <= K ("..._over_found"; the
     metric is 0 if there are none). NDCG at K uses gains of 0 and 1 and a discount of `1 / log2(1 + rank)`.
+
+    The gallery is read in chunks. Arrays may be larger than memory: those that `np.load(..., mmap_mode="r")` maps from a file are
+    never read as a whole.
 
     Args:
         queries: [Q, D], finite.
@@ -150,8 +156,9 @@ def evaluate_retrieval(
         precision_at: the cutoffs of precision at K, the number of relevant items among the K nearest, divided by K.
         ndcg_at: the cutoffs of normalised discounted cumulative gain.
         average_precision_at: the cutoffs of average precision at K.
-        memory_mib: the approximate memory in MiB for a block of queries, beside one float32 copy of the embeddings. None: 256
-            on a CPU and 2048 on a GPU.
+        memory_mib: the approximate memory in MiB for a block of queries, and for a chunk of the gallery. None: 256 on a CPU and
+            2048 on a GPU.
+        progress: whether to show a progress bar.
 
     Returns:
         Means in [0, 1] and the values per query. Queries without a relevant item are left out of the means and counted in
@@ -168,104 +175,90 @@ def evaluate_retrieval(
         >>> round(scores.mean_average_precision, 3), scores.precision_at_1
         (0.833, 0.75)
     """
-    _check_arguments(query_labels, gallery, gallery_labels, relevant, query_ids, gallery_ids)
-    query_items = _as_items("query", queries, query_labels, query_ids)
-    gallery_items = query_items if gallery is None else _as_items("gallery", gallery, gallery_labels, gallery_ids)
+    check_arguments(query_labels, gallery, gallery_labels, relevant, query_ids, gallery_ids)
+    query_items = as_items("query", queries, query_labels, query_ids)
+    gallery_items = query_items if gallery is None else as_items("gallery", gallery, gallery_labels, gallery_ids)
     cutoffs = _as_cutoffs(
         recall_at=recall_at, precision_at=precision_at, ndcg_at=ndcg_at, average_precision_at=average_precision_at
     )
     if not cutoffs["recall_at"]:
         raise UserError("recall_at must hold whole numbers >= 1, got none")
+    return _evaluate(
+        query_items,
+        gallery_items,
+        relevant_lists(relevant, query_items, gallery_items, by_id=gallery_ids is not None),
+        excludes_queries=gallery is None or query_ids is not None,
+        distance=distance,
+        cutoffs=cutoffs,
+        memory_mib=memory_mib,
+        description="ranking" if progress else None,
+    )
+
+
+def evaluate_transformed_gallery(
+    queries: Tensor,
+    query_labels: ArrayLike | Tensor,
+    gallery: Tensor,
+    gallery_labels: ArrayLike | Tensor,
+    *,
+    transform: Transform | None,
+    query_ids: ArrayLike | Tensor | None,
+    gallery_ids: ArrayLike | Tensor | None,
+    distance: Distance,
+    description: str | None,
+) -> RetrievalScores:
+    """`evaluate_retrieval` with its default cutoffs on a gallery that is transformed when it is read, some rows at a time.
+
+    Args:
+        queries: as the others, see `evaluate_retrieval`.
+        query_labels: of the queries.
+        gallery: before it is transformed.
+        gallery_labels: of the gallery.
+        transform: of some rows [N, D]; None for nothing.
+        query_ids: of the queries.
+        gallery_ids: of the gallery.
+        distance: by which items are ranked.
+        description: of the progress bar; None for no bar.
+    """
+    check_arguments(query_labels, gallery, gallery_labels, None, query_ids, gallery_ids)
+    query_items = as_items("query", queries, query_labels, query_ids)
+    gallery_items = as_items("gallery", gallery, gallery_labels, gallery_ids)
+    return _evaluate(
+        query_items,
+        gallery_items,
+        relevant_lists(None, query_items, gallery_items, by_id=False),
+        excludes_queries=query_ids is not None,
+        distance=distance,
+        cutoffs=_as_cutoffs(recall_at=RECALL_AT, precision_at=(), ndcg_at=(), average_precision_at=()),
+        transform=transform,
+        description=description,
+    )
+
+
+def _evaluate(
+    queries: Items,
+    gallery: Items,
+    relevant: PositionLists,
+    *,
+    excludes_queries: bool,
+    distance: Distance,
+    cutoffs: Mapping[str, tuple[int, ...]],
+    memory_mib: int | None = None,
+    transform: Transform | None = None,
+    description: str | None,
+) -> RetrievalScores:
+    """The scores of arguments that are checked."""
     if memory_mib is None:
-        memory_mib = GPU_MEMORY_MIB if query_items.rows.is_cuda else CPU_MEMORY_MIB
+        memory_mib = GPU_MEMORY_MIB if queries.rows.is_cuda else CPU_MEMORY_MIB
     memory_mib = as_whole_number("memory_mib", memory_mib, maximum=2**30)
     check_at_least("memory_mib", memory_mib, 1)
-    excludes_queries = gallery is None or query_ids is not None
-    excludable_ids = gallery_items.ids if excludes_queries else gallery_items.ids[:0]
-    ranking = Ranking(
-        *prepare_rows(query_items.rows, gallery_items.rows, distance),
-        distance,
-        relevant=_relevant_lists(relevant, query_items, gallery_items, by_id=gallery_ids is not None),
-        excluded=PositionLists.of_equal_keys(query_items.ids, excludable_ids),
-        memory=memory_mib * MEBIBYTE,
-    )
-    return _scores_of(ranking, len(query_items.rows), cutoffs)
-
-
-class _Items(NamedTuple):
-    """The embeddings [N, D], labels [N] (None if `relevant` is given) and ids [N] of queries or a gallery, on one device."""
-
-    rows: Tensor
-    labels: Tensor | None
-    ids: Tensor
-
-
-def _as_items(
-    name: str, rows: ArrayLike | Tensor, labels: ArrayLike | Tensor | None, ids: ArrayLike | Tensor | None
-) -> _Items:
-    """The arguments as tensors; the ids are the positions if none are given."""
-    embeddings = as_embeddings(rows, "queries" if name == "query" else name)
-    num_items = len(embeddings)
-    item_ids = torch.arange(num_items) if ids is None else as_integers(ids, f"{name}_ids", num_items)
-    item_labels = None if labels is None else as_integers(labels, f"{name}_labels", num_items).to(embeddings.device)
-    return _Items(embeddings, item_labels, item_ids.to(embeddings.device))
-
-
-def _relevant_lists(relevant: Any, queries: _Items, gallery: _Items, *, by_id: bool) -> PositionLists:
-    """The relevant gallery items of every query, which may include the query itself."""
-    if relevant is None:
-        assert queries.labels is not None
-        assert gallery.labels is not None
-        return PositionLists.of_equal_keys(queries.labels, gallery.labels)
-    num_queries, num_gallery = len(queries.rows), len(gallery.rows)
-    relevant = _rows_of(relevant)
-    if len(relevant) != num_queries:
-        raise UserError(f"relevant must have one row for each of the {num_queries} queries, got {len(relevant)}")
-    if all(row.dtype in (torch.bool, np.bool_) for row in relevant):
-        lengths = sorted({len(row) for row in relevant})
-        if lengths != [num_gallery]:
-            got = [num_queries, *lengths] if len(lengths) == 1 else "rows of different lengths"
-            raise UserError(f"relevant, given as booleans, must have shape {[num_queries, num_gallery]}, got {got}")
-        mask = torch.stack([torch.as_tensor(row) for row in relevant]).to(queries.rows.device)
-        sizes, positions = mask.sum(1), mask.nonzero()[:, 1]
-    else:
-        rows = [as_integers(row, "relevant items") for row in relevant]
-        if all(len(row) == num_gallery > 1 and not (row > 1).any() for row in rows):
-            raise UserError(
-                "relevant holds a 0 or 1 for every gallery item: give it as booleans, or list the relevant items"
-            )
-        lists = [row.cpu().unique() for row in rows]
-        sizes, items = torch.tensor([len(row) for row in lists]), torch.cat(lists)
-        positions = _positions_of(items, gallery.ids if by_id else torch.arange(num_gallery)).to(queries.rows.device)
-        sizes = sizes.to(queries.rows.device)
-    ends = sizes.cumsum(0)
-    return PositionLists(positions, ends - sizes, ends)
-
-
-def _rows_of(relevant: Any) -> Any:
-    """The rows, one a query, as a matrix or as a list of arrays; raises `UserError` if there are no rows."""
-    try:
-        is_matrix = isinstance(relevant, Tensor | np.ndarray) and relevant.dtype != object
-        rows = relevant if is_matrix else [np.asarray(row) for row in relevant]
-        if isinstance(relevant, str | Mapping) or any(row.ndim != 1 for row in rows):
-            raise ValueError("it has no rows")
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"relevant must be a matrix of booleans, or one list of items a query: {reason_of(error)}"
-        ) from None
-    return rows
-
-
-def _positions_of(items: Tensor, ids: Tensor) -> Tensor:
-    """The positions of the items in the ids; raises `UserError` if the ids are not distinct or an item is not among them."""
-    in_order, positions = ids.cpu().sort()
-    if bool((in_order[1:] == in_order[:-1]).any()):
-        raise UserError("gallery_ids must all differ if relevant lists them")
-    found = torch.searchsorted(in_order, items).clamp_max(len(in_order) - 1)
-    unknown = items[in_order[found] != items]
-    if len(unknown):
-        raise UserError(f"relevant lists the gallery item {int(unknown[0])}, which does not exist")
-    return positions[found]
+    rows = lazy_rows(queries.rows, gallery.rows, distance, transform)
+    excluded = PositionLists.of_equal_keys(queries.ids, gallery.ids if excludes_queries else gallery.ids[:0])
+    with progress_bar(description, total=len(queries.rows) * len(gallery.rows)) as advance:
+        ranking = Ranking(
+            *rows, distance, relevant=relevant, excluded=excluded, memory=memory_mib * MEBIBYTE, advance=advance
+        )
+        return _scores_of(ranking, len(queries.rows), cutoffs)
 
 
 def _as_cutoffs(**arguments: Sequence[int]) -> dict[str, tuple[int, ...]]:
@@ -361,21 +354,3 @@ def _last_equal_position(sorted_scores: Tensor) -> Tensor:
     is_last = torch.ones_like(sorted_scores, dtype=torch.bool)
     is_last[:, :-1] = sorted_scores[:, :-1] != sorted_scores[:, 1:]
     return positions.masked_fill(~is_last, size).flip(1).cummin(1).values.flip(1)
-
-
-def _check_arguments(
-    query_labels: Any, gallery: Any, gallery_labels: Any, relevant: Any, query_ids: Any, gallery_ids: Any
-) -> None:
-    """Raises `UserError` if a required argument is missing, or if arguments contradict each other."""
-    if relevant is not None and (query_labels is not None or gallery_labels is not None):
-        raise UserError("relevant replaces the labels: pass query_labels=None and no gallery_labels")
-    if relevant is None and query_labels is None:
-        raise UserError("query_labels is None: pass the labels of the queries, or relevant")
-    if relevant is None and (gallery is None) != (gallery_labels is None):
-        raise UserError(
-            "gallery and gallery_labels go together: pass both, or neither to rank the queries among themselves"
-        )
-    if query_ids is not None and (gallery is None or gallery_ids is None):
-        raise UserError("query_ids and gallery_ids go together and require a gallery")
-    if gallery_ids is not None and query_ids is None and relevant is None:
-        raise UserError("query_ids and gallery_ids go together and require a gallery")

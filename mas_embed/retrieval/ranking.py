@@ -13,16 +13,18 @@ X the largest number of excluded items, L the largest length of a list.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mas_embed.retrieval.counting import Counting
-from mas_embed.retrieval.similarity import ApproximateScores, Distance, PairScores, Rows, exact_scores
+from mas_embed.retrieval.similarity import ApproximateScores, Distance, LazyRows, PairScores, exact_scores
 
+BYTES_PER_RELEVANT_ITEM = 64  # that is kept while the gallery is read
 NUMBERS_AT_ONCE = 2**19  # float64 numbers of gallery rows that are scored at once, so that they stay in the cache
 SORTED_BY_ONE_THREAD = 2**18  # numbers: below, a pool of threads costs as much as it saves
 COMPARED_AT_MOST = 16  # relevant items of a query; on a GPU, sorting is faster with more (measured)
@@ -88,88 +90,182 @@ class _BlockItems(NamedTuple):
     is_excluded: Tensor
 
 
+class _Chunk:
+    """Consecutive gallery items that all blocks of queries are compared with before the next ones are read.
+
+    Args:
+        items: their positions in the gallery.
+        approximate: a function that makes their approximate scores, when they are first needed.
+    """
+
+    def __init__(self, items: range, approximate: Callable[[], ApproximateScores]) -> None:
+        self.items, self._make_approximate = items, approximate
+
+    @cached_property
+    def approximate(self) -> ApproximateScores:
+        """The approximate scores of the items, which need a float32 copy of them."""
+        return self._make_approximate()
+
+    def positions(self, gallery_positions: Tensor, is_valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions in the chunk from those in the gallery, and which of them are valid and in the chunk; others are 0."""
+        is_inside = is_valid & (gallery_positions >= self.items.start) & (gallery_positions < self.items.stop)
+        return (gallery_positions - self.items.start).masked_fill(~is_inside, 0), is_inside
+
+
+class _Block(NamedTuple):
+    """A block of queries whose relevant items are scored, and what is counted for them so far.
+
+    Attributes:
+        items: the relevant and the excluded items.
+        exact: [B, R] the exact scores of the relevant items; -inf where `items.is_relevant` is False.
+        highest_first: [B, R] the same, sorted.
+        num_ahead: [B, R] the number of irrelevant items that score at least as high, of the chunks so far.
+        is_valid: [B, R] False for the padding, in the order of `highest_first`.
+    """
+
+    items: _BlockItems
+    exact: Tensor
+    highest_first: Tensor
+    num_ahead: Tensor
+    is_valid: Tensor
+
+    @classmethod
+    def of(cls, items: _BlockItems, scores: Tensor) -> _Block:
+        exact = scores.masked_fill(~items.is_relevant, -torch.inf)
+        highest_first, order = exact.sort(dim=1, descending=True)
+        num_ahead = torch.zeros(exact.shape, dtype=torch.long, device=exact.device)
+        return cls(items, exact, highest_first, num_ahead, items.is_relevant.gather(1, order))
+
+    def select(self, rows: Tensor) -> _Block:
+        """The block with some of its queries."""
+        return _Block(_BlockItems(*(part[rows] for part in self.items)), *(part[rows] for part in self[1:]))
+
+
 class Ranking:
     """Ranks the gallery for every query.
 
+    The gallery is read in chunks, so that it need not fit into memory: the numbers of items ahead add up over chunks.
+
     Args:
-        queries: Q rows, prepared together with the gallery by `prepare_rows`.
+        queries: Q rows, from `lazy_rows` together with the gallery.
         gallery: G rows.
-        distance: the distance that the rows were prepared for.
+        distance: the distance that the rows are prepared for.
         relevant: the relevant gallery items of every query.
         excluded: the gallery items that are left out of the ranking of a query, because they are the query itself.
-        memory: approximate memory in bytes that a block of queries may take.
+        memory: approximate memory in bytes that a block of queries may take, and that a chunk of the gallery may.
+        advance: called with the number of scores that were compared since the last call.
     """
 
     def __init__(
         self,
-        queries: Rows,
-        gallery: Rows,
+        queries: LazyRows,
+        gallery: LazyRows,
         distance: Distance,
         *,
         relevant: PositionLists,
         excluded: PositionLists,
         memory: int,
+        advance: Callable[[int], None] = lambda number: None,
     ) -> None:
         self._queries, self._gallery, self._distance = queries, gallery, distance
-        self._relevant, self._excluded, self._memory = relevant, excluded, memory
+        self._relevant, self._excluded, self._memory, self._advance = relevant, excluded, memory, advance
+        self._pair_scores = PairScores(queries, gallery, distance)
+        size = max(1, memory // (4 * gallery.num_dimensions))
+        starts = range(0, len(gallery), math.ceil(len(gallery) / math.ceil(len(gallery) / size)))
+        ranges = [range(start, min(start + starts.step, len(gallery))) for start in starts]
+        self._only_chunk = self._chunk(ranges[0]) if len(ranges) == 1 else None
+        self._ranges = ranges
 
     def blocks(self) -> Iterator[Ranks]:
         """The ranks of every query that has a relevant item, in blocks of queries with similarly many relevant items."""
         sizes = self._relevant.sizes()
         by_size = sizes.argsort(stable=True)
+        self._advance(int((sizes == 0).sum()) * len(self._gallery))
         by_size = by_size[sizes[by_size] > 0]
         is_counted = sizes[by_size] <= DENSE_SHARE * len(self._gallery)
-        if self._queries.values.device.type != "cpu":
+        if self._queries.device.type != "cpu":
             is_counted = torch.zeros_like(is_counted)
-        if bool(is_counted.any()):
-            yield from self._by_counting(by_size[is_counted])
-        yield from self._by_sorting(by_size[~is_counted])
-
-    def _by_sorting(self, queries: Tensor) -> Iterator[Ranks]:
-        """The ranks from exact scores of all items: see `_num_at_least`."""
-        for block in self._memory_blocks(queries, bytes_per_score=48, bytes_per_item=0):
-            items = self._items_of(block)
-            if len(items.queries) == 0:
-                continue
-            scores = self._exact_scores_of_all(items.queries)
-            relevant_scores = scores.gather(1, items.relevant).masked_fill(~items.is_relevant, -torch.inf)
-            for positions, is_valid in ((items.relevant, items.is_relevant), (items.excluded, items.is_excluded)):
-                scores[is_valid.nonzero()[:, 0], positions[is_valid]] = -torch.inf
-            highest_first, order = relevant_scores.sort(dim=1, descending=True)
-            num_ahead = _num_at_least(highest_first, scores)
-            yield Ranks(items.queries, highest_first, num_ahead, items.is_relevant.gather(1, order))
-
-    def _by_counting(self, queries: Tensor) -> Iterator[Ranks]:
-        """The ranks by counting, or by sorting for queries whose approximate scores leave too much in doubt."""
-        approximate_scores = ApproximateScores(self._queries, self._gallery, self._distance)
-        pair_scores = PairScores(self._queries, self._gallery, self._distance)
-        bytes_per_item = 16 * self._gallery.values.shape[1]
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            for block in self._memory_blocks(queries, bytes_per_score=6, bytes_per_item=bytes_per_item):
-                items = self._items_of(block)
-                if len(items.queries) == 0:
-                    continue
-                exact = self._exact_scores_of(items.queries, items.relevant)
-                highest_first, order = exact.masked_fill(~items.is_relevant, -torch.inf).sort(dim=1, descending=True)
-                approximate, offset, error = approximate_scores(items.queries)
-                num_relevant, not_counted = items.is_relevant.sum(1), _not_counted(items)
-                tensors = (approximate, offset, error, highest_first, num_relevant, not_counted, items.queries)
-                counting = Counting(*(tensor.numpy() for tensor in tensors), pair_scores=pair_scores)
-                num_ahead = torch.from_numpy(counting.num_ahead(pool))
-                # Users may allow matrix products of lower precision, for which the error bound does not hold
-                deviation = (approximate.gather(1, items.relevant) - offset[:, None] - exact).abs()
-                is_done = (num_ahead[:, 0] >= 0) & ((deviation <= error[:, None]) | ~items.is_relevant).all(1)
-                ranks = Ranks(items.queries, highest_first, num_ahead, items.is_relevant.gather(1, order))
-                yield Ranks(*(part[is_done] for part in ranks))
-                yield from self._by_sorting(items.queries[~is_done])
+            for queries, is_by_counting in ((by_size[is_counted], True), (by_size[~is_counted], False)):
+                add = partial(self._add_by_counting, pool=pool) if is_by_counting else self._add_by_sorting
+                for group in self._memory_blocks(queries, bytes_per_query=0, bytes_per_item=BYTES_PER_RELEVANT_ITEM):
+                    yield from self._ranks_of(group, add, is_by_counting)
 
-    def _memory_blocks(self, queries: Tensor, *, bytes_per_score: int, bytes_per_item: int) -> Iterator[Tensor]:
+    def _ranks_of(
+        self, queries: Tensor, add: Callable[[_Block, _Chunk], None], is_by_counting: bool
+    ) -> Iterator[Ranks]:
+        """The ranks of queries whose relevant items are in memory together, so that the gallery is read once for all of them.
+
+        Args:
+            queries: their positions, by the number of relevant items.
+            add: adds the number of items of a chunk that are ahead to a block.
+            is_by_counting: which of the two ways `add` is.
+        """
+        dimensions, size = self._gallery.num_dimensions, max(map(len, self._ranges))
+        by_score, by_item = (6, 16 * dimensions) if is_by_counting else (48, 0)
+        blocks = []
+        for block in self._memory_blocks(queries, bytes_per_query=by_score * size, bytes_per_item=by_item):
+            items = self._items_of(block)
+            self._advance((len(block) - len(items.queries)) * len(self._gallery))
+            if len(items.queries):
+                blocks.append(_Block.of(items, self._exact_scores_of(items.queries, items.relevant)))
+        for chunk in map(self._chunk, self._ranges) if self._only_chunk is None else [self._only_chunk]:
+            for one in blocks:
+                add(one, chunk)
+                self._advance(len(one.exact) * len(chunk.items))
+        for one in blocks:
+            yield Ranks(one.items.queries, one.highest_first, one.num_ahead, one.is_valid)
+
+    def _chunk(self, items: range) -> _Chunk:
+        make = partial(ApproximateScores, self._queries, self._gallery, self._distance, items)
+        return _Chunk(items, make)
+
+    def _add_by_sorting(self, block: _Block, chunk: _Chunk) -> None:
+        """Counts by exact scores of all items of the chunk: see `_num_at_least`."""
+        items = block.items
+        scores = self._exact_scores_of_all(items.queries, chunk.items)
+        for gallery_positions, is_valid in ((items.relevant, items.is_relevant), (items.excluded, items.is_excluded)):
+            positions, is_inside = chunk.positions(gallery_positions, is_valid)
+            scores[is_inside.nonzero()[:, 0], positions[is_inside]] = -torch.inf
+        block.num_ahead.add_(_num_at_least(block.highest_first, scores))
+
+    def _add_by_counting(self, block: _Block, chunk: _Chunk, *, pool: Executor) -> None:
+        """Counts by approximate scores, or by sorting for queries whose approximate scores leave too much in doubt."""
+        items, start = block.items, chunk.items.start
+        positions, is_inside = chunk.positions(items.relevant, items.is_relevant)
+        excluded, is_excluded = chunk.positions(items.excluded, items.is_excluded)
+        not_counted = torch.cat([positions.masked_fill(~is_inside, -1), excluded.masked_fill(~is_excluded, -1)], dim=1)
+        approximate, offset, error = chunk.approximate(items.queries)
+        num_relevant = items.is_relevant.sum(1)
+        tensors = (approximate, offset, error, block.highest_first, num_relevant, not_counted, items.queries)
+        counting = Counting(
+            *(tensor.numpy() for tensor in tensors),
+            pair_scores=lambda queries, inside: self._pair_scores(queries, inside + start),
+        )
+        num_ahead = torch.from_numpy(counting.num_ahead(pool))
+        # Users may allow matrix products of lower precision, for which the error bound does not hold
+        deviation = (approximate.gather(1, positions) - offset[:, None] - block.exact).abs()
+        is_done = (num_ahead[:, 0] >= 0) & ((deviation <= error[:, None]) | ~is_inside).all(1)
+        block.num_ahead[is_done] += num_ahead[is_done]
+        if not bool(is_done.all()):
+            self._sort_some(block, chunk, ~is_done)
+
+    def _sort_some(self, block: _Block, chunk: _Chunk, rows: Tensor) -> None:
+        """Counts by sorting for some queries of a block."""
+        size = max(1, self._memory // (48 * len(chunk.items)))
+        for some in rows.nonzero()[:, 0].split(size):
+            part = block.select(some)
+            before = part.num_ahead.clone()
+            self._add_by_sorting(part, chunk)
+            block.num_ahead[some] += part.num_ahead - before
+
+    def _memory_blocks(self, queries: Tensor, *, bytes_per_query: int, bytes_per_item: int) -> Iterator[Tensor]:
         """The queries, which must be ordered by their number of relevant items, in blocks that fit into the memory limit."""
         sizes = self._relevant.sizes()
         while len(queries):
-            bytes_per_query = bytes_per_score * len(self._gallery) + bytes_per_item * sizes[queries]
+            needed = bytes_per_query + bytes_per_item * sizes[queries]
             counts = torch.arange(1, len(queries) + 1, device=queries.device)
-            num_queries = max(1, int((counts * bytes_per_query <= self._memory).sum()))
+            num_queries = max(1, int((counts * needed <= self._memory).sum()))
             yield queries[:num_queries]
             queries = queries[num_queries:]
 
@@ -184,18 +280,24 @@ class Ranking:
 
     def _exact_scores_of(self, block: Tensor, positions: Tensor) -> Tensor:
         """Exact scores [B, R] of the items at positions [B, R], few queries at a time, so that their rows stay in the cache."""
-        step = max(1, NUMBERS_AT_ONCE // (positions.shape[1] * self._gallery.values.shape[1]))
+        step = max(1, NUMBERS_AT_ONCE // (positions.shape[1] * self._gallery.num_dimensions))
         parts = zip(block.split(step), positions.split(step), strict=True)
         scores = [
-            exact_scores(self._queries[queries, None], self._gallery[items], self._distance) for queries, items in parts
+            exact_scores(
+                self._queries[queries].reshaped(len(queries), 1),
+                self._gallery[items.flatten()].reshaped(*items.shape),
+                self._distance,
+            )
+            for queries, items in parts
         ]
         return torch.cat(scores)[:, 0]
 
-    def _exact_scores_of_all(self, block: Tensor) -> Tensor:
-        """Exact scores [B, G], a part of the gallery at a time, because its float64 copy takes memory."""
-        step = max(1, self._memory // (16 * self._gallery.values.shape[1]))
-        parts = [self._gallery[start : start + step] for start in range(0, len(self._gallery), step)]
-        scores = [exact_scores(self._queries[block], part, self._distance) for part in parts]
+    def _exact_scores_of_all(self, block: Tensor, items: range) -> Tensor:
+        """Exact scores [B, G] of a range of items, a part of them at a time, because their float64 copy takes memory."""
+        step = max(1, self._memory // (16 * self._gallery.num_dimensions))
+        queries = self._queries[block]
+        ends = [(start, min(start + step, items.stop)) for start in items[::step]]
+        scores = [exact_scores(queries, self._gallery[start:end], self._distance) for start, end in ends]
         return torch.cat(scores, dim=1) if len(scores) > 1 else scores[0]
 
 
@@ -221,9 +323,3 @@ def _sorted_rows(scores: Tensor) -> Tensor:
     with ThreadPoolExecutor(num_threads) as pool:
         list(pool.map(lambda start: rows[start : start + size].sort(axis=1), range(0, len(rows), size)))
     return scores
-
-
-def _not_counted(items: _BlockItems) -> Tensor:
-    """[B, R + X] gallery positions of the relevant and the excluded items, padded with -1."""
-    relevant = items.relevant.masked_fill(~items.is_relevant, -1)
-    return torch.cat([relevant, items.excluded.masked_fill(~items.is_excluded, -1)], dim=1)

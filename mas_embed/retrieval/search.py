@@ -11,8 +11,10 @@ from torch import Tensor
 
 from mas_embed.errors import UserError
 from mas_embed.retrieval.inputs import as_embeddings
-from mas_embed.retrieval.similarity import Distance, prepare_rows
+from mas_embed.retrieval.similarity import Distance, Rows, lazy_rows, mean_of_rows
 from mas_embed.runtime.checks import as_whole_number
+
+BYTES_AT_ONCE = 2**26  # of gallery items in float32, so that a gallery mapped from a file is never in memory as a whole
 
 
 def find_nearest(
@@ -39,21 +41,38 @@ def find_nearest(
     if not 1 <= k <= len(gallery):
         raise UserError(f"k must lie between 1 and the gallery's size, {len(gallery)}, got {k}")
     faiss = import_faiss()
-    queries, gallery = (rows.values / rows.divisor.unsqueeze(1) for rows in prepare_rows(queries, gallery, distance))
-    if distance == "euclidean":
-        # Centring does not change distances, and reduces their rounding errors in float32
-        centre = gallery.mean(0)
-        queries, gallery = queries - centre, gallery - centre
-    index = (faiss.IndexFlatL2 if distance == "euclidean" else faiss.IndexFlatIP)(gallery.shape[1])
-    index.add(_as_float32(gallery))
-    scores, positions = index.search(_as_float32(queries), k)
-    if (positions < 0).any():  # FAISS returns -1 for a missing neighbour, and -1 would index the last item
+    rows, items = lazy_rows(queries, gallery, distance)
+    # Centring does not change distances, and reduces their rounding errors in float32
+    centre = mean_of_rows(items, range(len(items))) if distance == "euclidean" else None
+    query_rows = _as_float32(rows[:], centre)
+    metric = faiss.METRIC_L2 if distance == "euclidean" else faiss.METRIC_INNER_PRODUCT
+    size = max(1, BYTES_AT_ONCE // (4 * items.num_dimensions))
+    found: list[tuple[NDArray[np.float32], NDArray[np.int64]]] = []
+    for start in range(0, len(items), size):
+        part = _as_float32(items[start : min(start + size, len(items))], centre)
+        scores, positions = faiss.knn(query_rows, part, min(k, len(part)), metric=metric)
+        found = [_nearest_of([*found, (-scores if distance == "euclidean" else scores, positions + start)], k)]
+    scores, positions = found[0]
+    if scores.shape[1] < k or (positions < 0).any():  # -1 would index the last item
         raise RuntimeError(f"FAISS found fewer than {k} neighbours for a query")
-    return (-scores if distance == "euclidean" else scores), positions
+    return scores, positions
 
 
-def _as_float32(rows: Tensor) -> NDArray[np.float32]:
-    return np.ascontiguousarray(rows.detach().cpu().float().numpy())
+def _nearest_of(
+    found: list[tuple[NDArray[np.float32], NDArray[np.int64]]], k: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The k highest scores of each query, and their positions, among those of parts of the gallery."""
+    if len(found) == 1:
+        return found[0]
+    scores, positions = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(positions, order, axis=1)
+
+
+def _as_float32(rows: Rows, centre: Tensor | None) -> NDArray[np.float32]:
+    """The rows as FAISS takes them: scaled to unit length under "cosine", centred under "euclidean"."""
+    values = rows.values / rows.divisor.unsqueeze(1) if centre is None else rows.values - centre
+    return np.ascontiguousarray(values.detach().cpu().float().numpy())
 
 
 def import_faiss() -> Any:

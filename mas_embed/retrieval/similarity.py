@@ -8,6 +8,7 @@ Q queries, G gallery items, B queries in a block, P pairs, D embedding size.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,11 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mas_embed.errors import UserError
+from mas_embed.retrieval.inputs import ROWS_AT_ONCE
 from mas_embed.runtime.checks import shown
 
+Transform = Callable[[Tensor], Tensor]
 Distance = Literal["cosine", "euclidean", "inner_product"]
 DISTANCES: tuple[Distance, ...] = ("cosine", "euclidean", "inner_product")
 
+PREPARED_BYTES = 2**26  # of embeddings on a CPU that are prepared once, and not whenever they are read
 _RESOLUTION = 2.0**-34
 
 
@@ -45,6 +49,57 @@ class Rows:
     def __getitem__(self, index: Any) -> Rows:
         return Rows(self.values[index], self.divisor[index], self.grid[index])
 
+    def reshaped(self, *shape: int) -> Rows:
+        """The same rows with several leading dimensions."""
+        return Rows(self.values.reshape(*shape, -1), self.divisor.reshape(shape), self.grid.reshape(shape))
+
+
+class LazyRows:
+    """Embeddings that are prepared for a distance when they are read, so that a mapped file is never in memory as a whole.
+
+    Few rows, and those on a GPU, are prepared once.
+
+    Args:
+        values: [N, D] the embeddings.
+        scale: the power of two by which all rows are divided; None under "cosine", where every row has its own.
+        transform: what is done to embeddings before they are prepared, some rows at a time; None for nothing.
+        name: of the embeddings, for errors.
+
+    Raises:
+        UserError: a row is zero under "cosine", or transformed rows are not finite; of many rows when they are read.
+    """
+
+    def __init__(self, values: Tensor, scale: Tensor | None, transform: Transform | None = None, *, name: str) -> None:
+        self._values, self._scale, self._transform, self._name = values, scale, transform, name
+        self.device, self.num_dimensions = values.device, values.shape[1]
+        is_small = values.numel() * values.element_size() <= PREPARED_BYTES
+        self._prepared = self._prepare(values) if values.device.type != "cpu" or is_small else None
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, index: Any) -> Rows:
+        return self._prepare(self._values[index]) if self._prepared is None else self._prepared[index]
+
+    def blocks(self, rows: range) -> Iterator[Rows]:
+        """The rows of a range, few at a time."""
+        for start in range(rows.start, rows.stop, ROWS_AT_ONCE):
+            yield self[start : min(start + ROWS_AT_ONCE, rows.stop)]
+
+    def _prepare(self, values: Tensor) -> Rows:
+        if self._transform is not None and len(values):
+            values = self._transform(values)
+            if not bool(values.isfinite().all()):
+                raise UserError(f"{self._name} contain NaN or infinite embeddings after compensation")
+        values = _as_floating(values)
+        if self._scale is not None:
+            return _rows_divided_by(values, self._scale)
+        if bool((values == 0).all(1).any()):
+            raise UserError(
+                f"{self._name} contain an all-zero embedding, which has no cosine; use distance='euclidean' or 'inner_product'"
+            )
+        return _rows_with_lengths(values)
+
 
 def check_distance(distance: str) -> None:
     """Raises `UserError` if the distance is not one of `DISTANCES`."""
@@ -61,24 +116,39 @@ def prepare_rows(queries: Tensor, gallery: Tensor, distance: Distance) -> tuple[
         UserError: queries and gallery differ in D or in their device, a row is zero under "cosine", or the distance does not
             exist.
     """
+    prepared_queries, prepared_gallery = lazy_rows(queries, gallery, distance)
+    return prepared_queries[:], prepared_gallery[:]
+
+
+def lazy_rows(
+    queries: Tensor, gallery: Tensor, distance: Distance, transform: Transform | None = None
+) -> tuple[LazyRows, LazyRows]:
+    """As `prepare_rows`, of rows that are prepared when they are read.
+
+    Args:
+        queries: [Q, D].
+        gallery: [G, D].
+        distance: that the rows are prepared for.
+        transform: what is done to gallery rows first, some at a time; None for nothing.
+    """
     check_distance(distance)
     if queries.shape[1] != gallery.shape[1]:
         sizes = f"queries have {queries.shape[1]} dimensions and the gallery {gallery.shape[1]}"
         raise UserError(f"{sizes}; embed both with one model")
     if queries.device != gallery.device:
         raise UserError(f"queries are on {queries.device} and the gallery on {gallery.device}; move both to one device")
-    for name, rows in (("queries", queries), ("gallery", gallery)):
-        if distance == "cosine" and bool((rows == 0).all(1).any()):
-            raise UserError(
-                f"{name} contain an all-zero embedding, which has no cosine; use distance='euclidean' or 'inner_product'"
-            )
-    queries, gallery = _as_floating(queries), _as_floating(gallery)
     if distance == "cosine":
-        return _rows_with_lengths(queries), _rows_with_lengths(gallery)
-    scales = _power_of_two_below(queries.abs().amax()), _power_of_two_below(gallery.abs().amax())
+        return LazyRows(queries, None, name="queries"), LazyRows(gallery, None, transform, name="gallery")
+    # Of a transformed gallery the scale is that before, which is near enough: it only has to be of the same magnitude
+    scales = [_power_of_two_below(largest_value(rows)) for rows in (queries, gallery)]
     if distance == "euclidean":
-        scales = (torch.maximum(*scales),) * 2
-    return _rows_divided_by(queries, scales[0]), _rows_divided_by(gallery, scales[1])
+        scales = [torch.maximum(*scales)] * 2
+    return LazyRows(queries, scales[0], name="queries"), LazyRows(gallery, scales[1], transform, name="gallery")
+
+
+def largest_value(rows: Tensor) -> Tensor:
+    """The largest absolute value of embeddings [N, D], which are read some rows at a time."""
+    return torch.stack([_as_floating(block).abs().amax() for block in rows.split(ROWS_AT_ONCE)]).amax()
 
 
 def exact_scores(queries: Rows, gallery: Rows, distance: Distance) -> Tensor:
@@ -97,17 +167,16 @@ def exact_scores(queries: Rows, gallery: Rows, distance: Distance) -> Tensor:
 class PairScores:
     """Computes `exact_scores` of given pairs on the CPU, in NumPy, so that it can be called from several threads at once."""
 
-    def __init__(self, queries: Rows, gallery: Rows, distance: Distance) -> None:
-        self._queries, self._gallery = (
-            (rows.values.numpy(), rows.divisor.numpy(), rows.grid.numpy()) for rows in (queries, gallery)
-        )
-        self._distance = distance
+    def __init__(self, queries: LazyRows, gallery: LazyRows, distance: Distance) -> None:
+        self._queries, self._gallery, self._distance = queries, gallery, distance
 
     def __call__(self, query_index: NDArray[np.intp], gallery_index: NDArray[np.intp]) -> NDArray[np.float64]:
         """The exact scores [P] of P pairs, given by the positions of their queries [P] and of their gallery items [P]."""
-        queries, query_divisor, query_grid = (array[query_index] for array in self._queries)
-        items, item_divisor, item_grid = (array[gallery_index] for array in self._gallery)
-        queries, items = queries.astype(np.float64), items.astype(np.float64)
+        chosen = self._queries[torch.from_numpy(query_index)], self._gallery[torch.from_numpy(gallery_index)]
+        queries, items = (rows.values.numpy().astype(np.float64) for rows in chosen)
+        (query_divisor, query_grid), (item_divisor, item_grid) = (
+            (rows.divisor.numpy(), rows.grid.numpy()) for rows in chosen
+        )
         scores: NDArray[np.float64]
         if self._distance == "euclidean":
             difference = queries - items
@@ -123,16 +192,30 @@ class ApproximateScores:
 
     Under "euclidean" the approximate score is `2 q.g - |g|^2`. It exceeds the exact score `-|q - g|^2` by the offset `|q|^2`,
     which is the same for all items and does not change the ranking. Under other distances the offset is zero.
+
+    Args:
+        queries: Q rows.
+        gallery: the rows of which G are scored; a float32 copy of these is stored.
+        distance: that the rows were prepared for.
+        items: the positions of the G rows in the gallery; None for all.
     """
 
-    def __init__(self, queries: Rows, gallery: Rows, distance: Distance) -> None:
-        self._centre = gallery.values.mean(0) if distance == "euclidean" else None
-        self._queries, self._gallery_DG = queries, self._float32(gallery).T
-        lengths = self._gallery_DG.norm(dim=0).double()
+    def __init__(self, queries: LazyRows, gallery: LazyRows, distance: Distance, items: range | None = None) -> None:
+        items = range(len(gallery)) if items is None else items
+        self._queries, self._centre = queries, None
+        if distance == "euclidean":
+            self._centre = mean_of_rows(gallery, items)
+        rows_GD = torch.empty(len(items), gallery.num_dimensions, device=gallery.device)
+        for start, block in zip(range(0, len(items), ROWS_AT_ONCE), gallery.blocks(items), strict=True):
+            rows_GD[start : start + len(block)] = self._float32(block)
+        self._gallery_DG = rows_GD.T
+        lengths = rows_GD.norm(dim=1).double()
         self._longest = lengths.max()
         # Reused, because allocating memory for every block would take a third as long as the product itself
-        self._scores = self._gallery_DG.new_empty(0, 0)
-        self._squares = (self._gallery_DG.double().square().sum(0)).float() if distance == "euclidean" else None
+        self._scores = rows_GD.new_empty(0, 0)
+        self._squares = None
+        if distance == "euclidean":
+            self._squares = torch.cat([part.double().square().sum(1) for part in rows_GD.split(ROWS_AT_ONCE)]).float()
 
     def __call__(self, block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The scores [B, G] of the queries at positions `block` [B] in float32, their offsets [B] and their error bounds [B].
@@ -159,6 +242,12 @@ class ApproximateScores:
         if self._centre is not None:  # centring does not change distances, and reduces their rounding errors in float32
             return (rows.values - self._centre).float()
         return (rows.values / rows.divisor.unsqueeze(1).to(rows.values.dtype)).float()
+
+
+def mean_of_rows(rows: LazyRows, items: range) -> Tensor:
+    """The mean [D] of the prepared values of some rows, in their dtype, summed in float64."""
+    sums = [block.values.sum(0, dtype=torch.float64) for block in rows.blocks(items)]
+    return (torch.stack(sums).sum(0) / len(items)).to(rows[items.start : items.start + 1].values.dtype)
 
 
 def _as_floating(rows: Tensor) -> Tensor:

@@ -1,10 +1,22 @@
-"""The command that this program was started with, as a user would type it."""
+"""The console that the command line prints to, and the command that it was started with, as a user would type it."""
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+
+from rich.console import Console
+
+
+class PipedConsole(Console):
+    """A console whose output may end early, as in `mas-embed run ... | head`: the run goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())
 
 
 def command_of(argv: Sequence[str]) -> str:

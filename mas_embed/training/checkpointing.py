@@ -12,6 +12,7 @@ from typing import Any
 
 from mas_embed.errors import RunError, UserError
 from mas_embed.runtime.checks import as_number, as_whole_number
+from mas_embed.runtime.distributed import gather_numbers
 from mas_embed.runtime.signals import DelayedSignals, delayed_signals
 from mas_embed.training.callbacks import Event
 from mas_embed.training.split_training import SplitTraining
@@ -88,7 +89,8 @@ class SplitCheckpoints:
         if self._save is None or not training.can_be_left:
             return
         signals = self._signals
-        is_stopping = signals is not None and signals.received is not None
+        # A signal may reach one process before the others, which would wait in the next step for those that have stopped
+        is_stopping = any(gather_numbers(signals is not None and signals.received is not None))
         if (is_stopping or self._is_due(training)) and self._is_storable(training):
             self.check_finite(training, event)
             self._save(training.state_dict())

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 
@@ -17,7 +18,7 @@ from mas_embed.data import Split, check_splits, ordered_batches
 from mas_embed.errors import UserError
 from mas_embed.evaluation import BEFORE_FIRST, Evaluator, RetrievalEvaluator, begin_present, evaluate_present
 from mas_embed.methods import Loss, Method
-from mas_embed.runtime.distributed import check_one_process
+from mas_embed.runtime.distributed import check_same, process_rank, together
 from mas_embed.runtime.forward import device_of, unwrap_compiled
 from mas_embed.runtime.output_folder import locked
 from mas_embed.runtime.seeding import seeded
@@ -28,6 +29,14 @@ from mas_embed.training.checkpointing import CheckpointEvery, SplitCheckpoints
 from mas_embed.training.failures import failures_explained
 from mas_embed.training.loading import training_batches
 from mas_embed.training.plan import make_plan, without_missing_files
+from mas_embed.training.processes import (
+    check_processes,
+    check_same_data,
+    check_same_weights,
+    make_accelerator,
+    prepare_model,
+    share_of_batches,
+)
 from mas_embed.training.progress import Progress, restore
 from mas_embed.training.recipe import Recipe
 from mas_embed.training.result import SequenceResult
@@ -76,6 +85,7 @@ def _closes_callbacks(function: Function) -> Function:
 
 @_refuses_moved_arguments
 @_closes_callbacks
+@together
 def train_sequence(
     model: nn.Module,
     splits: Sequence[Split],
@@ -101,6 +111,10 @@ def train_sequence(
     evaluator measures the model. The same seed on the same machine gives the same scores; on a GPU, where torch's kernels may
     round differently from run to run, only with `torch.use_deterministic_algorithms(True)`.
 
+    Several processes, as `accelerate launch` starts them, train one model as one process does, up to rounding: each embeds its
+    share of every batch, and the miner and the loss see the whole batch. All of them call this function alike and get the same
+    result; the callbacks of the first one are called, and it writes the checkpoint.
+
     Args:
         model: embeds a batch of inputs as [N, D]; trained in place.
         splits: in the order in which they are learned.
@@ -122,15 +136,16 @@ def train_sequence(
             same number of threads). There may be further splits after those of the checkpoint. The data of splits that were
             learned may be gone (`missing_split`): what is gone is not evaluated, and its scores are NaN.
         checkpoint_every: how often a checkpoint is written within a split, by default every 5 minutes.
-        accelerator: for devices and precision; by default what `accelerate` finds. One process only.
+        accelerator: for devices and precision; by default what `accelerate` finds.
         seed: of batches, miners and whatever the model draws; mixed with the split's index.
 
     Raises:
         UserError: a split is empty or the evaluator refuses it; the method was made with another model; there is a checkpoint
             and `resume` is False, or it is one of another sequence, or another process uses it; its folder does not exist;
-            both the accelerator and the recipe accumulate gradients; there are several processes; an argument has moved,
-            which the sentence names.
-        RunError: training diverged, the memory or the disk is full, or a process that loads batches was killed.
+            both the accelerator and the recipe accumulate gradients or set a precision; several processes could not train
+            exactly as one does, or hold different data; an argument has moved, which the sentence names.
+        RunError: training diverged, the memory or the disk is full, a process that loads batches was killed, or another process
+            has ended.
     """
     evaluated_splits = splits if evaluate_on is None else evaluate_on
     path = None if checkpoint is None else Path(checkpoint)
@@ -140,12 +155,14 @@ def train_sequence(
     _check_components(model, method, loss, miner, recipe, evaluator, callbacks)
     evaluator = RetrievalEvaluator() if evaluator is None else evaluator
     accelerator = _accelerator(accelerator, recipe)
-    learner = Learner(_prepared(model, method, accelerator), method, loss, miner, recipe, accelerator)
+    learner = Learner(_prepared(model, method, recipe, accelerator), method, loss, miner, recipe, accelerator)
     plan: dict[str, Any] = {}
     if path is not None:
         plan = make_plan(learner, splits, evaluated_splits, importance_data=importance_data, seed=seed)
-    with _locked(path):
+    check_same_data([*splits, *evaluated_splits], seed=seed)
+    with _locked(path if process_rank() == 0 else None):
         resumed = restore(path, resume, plan, model, method, evaluator)
+        check_same(len(resumed.progress.scores), "the checkpoints", "they must be one file that all processes can read")
         if may_be_missing:
             splits = without_missing_files(splits, len(resumed.progress.scores))
             _warn_of_missing(splits if evaluate_on is None else evaluate_on)
@@ -155,7 +172,7 @@ def train_sequence(
             splits,
             evaluate_on,
             evaluator,
-            Callbacks(tuple(callbacks)),
+            Callbacks(tuple(callbacks) if process_rank() == 0 else ()),
             resumed.progress,
             importance_data,
             path,
@@ -210,6 +227,8 @@ class _Sequence:
         if not self.method.is_learning:
             return
         consolidate_on = _consolidation_batches(split, self.importance_data, self.learner.recipe)
+        if self.method.consolidates_shares:
+            consolidate_on = share_of_batches(consolidate_on)
         save = None if self.path is None else self._save_within_split
         with seeded(self.seed, split_index), failures_explained(self.learner.recipe, split.name):
             self.progress.num_steps += learn_split(
@@ -221,6 +240,7 @@ class _Sequence:
                 stopwatch=self.stopwatch,
                 checkpoints=SplitCheckpoints(save, self.checkpoint_every, within_split),
             )
+        check_same_weights(self.model, split.name)
 
     def evaluate(self, split_index: int) -> None:
         """Measures the model after a split, and records it."""
@@ -247,7 +267,7 @@ class _Sequence:
         self._save(state)
 
     def _save(self, within_split: Mapping[str, Any] | None = None) -> None:
-        if self.path is None:
+        if self.path is None or process_rank() > 0:
             return
         save_checkpoint(
             self.path,
@@ -316,18 +336,22 @@ def _accelerator(given: Accelerator | None, recipe: Recipe) -> Accelerator:
             f"the recipe accumulates the gradients of {recipe.accumulate} batches, but an accelerator is given, which has such a "
             "number, too; pass Accelerator(gradient_accumulation_steps=...) or the recipe's number, not both"
         )
-    accelerator = given or Accelerator(gradient_accumulation_steps=recipe.accumulate)
-    check_one_process(accelerator.num_processes)
-    return accelerator
+    if given is not None and recipe.precision is not None:
+        raise UserError(
+            f"the recipe has the precision '{recipe.precision}', but an accelerator is given, which has one, too; pass "
+            "Accelerator(mixed_precision=...) or the recipe's precision, not both"
+        )
+    return given or make_accelerator(recipe)
 
 
-def _prepared(model: nn.Module, method: Method, accelerator: Accelerator) -> nn.Module:
-    """The model on the accelerator's device; what the method stores follows it there."""
+def _prepared(model: nn.Module, method: Method, recipe: Recipe, accelerator: Accelerator) -> nn.Module:
+    """The model on the accelerator's device, compiled if the recipe says so; what the method stores follows it there."""
+    check_processes(accelerator, model, method, recipe)
     device = device_of(model)
-    prepared: nn.Module = accelerator.prepare_model(model)
+    prepared = prepare_model(model, accelerator)
     if device_of(model) != device:
         method.load_state_dict(method.state_dict())
-    return prepared
+    return torch.compile(prepared) if recipe.compile else prepared  # type: ignore[return-value]
 
 
 def _consolidation_batches(split: Split, unlabeled: Any, recipe: Recipe) -> Iterable[Any]:

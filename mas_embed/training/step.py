@@ -18,11 +18,20 @@ from torch.utils.data import RandomSampler
 from mas_embed.data import Split
 from mas_embed.errors import raised_by
 from mas_embed.methods import Loss, Method
+from mas_embed.runtime.distributed import average_gradients
 from mas_embed.training.callbacks import Callbacks, EpochEnd, Event, StepEnd
 from mas_embed.training.checkpointing import SplitCheckpoints
 from mas_embed.training.loading import training_batches
 from mas_embed.training.optimizers import make_optimizer
 from mas_embed.training.order import ResumableOrder
+from mas_embed.training.processes import (
+    own_batch,
+    own_random_numbers,
+    shared_loader,
+    synchronized_batch_norm,
+    take_loss_from_first,
+    whole_batch,
+)
 from mas_embed.training.recipe import Recipe
 from mas_embed.training.split_training import SplitTraining
 
@@ -99,7 +108,7 @@ def learn_split(
         RunError: the loss is not finite.
     """
     checkpoints = SplitCheckpoints() if checkpoints is None else checkpoints
-    with stopwatch.timed("training"):
+    with stopwatch.timed("training"), synchronized_batch_norm(learner.method.model, learner.accelerator.device):
         num_steps = _train_epochs(learner, split, callbacks, event, checkpoints)
     with stopwatch.timed("importance"), raised_by("method"):
         learner.method.consolidate(consolidate_on)
@@ -128,7 +137,7 @@ def _train_epoch(training: SplitTraining, callbacks: Callbacks, event: Event, ch
     learner.model.train()
     for batch in training.remaining_batches():
         norms: list[Tensor] | None = [] if callbacks.wants_norms else None
-        training.losses.append(loss := training_step(learner, batch, optimizer, norms=norms))
+        training.losses.append(loss := training_step(learner, batch, optimizer, norms=norms, step=training.num_steps))
         training.num_steps += 1
         if callbacks.wants_steps:
             penalty = _penalty(learner.method)
@@ -170,18 +179,19 @@ def _prepare(learner: Learner, split: Split) -> SplitTraining:
     loss_parameters: list[nn.Parameter] = []
     if isinstance(learner.loss, nn.Module):
         loss_parameters = list(learner.loss.to(accelerator.device).parameters())
+        take_loss_from_first(learner.loss)
     with raised_by("optimizer"):
         plain_optimizer = make_optimizer(accelerator.unwrap_model(learner.model), loss_parameters, recipe.optimizer)
     with raised_by("scheduler"):
         scheduler = recipe.scheduler(plain_optimizer) if recipe.scheduler is not None else None
     make_order = RandomSampler if recipe.sampler is None else recipe.sampler
     order = ResumableOrder(make_order(split.train.labels))
-    batches = accelerator.prepare_data_loader(
+    batches = shared_loader(
         training_batches(
             split.train, batch_size=recipe.batch_size, sampler=lambda labels: order, num_workers=recipe.num_workers
-        )
+        ),
+        accelerator,
     )
-    accelerator._dataloaders.remove(batches)  # where those of every split would stay in memory
     # Not by `accelerator.prepare`, which would keep the optimizer of every split in memory
     optimizer = AcceleratedOptimizer(plain_optimizer, scaler=accelerator.scaler)
     optimizer.zero_grad()  # a backward pass of the caller may have left gradients
@@ -194,21 +204,34 @@ def training_step(
     optimizer: AcceleratedOptimizer,
     *,
     norms: list[Tensor] | None = None,
+    step: int = 0,
 ) -> Tensor:
     """Learns one batch under the method's penalties; returns the batch's loss without them, detached.
 
     Where gradients are accumulated, the penalty on the parameters is added, and the optimizer steps, once for several batches.
-    If it steps, the norm of all gradients before clipping is appended to `norms`.
+    If it steps, the norm of all gradients before clipping is appended to `norms`. In several processes, the loss is that of the
+    whole batch, of which each process embeds its share.
+
+    Args:
+        learner: the model and everything that trains it.
+        batch: inputs and labels; in several processes one of `shared_loader`.
+        optimizer: of the model and the loss.
+        norms: that the norm is appended to; None if it is not needed.
+        step: the number of steps before this one in the split, from which processes draw different random numbers.
     """
     model, method, accelerator = learner.model, learner.method, learner.accelerator
-    with accelerator.accumulate(model):
+    with accelerator.accumulate(model), own_batch(batch) as (inputs, labels):
+        num_own = len(labels)
         with raised_by("method"):
-            inputs, labels = method.extend_batch(*batch)
-        with raised_by("model"):
+            inputs, labels = method.extend_batch(inputs, labels)
+        with raised_by("model"), own_random_numbers(step):
             embeddings = model(inputs)
+        if len(embeddings) > len(labels) and num_own == 0:  # an item that only keeps the model busy comes first
+            embeddings = embeddings[len(embeddings) - len(labels) :]
         with raised_by("method"):
             penalty = method.batch_penalty(inputs, embeddings)
             embeddings, labels = method.extend_embeddings(embeddings, labels)
+        embeddings, labels = whole_batch(embeddings, labels, num_own)
         with raised_by("miner"):
             mined = learner.miner(embeddings, labels) if learner.miner is not None else None
         with raised_by("loss"):
@@ -221,10 +244,11 @@ def training_step(
 
 def _optimizer_step(learner: Learner, optimizer: AcceleratedOptimizer, norms: list[Tensor] | None) -> None:
     """One step of the optimizer on the gradients of the loss and of the penalty, clipped."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    average_gradients(parameters)
     learner.accelerator.unscale_gradients(optimizer)
     with raised_by("method"):
         learner.method.add_penalty_grad()
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if norms is not None:
         norms.append(nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None]))
     if learner.recipe.clip_norm is not None:

@@ -218,13 +218,6 @@ def test_two_processes_do_not_write_into_one_folder(quick, run_folder):
     run_experiment(quick(), run_folder, resume=True)
 
 
-def test_several_processes_are_refused_before_anything_is_written(quick, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="training in several processes, here 2, is not supported yet"):
-        run_experiment(quick(), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 LABELS = ["results.json", "report.html", "config.yaml", "error.log", "漢" * 100, "a b", "_", "x."]
 
 

@@ -524,16 +524,13 @@ def test_the_recipe_and_an_accelerator_do_not_both_accumulate():
         train(accumulate=2, accelerator=Accelerator())
 
 
-def test_several_processes_are_refused():
+def test_processes_that_the_accelerator_does_not_know_of_are_refused(monkeypatch):
     accelerator = Accelerator()
-    accelerator.state.num_processes = 2
-    try:
-        with pytest.raises(
-            UserError, match="training in several processes, here 2, is not supported yet; start one process"
-        ):
-            train(accelerator=accelerator)
-    finally:
-        accelerator.state.num_processes = 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        UserError, match="2 processes were launched, the torch.distributed group has 1, and the accelerator"
+    ):
+        train(accelerator=accelerator)
 
 
 def test_workers_load_the_same_batches():
