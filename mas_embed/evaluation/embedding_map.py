@@ -34,22 +34,28 @@ class MapRecorder:
         self._classes: dict[str, Array] = {}
         self._rows, self._means = LearnedAndNow(), LearnedAndNow()
 
-    def begin(self, gallery_labels: Sequence[Array]) -> None:
-        """Draws classes, equally many of every split, and items of each, from the labels of the gallery of every split."""
+    def begin(self, gallery_labels: Sequence[Array], *, first_split: int = 0) -> None:
+        """Draws classes, equally many of every split, and items of each, from the labels of the gallery of every split.
+
+        Args:
+            gallery_labels: of all splits.
+            first_split: nothing is drawn of the splits before it, of which there may be items already.
+        """
         per_split = max(1, MOST_CLASSES // len(gallery_labels))
         items: list[tuple[int, int, Array]] = []
         classes: list[tuple[int, int]] = []
-        for split, labels in enumerate(gallery_labels):
+        for split, labels in enumerate(gallery_labels[first_split:], first_split):
             generator = np.random.default_rng([SAMPLE_SEED, split])
             drawn = np.sort(generator.permutation(np.unique(labels))[:per_split])
             for label in drawn if len(classes) < MOST_CLASSES else ():
                 of_class = generator.permutation(np.flatnonzero(labels == label))
                 classes.append((split, label))
                 items.append((split, label, of_class))
-        size = MOST_ITEMS // max(len(classes), 1)
+        share = (len(gallery_labels) - first_split) / len(gallery_labels)
+        size = max(1, int(share * MOST_ITEMS) // max(len(classes), 1))
         rows = [(split, int(index), label) for split, label, at in items for index in np.sort(at[:size])]
-        self._items = _columns(rows, ("split", "index", "label"))
-        self._classes = _columns(classes, ("split", "label"))
+        self._items = _appended(self._items, rows, ("split", "index", "label"))
+        self._classes = _appended(self._classes, classes, ("split", "label"))
 
     def record(self, split_index: int, gallery: Tensor, labels: Sequence[Array]) -> None:
         """Records an evaluation of the first splits.
@@ -122,11 +128,14 @@ class MapRecorder:
         self._means.load_state_dict(state["means"])
 
 
-def _columns(rows: Sequence[tuple[Any, ...]], names: Sequence[str]) -> dict[str, Array]:
+def _appended(columns: Mapping[str, Array], rows: Sequence[tuple[Any, ...]], names: Sequence[str]) -> dict[str, Array]:
+    """Columns by name with further rows."""
     table = np.array(rows, np.int64).reshape(len(rows), len(names))
-    return {
-        name: table[:, column].astype(np.int64 if name == "label" else np.int32) for column, name in enumerate(names)
+    new = {
+        name: table[:, position].astype(np.int64 if name == "label" else np.int32)
+        for position, name in enumerate(names)
     }
+    return {name: np.concatenate([columns[name], values]) if columns else values for name, values in new.items()}
 
 
 def _principal_components(centred: Array) -> tuple[Array, Array]:

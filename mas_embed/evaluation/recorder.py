@@ -7,7 +7,6 @@ queries, K neighbours, G gallery items of all splits, N rows of something that i
 from __future__ import annotations
 
 import copy
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +33,7 @@ MOST_PAIRS = 2**27  # of a recorded query and a gallery item, so that their neig
 MOST_CLASSES = 10_000  # whose scores are recorded
 NUM_NEIGHBOURS = 5
 SAMPLE_SEED = 0
+_SAMPLE_TYPES: dict[str, type] = {"split": np.int32, "index": np.int32, "label": np.int64}
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,13 @@ class Recorder:
 
     def forget(self) -> None:
         """Begins anew, with a sample of the splits that are evaluated next."""
-        self._sample: dict[str, Array] = {}  # split, index and label of the recorded queries
+        # Split, index and label of the recorded queries
+        self._sample: dict[str, Array] = {name: np.zeros(0, kind) for name, kind in _SAMPLE_TYPES.items()}
         self._rows: list[int] = []
         self._scores: list[Array] = []
         self._neighbours, self._classes = LearnedAndNow(), LearnedAndNow()
         self._map = MapRecorder(unit_length=self._unit_length)
         self._class_sizes: dict[str, Array] = {}
-        self._checksums: list[int] = []  # of the labels of the queries of every split
         self._is_stopped = False
 
     @property
@@ -100,35 +100,49 @@ class Recorder:
         return self.num_queries > 0 and not self._is_stopped
 
     def begin(self, query_labels: Sequence[Tensor], gallery_labels: Sequence[Tensor] | None = None) -> None:
-        """Draws the sample, unless there is one; stops recording for good if that is of other splits.
+        """Draws the sample of the splits that have none yet.
 
-        Splits are others where some were appended, or where the data of learned ones is gone.
+        Stops recording for good if the other splits are not those that were sampled, as where the data of learned ones is gone.
 
         Args:
             query_labels: the labels of the queries of every split.
             gallery_labels: those of the gallery of every split, for the map; None for no map.
         """
-        checksums = [zlib.crc32(labels.numpy().tobytes()) for labels in query_labels]
-        if self._sample and checksums != self._checksums[: len(checksums)]:
+        if not self.is_recording:
+            return
+        if not self._is_sample_of(query_labels):
             self.forget()
             self._is_stopped = True
-        if self._sample or not self.is_recording:
             return
-        self._checksums = checksums
+        num_sampled = int(self._sample["split"].max(initial=-1)) + 1
+        if len(query_labels) <= num_sampled:
+            return
         num_items = sum(map(len, gallery_labels or ()))
         size = min(MOST_QUERIES, MOST_PAIRS // max(num_items, 1)) // len(query_labels)
         size = min(self.num_queries, max(size, 1))
-        drawn = [
-            np.sort(np.random.default_rng([SAMPLE_SEED, split]).permutation(len(labels))[:size])
-            for split, labels in enumerate(query_labels)
+        for split in range(num_sampled, len(query_labels)):
+            labels = query_labels[split].numpy()
+            drawn = np.sort(np.random.default_rng([SAMPLE_SEED, split]).permutation(len(labels))[:size])
+            new = {"split": np.full_like(drawn, split), "index": drawn, "label": labels[drawn]}
+            self._sample = {
+                name: np.concatenate([values, new[name].astype(values.dtype)]) for name, values in self._sample.items()
+            }
+        missing = [len(self._sample["split"]) - len(scores) for scores in self._scores]
+        self._scores = [
+            np.pad(scores, (0, number), constant_values=np.nan)
+            for scores, number in zip(self._scores, missing, strict=True)
         ]
-        self._sample = {
-            "split": _split_of_each(drawn).astype(np.int32),
-            "index": np.concatenate(drawn).astype(np.int32),
-            "label": np.concatenate([labels.numpy()[at] for labels, at in zip(query_labels, drawn, strict=True)]),
-        }
         if gallery_labels is not None:
-            self._map.begin([labels.numpy() for labels in gallery_labels])
+            self._map.begin([labels.numpy() for labels in gallery_labels], first_split=num_sampled)
+
+    def _is_sample_of(self, query_labels: Sequence[Tensor]) -> bool:
+        """Whether the queries of these splits have the labels that the sampled ones of them had."""
+        for split, labels in enumerate(query_labels):
+            is_of_split = self._sample["split"] == split
+            index, expected = self._sample["index"][is_of_split], self._sample["label"][is_of_split]
+            if index.max(initial=-1) >= len(labels) or (labels.numpy()[index] != expected).any():
+                return False
+        return True
 
     def sample_of(self, split: int) -> Array:
         """The positions of the recorded queries among the queries of a split."""
@@ -218,7 +232,6 @@ class Recorder:
             "class_sizes": as_tensors(self._class_sizes),
             "classes": self._classes.state_dict(),
             "map": self._map.state_dict(),
-            "checksums": list(self._checksums),
             "is_stopped": self._is_stopped,
         }
 
@@ -229,7 +242,7 @@ class Recorder:
             return
         self._sample, self._class_sizes = as_arrays(state["sample"]), as_arrays(state["class_sizes"])
         self._rows = [int(row) for row in state["rows"]]
-        self._checksums, self._is_stopped = [int(one) for one in state["checksums"]], bool(state["is_stopped"])
+        self._is_stopped = bool(state["is_stopped"])
         self._scores = [as_arrays(state["scores"])[str(row)] for row in self._rows]
         for part, name in ((self._neighbours, "neighbours"), (self._classes, "classes"), (self._map, "map")):
             part.load_state_dict(state[name])

@@ -14,6 +14,7 @@ from mas_embed.errors import UserError
 from mas_embed.importance.outputs import Output, SquaredNorm
 from mas_embed.runtime.checks import shown
 from mas_embed.runtime.forward import check_batches
+from mas_embed.runtime.sharding import is_sharded
 
 # How much rounding alone may change an embedding, relative to its deviation from the mean and relative to its norm
 _ROUNDING = {torch.float64: (1e-7, 1e-10), torch.float32: (1e-3, 1e-5)}
@@ -37,6 +38,11 @@ def check_arguments(model: nn.Module, batches: Iterable[Any], granularity: str, 
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise UserError(f"parameter '{name}' has no shape yet; run the model once on a batch first")
+        if is_sharded(parameter):
+            raise UserError(
+                f"parameter '{name}' is sharded over processes, so no process has the gradients of whole samples; estimate "
+                "importance before fully_shard(model), and load the state of the method into one of the sharded model"
+            )
         if parameter.is_complex():
             raise UserError(f"parameter '{name}' is complex; importance is defined for real parameters")
     if not any(parameter.requires_grad for parameter in model.parameters()):

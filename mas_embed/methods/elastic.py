@@ -18,6 +18,7 @@ from mas_embed.methods.parameter_blocks import in_blocks
 from mas_embed.methods.parameter_tensors import copy_to_parameters
 from mas_embed.methods.parameter_watch import ParameterWatch
 from mas_embed.runtime.checks import check_choice, check_range
+from mas_embed.runtime.sharding import whole
 
 Accumulation = Literal["sum", "mean", "decay", "max"]
 
@@ -29,6 +30,9 @@ class Elastic(Method, ABC):
     were added to the model after the last `consolidate` (a new head, for example), are not pulled. A warning says so once if
     protected parameters vanish from the model or are replaced by others of the same name, or if all of them are frozen while
     other parameters are trained, as can happen with adapters.
+
+    After `torch.distributed.fsdp.fully_shard`, importance and anchor are sharded as the parameters are. Importance cannot be
+    estimated then: consolidate before the model is sharded, and load the state into a method of the sharded model.
 
     Args:
         model: the embedding model that is trained.
@@ -82,7 +86,7 @@ class Elastic(Method, ABC):
         """
         total = super().penalty()
         for parameter, anchor, importance in self._protected():
-            total = total + (importance * (parameter - anchor).square()).sum()
+            total = total + whole((importance * (parameter - anchor).square()).sum())
         return self.strength * self._scale * total
 
     @torch.no_grad()
@@ -161,7 +165,10 @@ class Elastic(Method, ABC):
 
     def _state(self) -> dict[str, Any]:
         """The attributes `importance`, `anchor` and `num_splits`."""
-        return {"importance": dict(self.importance), "anchor": dict(self.anchor), "num_splits": self.num_splits}
+        importance, anchor = (
+            {name: whole(value) for name, value in values.items()} for values in (self.importance, self.anchor)
+        )
+        return {"importance": importance, "anchor": anchor, "num_splits": self.num_splits}
 
     def _load_state(self, state: Mapping[str, Any]) -> None:
         """Restores a state.
@@ -197,7 +204,7 @@ class Elastic(Method, ABC):
     def _update_scale(self) -> None:
         """Sets the factor by which `normalize` scales the penalty."""
         if self.normalize and self.importance:
-            total = sum(float(value.sum(dtype=torch.float64)) for value in self.importance.values())
+            total = sum(float(whole(value.sum(dtype=torch.float64))) for value in self.importance.values())
             num_values = sum(value.numel() for value in self.importance.values())
             self._scale = num_values / total if total > 0 else 1.0
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from mas_embed.errors import UserError
+from mas_embed.runtime.sharding import sharded_like
 
 
 def copy_to_parameters(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of the tensors of a state, by parameter name, each on the device of its parameter.
+    """Copies of the tensors of a state, by parameter name, each on the device of its parameter, and sharded as that is.
 
     Raises:
         UserError: the model does not have one of the parameters, or has it with another shape; the message names it. A
@@ -27,7 +28,7 @@ def copy_to_parameters(model: nn.Module, state: Mapping[str, Tensor]) -> dict[st
             raise UserError(
                 f"parameter '{name}' has shape {list(parameters[name].shape)} but {list(tensor.shape)} in the state"
             )
-        copies[name] = tensor.to(parameters[name].device, copy=True)
+        copies[name] = sharded_like(tensor, parameters[name])
     return copies
 
 

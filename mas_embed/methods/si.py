@@ -15,6 +15,7 @@ from mas_embed.methods.base import METHODS
 from mas_embed.methods.elastic import Accumulation, Elastic
 from mas_embed.methods.parameter_tensors import copy_to_parameters
 from mas_embed.runtime.fingerprint import fingerprint_of
+from mas_embed.runtime.sharding import own_shard, whole
 
 
 @METHODS.register("si")
@@ -86,7 +87,10 @@ class SI(Elastic):
         self.start |= {name: parameter.detach().clone() for name, parameter in new.items()}
         self.path |= zero_sums(new)
         self._before = {
-            name: (parameter.grad.to_dense().clone(), parameter.detach().clone())
+            name: (
+                (parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad).clone(),
+                parameter.detach().clone(),
+            )
             for name, parameter in parameters.items()
             if parameter.grad is not None
         }
@@ -98,7 +102,7 @@ class SI(Elastic):
         A step that a gradient scaler skipped is not recorded either, but it does not change the parameters.
         """
         last = ((parameters[name], before) for name, (_, before) in self._before.items() if name in parameters)
-        if any(not torch.equal(parameter, before.to(parameter.device)) for parameter, before in last):
+        if any(not torch.equal(own_shard(now), own_shard(before).to(now.device)) for now, before in last):
             raise UserError(
                 "SI has not recorded the last step, which has changed the parameters; call after_step(optimizer) after every "
                 "step of the optimizer"
@@ -142,7 +146,8 @@ class SI(Elastic):
 
     def _state(self) -> dict[str, Any]:
         """The state of `Elastic`, and the attributes `path` and `start`."""
-        return super()._state() | {"path": dict(self.path), "start": dict(self.start)}
+        path, start = ({name: whole(value) for name, value in values.items()} for values in (self.path, self.start))
+        return super()._state() | {"path": path, "start": start}
 
     def _load_state(self, state: Mapping[str, Any]) -> None:
         """Restores a state, see `Elastic._load_state`."""

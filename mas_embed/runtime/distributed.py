@@ -133,7 +133,7 @@ def gather_numbers(number: int) -> list[int]:
     if num_processes() == 1:
         return [number]
     numbers = [torch.empty(1, dtype=torch.long, device=_device()) for _ in range(num_processes())]
-    distributed.all_gather(numbers, torch.tensor([number], device=_device()))
+    distributed.all_gather(numbers, torch.tensor([int(number)], device=_device()))
     return [int(value) for value in torch.cat(numbers).tolist()]
 
 

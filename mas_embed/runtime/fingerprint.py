@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from mas_embed.runtime.sharding import whole
+
 SMALL_BYTES = 2**16
 
 
@@ -18,7 +20,7 @@ def fingerprint_of(model: nn.Module) -> str:
     protect against deliberate forgery.
     """
     return fingerprint_of_tensors(
-        {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+        {name: whole(value) for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     )
 
 

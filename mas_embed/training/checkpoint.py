@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,17 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not isinstance(progress, dict) or not isinstance(numbers, dict):
         raise UserError(f"the checkpoint {path} is damaged; {REMEDY}")
     return unflatten_state(tensors | numbers), progress
+
+
+@contextmanager
+def damage_explained(what: str) -> Iterator[None]:
+    """Raises what a state of another form leads to in its body as a `UserError` that names what is damaged."""
+    try:
+        yield
+    except (RunError, UserError):
+        raise
+    except Exception as error:
+        raise UserError(f"{what} is damaged: {reason_of(error)}; {REMEDY}") from error
 
 
 def load_states(

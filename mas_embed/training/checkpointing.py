@@ -15,6 +15,7 @@ from mas_embed.runtime.checks import as_number, as_whole_number
 from mas_embed.runtime.distributed import gather_numbers
 from mas_embed.runtime.signals import DelayedSignals, delayed_signals
 from mas_embed.training.callbacks import Event
+from mas_embed.training.checkpoint import damage_explained
 from mas_embed.training.split_training import SplitTraining
 
 WORTH_STORING = 30.0  # seconds of training that are stored before a method consolidates, which may take long
@@ -66,7 +67,8 @@ class SplitCheckpoints:
         """Takes a training that was just made to the stored state; returns whether there is one."""
         if self._stored is None:
             return False
-        training.load_state_dict(self._stored)
+        with damage_explained("the state within the split, in the checkpoint,"):
+            training.load_state_dict(self._stored)
         self._stored = None
         self._last_step = training.num_steps
         return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from mas_embed.errors import RunError, reason_of
 from mas_embed.runtime.forward import is_out_of_memory
@@ -16,12 +16,14 @@ _DEAD_WORKER = re.compile(
 
 
 @contextmanager
-def failures_explained(recipe: Recipe, split: str) -> Iterator[None]:
+def failures_explained(split: str, *, where: str, batch_size: str, num_workers: str) -> Iterator[None]:
     """Makes a sentence of the two failures that come from the machine: memory that runs out, and a worker that is killed.
 
     Args:
-        recipe: that the split is trained with.
         split: its name.
+        where: what the body does with the split, as in "training on".
+        batch_size: what to do about the memory.
+        num_workers: the number of processes that load items, by name.
 
     Raises:
         RunError: one of the two has happened in the body.
@@ -31,28 +33,36 @@ def failures_explained(recipe: Recipe, split: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, RunError):
             raise
-        sentence = _out_of_memory(error, recipe, split) or _dead_worker(error, recipe, split)
-        if sentence is None:
-            raise
-        raise RunError(sentence) from error
+        found = _DEAD_WORKER.search(str(error))
+        if is_out_of_memory(error):
+            raise RunError(
+                f"the memory is full in {where} split '{split}' ({reason_of(error, 120)}): {batch_size}"
+            ) from error
+        if found is not None:
+            how = "was killed" if "killed" in found["how"] else "ended"
+            raise RunError(
+                f"a process that loads items {how} in {where} split '{split}' (process {found['pid']}), often because the memory "
+                f"is full: lower {num_workers}, or set it to 0, and resume; the results are the same"
+            ) from error
+        raise
 
 
-def _out_of_memory(error: Exception, recipe: Recipe, split: str) -> str | None:
-    if not is_out_of_memory(error):
-        return None
-    return (
-        f"the memory is full in split '{split}' ({reason_of(error, 120)}): lower the batch size, which is {recipe.batch_size}, "
-        f"and raise accumulate, which is {recipe.accumulate}, by the same factor; or train at a lower precision, or a smaller "
-        "model"
+def training_failures_explained(recipe: Recipe, split: str) -> AbstractContextManager[None]:
+    """As `failures_explained`, of training on a split and consolidating."""
+    return failures_explained(
+        split,
+        where="training on",
+        batch_size=f"lower the batch size, which is {recipe.batch_size}, and raise accumulate, which is {recipe.accumulate}, by "
+        "the same factor; or train at a lower precision, or a smaller model",
+        num_workers=f"num_workers, which is {recipe.num_workers}",
     )
 
 
-def _dead_worker(error: Exception, recipe: Recipe, split: str) -> str | None:
-    found = _DEAD_WORKER.search(str(error))
-    if found is None:
-        return None
-    how = "was killed" if "killed" in found["how"] else "ended"
-    return (
-        f"one of the {recipe.num_workers} processes that load the batches of split '{split}' {how} (process {found['pid']}), "
-        "often because the memory is full: lower num_workers, or set it to 0, and resume; the results are the same"
+def evaluation_failures_explained(split: str) -> AbstractContextManager[None]:
+    """As `failures_explained`, of evaluating the model after or before a split."""
+    return failures_explained(
+        split,
+        where="the evaluation at",
+        batch_size="lower the batch_size of the evaluator, or leave out what it measures beside the scores, such as follow_index",
+        num_workers="num_workers of the evaluator",
     )

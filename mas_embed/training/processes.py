@@ -41,6 +41,7 @@ from mas_embed.runtime.distributed import (
 )
 from mas_embed.runtime.fingerprint import fingerprint_of
 from mas_embed.runtime.seeding import seeded
+from mas_embed.runtime.sharding import is_sharded
 from mas_embed.training.recipe import Recipe
 
 _CONVERTIBLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # by `nn.SyncBatchNorm`
@@ -100,6 +101,11 @@ def check_processes(accelerator: Accelerator, model: nn.Module, method: Method, 
         raise UserError(
             f"{numbers[0]} processes were launched, the torch.distributed group has {numbers[1]}, and the accelerator knows of "
             f"{numbers[2]}; start them with `accelerate launch` or `torchrun`, and let Accelerator() make the group"
+        )
+    if any(map(is_sharded, model.parameters())):
+        raise UserError(
+            "train_sequence does not train a model that is sharded over processes; leave out fully_shard, or call the hooks of "
+            "the method in a loop of your own"
         )
     if num_processes() == 1:
         return

@@ -133,7 +133,9 @@ def restore(
             f"there is a checkpoint already at {checkpoint}; pass resume=True to go on from it, or another path"
         )
     states, stored = read_last_checkpoint(checkpoint)
-    within_split = states.get("within_split")
+    within_split, of_callbacks = states.get("within_split") or {}, states.get("callbacks") or {}
+    if not isinstance(within_split, Mapping) or not isinstance(of_callbacks, Mapping):
+        raise UserError(f"the checkpoint {checkpoint} is damaged; {REMEDY}")
     progress = Progress.read(stored, source=checkpoint)
     plan = check_plan(
         stored.get("plan"),
@@ -146,4 +148,4 @@ def restore(
         raise UserError(f"the checkpoint {checkpoint} is damaged; {REMEDY}")
     load_states(states, model, method, evaluator, source=checkpoint)
     progress.extend(len(plan["evaluated_splits"]))
-    return Resumed(progress, plan, within_split or None, states.get("callbacks") or {})
+    return Resumed(progress, plan, within_split or None, of_callbacks)

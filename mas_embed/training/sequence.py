@@ -24,9 +24,9 @@ from mas_embed.runtime.output_folder import locked
 from mas_embed.runtime.seeding import seeded
 from mas_embed.runtime.text import printable, shortened
 from mas_embed.training.callbacks import Callback, Callbacks, Event, RunEnd, SplitEnd
-from mas_embed.training.checkpoint import has_checkpoint, lock_of_checkpoint, save_checkpoint
+from mas_embed.training.checkpoint import damage_explained, has_checkpoint, lock_of_checkpoint, save_checkpoint
 from mas_embed.training.checkpointing import CheckpointEvery, SplitCheckpoints
-from mas_embed.training.failures import failures_explained
+from mas_embed.training.failures import evaluation_failures_explained, training_failures_explained
 from mas_embed.training.loading import training_batches
 from mas_embed.training.plan import make_plan, without_missing_files
 from mas_embed.training.processes import (
@@ -212,9 +212,10 @@ class _Sequence:
     def begin(self, states_of_callbacks: Mapping[str, Any] | None) -> None:
         """Takes the callbacks back to where they were, and evaluates the model before the first split."""
         if states_of_callbacks is not None:
-            self.callbacks.load_state_dict(states_of_callbacks)
+            with damage_explained(f"the checkpoint {self.path}"):
+                self.callbacks.load_state_dict(states_of_callbacks)
         if not self.progress.initial:
-            with self.stopwatch.timed("evaluation"):
+            with self.stopwatch.timed("evaluation"), evaluation_failures_explained(self.splits[0].name):
                 self.progress.initial = self.evaluator.evaluate(self.model, self.evaluated_splits, BEFORE_FIRST).scores
             self._save()
 
@@ -222,7 +223,7 @@ class _Sequence:
         """Learns a split, or the rest of it."""
         split = self.splits[split_index]
         if self.evaluate_on is None and within_split is None:
-            with self.stopwatch.timed("evaluation"):
+            with self.stopwatch.timed("evaluation"), evaluation_failures_explained(split.name):
                 begin_present(self.evaluator, self.model, self.splits, split_index)
         if not self.method.is_learning:
             return
@@ -230,7 +231,7 @@ class _Sequence:
         if self.method.consolidates_shares:
             consolidate_on = share_of_batches(consolidate_on)
         save = None if self.path is None else self._save_within_split
-        with seeded(self.seed, split_index), failures_explained(self.learner.recipe, split.name):
+        with seeded(self.seed, split_index), training_failures_explained(self.learner.recipe, split.name):
             self.progress.num_steps += learn_split(
                 self.learner,
                 split,
@@ -245,7 +246,8 @@ class _Sequence:
     def evaluate(self, split_index: int) -> None:
         """Measures the model after a split, and records it."""
         last_learned = split_index if self.evaluate_on is None else len(self.evaluated_splits) - 1
-        with self.stopwatch.timed("evaluation"):
+        name = self.splits[split_index].name
+        with self.stopwatch.timed("evaluation"), evaluation_failures_explained(name):
             evaluation = evaluate_present(self.evaluator, self.model, self.evaluated_splits, last_learned)
         self.progress.record(evaluation)
         event = SplitEnd(**vars(self._event(split_index)), evaluation=evaluation)

@@ -258,3 +258,33 @@ def test_queries_that_are_not_in_the_gallery_and_small_galleries():
     observed = train_and_observe(splits=splits).observations[-1]
     assert (observed.queries.now.index[:, :4] >= 0).all() and (observed.queries.now.index[:, 4] == -1).all()
     assert np.isnan(observed.queries.now.similarity[:, 4]).all()
+
+
+def test_splits_that_are_appended_are_sampled_too():
+    splits = small_splits(3)
+    model, evaluator = small_model(), RetrievalEvaluator(recall_at=(1,))
+    for after in (-1, 0, 1):
+        evaluator.evaluate(model, splits[:2], after)
+    before = evaluator.observations()
+    resumed = RetrievalEvaluator(recall_at=(1,))
+    resumed.load_state_dict(evaluator.state_dict())
+    resumed.evaluate(model, splits, 2)
+    found = resumed.observations()
+    num_before = len(before.queries.split)
+    assert set(found.queries.split[num_before:].tolist()) == {2}
+    assert np.isnan(found.queries.scores[:2, num_before:]).all() and not np.isnan(found.queries.scores[2]).any()
+    np.testing.assert_array_equal(found.queries.score_learned[:num_before], before.queries.score_learned)
+    np.testing.assert_array_equal(found.queries.learned.index[:num_before], before.queries.learned.index)
+    assert found.classes.label.tolist() == list(range(6)) and not np.isnan(found.classes.now).any()
+    assert set(found.map.split.tolist()) == {0, 1, 2} and not np.isnan(found.map.now).any()
+
+
+def test_other_splits_than_those_that_were_sampled_are_not_recorded():
+    evaluator, model = RetrievalEvaluator(recall_at=(1,)), small_model()
+    evaluator.evaluate(model, small_splits(2), 0)
+    evaluator.evaluate(model, small_splits(2)[::-1], 1)
+    assert evaluator.observations() is None
+    resumed = RetrievalEvaluator(recall_at=(1,))
+    resumed.load_state_dict(evaluator.state_dict())
+    resumed.evaluate(model, small_splits(2), 1)
+    assert resumed.observations() is None

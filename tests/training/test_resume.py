@@ -354,7 +354,8 @@ def test_a_process_that_loads_batches_and_dies_is_named(num_workers):
     part = Part(split.train.inputs, split.train.labels, augmented=Deadly(split.train.inputs))
     splits = [Split("s", part, split.query, split.gallery)]
     expected = pytest.raises(
-        RunError, match=r"one of the 2 processes that load the batches of split 's' (was killed|ended) \(process"
+        RunError,
+        match=r"a process that loads items (was killed|ended) in training on split 's' \(process .*num_workers, which is 2",
     )
     with expected if num_workers else nullcontext():
         train(splits=splits, num_workers=num_workers, epochs=1)
@@ -367,6 +368,17 @@ def test_a_full_memory_says_what_to_lower(error):
         raise error
 
     with pytest.raises(
-        RunError, match="the memory is full in split 's0' .*batch size, which is 4, and raise accumulate"
+        RunError, match="the memory is full in training on split 's0' .*batch size, which is 4, and raise accum"
     ):
         train(loss=full)
+
+    class Full(RetrievalEvaluator):
+        def evaluate(self, model, splits, split_index):
+            if split_index == 1:
+                raise error
+            return super().evaluate(model, splits, split_index)
+
+    with pytest.raises(
+        RunError, match="the memory is full in the evaluation at split 's1' .*lower the batch_size of the eval"
+    ):
+        train(evaluator=Full())
