@@ -38,6 +38,7 @@ from mas_embed.retrieval import (
 )
 from mas_embed.retrieval.inputs import unit_rows
 from mas_embed.runtime.checks import as_whole_number, shown
+from mas_embed.runtime.distributed import num_processes, process_rank, share_of
 from mas_embed.runtime.fingerprint import fingerprint_of
 
 NUM_NEIGHBOURS = 10  # whose churn is measured
@@ -281,15 +282,19 @@ class RetrievalEvaluator:
 
         The gallery is prepared once for all.
         """
+        gallery = torch.cat(list(galleries))
+        is_sharded = len(gallery) >= num_processes() > 1  # each process ranks a part, and the counts add up
+        own = share_of(len(gallery), process_rank(), num_processes()) if is_sharded else slice(None)
         ranked = evaluate_retrieval(
             torch.cat(list(queries)),
             _joined(splits, "query", "labels"),
-            torch.cat(list(galleries)),
-            _joined(splits, "gallery", "labels"),
+            gallery[own],
+            _joined(splits, "gallery", "labels")[own],
             query_ids=_joined(splits, "query", "ids"),
-            gallery_ids=_joined(splits, "gallery", "ids"),
+            gallery_ids=_joined(splits, "gallery", "ids")[own],
             distance=self.distance,
             recall_at=self.recall_at,
+            is_sharded=is_sharded,
         )
         sizes = [len(split.query) for split in splits]
         by_split, pooled = ranked.means_by_group(sizes), ranked.as_dict()

@@ -154,16 +154,17 @@ def run_experiment(
         if results.runs:
             shown = splits or read_splits()
             on_first(partial(_report, config, out, shown))
-    _check_failures(journal.failures)
+    _check_failures(journal.failures, some_are_stored=bool(results.runs))
     return results
 
 
-def _check_failures(failures: Sequence[str]) -> None:
+def _check_failures(failures: Sequence[str], *, some_are_stored: bool) -> None:
     """Raises `RunError` if trainings have failed, with the sentence of each of the first few."""
     if failures:
         shown, num_more = failures[:MOST_FAILURES], len(failures) - MOST_FAILURES
         more = f"; and {num_more} more" if num_more > 0 else ""
-        raise RunError(f"{'; '.join(shown)}{more} (the others are stored; --resume tries what has failed again)")
+        stored = "the others are stored; " if some_are_stored else ""
+        raise RunError(f"{'; '.join(shown)}{more} ({stored}--resume tries what has failed again)")
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from mas_embed.retrieval.items import Items, as_items, check_arguments, relevant
 from mas_embed.retrieval.ranking import PositionLists, Ranking, Ranks
 from mas_embed.retrieval.similarity import Distance, Transform, lazy_rows
 from mas_embed.runtime.checks import as_whole_number, check_at_least, shown
+from mas_embed.runtime.distributed import together
 from mas_embed.runtime.progress import progress_bar
 
 MEBIBYTE = 2**20
@@ -125,6 +126,7 @@ def evaluate_retrieval(
     average_precision_at: Sequence[int] = (),
     memory_mib: int | None = None,
     progress: bool = False,
+    is_sharded: bool = False,
 ) -> RetrievalScores:
     """Retrieval metrics of the queries on the gallery; an item is relevant to a query if both have the same label.
 
@@ -159,6 +161,8 @@ def evaluate_retrieval(
         memory_mib: the approximate memory in MiB for a block of queries, and for a chunk of the gallery. None: 256 on a CPU and
             2048 on a GPU.
         progress: whether to show a progress bar.
+        is_sharded: whether every process of a `torch.distributed` group calls this function with the same queries and with its
+            own part of the gallery, at least one item, so that none holds all of it. All get the scores in the whole gallery.
 
     Returns:
         Means in [0, 1] and the values per query. Queries without a relevant item are left out of the means and counted in
@@ -176,6 +180,10 @@ def evaluate_retrieval(
         (0.833, 0.75)
     """
     check_arguments(query_labels, gallery, gallery_labels, relevant, query_ids, gallery_ids)
+    if is_sharded and (gallery is None or relevant is not None):
+        raise UserError(
+            "is_sharded needs a gallery and labels: pass each process's part of the gallery, and no `relevant`"
+        )
     query_items = as_items("query", queries, query_labels, query_ids)
     gallery_items = query_items if gallery is None else as_items("gallery", gallery, gallery_labels, gallery_ids)
     cutoffs = _as_cutoffs(
@@ -183,7 +191,7 @@ def evaluate_retrieval(
     )
     if not cutoffs["recall_at"]:
         raise UserError("recall_at must hold whole numbers >= 1, got none")
-    return _evaluate(
+    return (together(_evaluate) if is_sharded else _evaluate)(
         query_items,
         gallery_items,
         relevant_lists(relevant, query_items, gallery_items, by_id=gallery_ids is not None),
@@ -192,6 +200,7 @@ def evaluate_retrieval(
         cutoffs=cutoffs,
         memory_mib=memory_mib,
         description="ranking" if progress else None,
+        is_sharded=is_sharded,
     )
 
 
@@ -246,17 +255,24 @@ def _evaluate(
     memory_mib: int | None = None,
     transform: Transform | None = None,
     description: str | None,
+    is_sharded: bool = False,
 ) -> RetrievalScores:
     """The scores of arguments that are checked."""
     if memory_mib is None:
         memory_mib = GPU_MEMORY_MIB if queries.rows.is_cuda else CPU_MEMORY_MIB
     memory_mib = as_whole_number("memory_mib", memory_mib, maximum=2**30)
     check_at_least("memory_mib", memory_mib, 1)
-    rows = lazy_rows(queries.rows, gallery.rows, distance, transform)
+    rows = lazy_rows(queries.rows, gallery.rows, distance, transform, is_sharded=is_sharded)
     excluded = PositionLists.of_equal_keys(queries.ids, gallery.ids if excludes_queries else gallery.ids[:0])
     with progress_bar(description, total=len(queries.rows) * len(gallery.rows)) as advance:
         ranking = Ranking(
-            *rows, distance, relevant=relevant, excluded=excluded, memory=memory_mib * MEBIBYTE, advance=advance
+            *rows,
+            distance,
+            relevant=relevant,
+            excluded=excluded,
+            memory=memory_mib * MEBIBYTE,
+            advance=advance,
+            is_sharded=is_sharded,
         )
         return _scores_of(ranking, len(queries.rows), cutoffs)
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mas_embed.retrieval.counting import Counting
 from mas_embed.retrieval.similarity import ApproximateScores, Distance, LazyRows, PairScores, exact_scores
+from mas_embed.runtime.distributed import cat_over_processes, gather_numbers, sum_over_processes
 
 BYTES_PER_RELEVANT_ITEM = 64  # that is kept while the gallery is read
 NUMBERS_AT_ONCE = 2**19  # float64 numbers of gallery rows that are scored at once, so that they stay in the cache
@@ -118,7 +119,7 @@ class _Block(NamedTuple):
     Attributes:
         items: the relevant and the excluded items.
         exact: [B, R] the exact scores of the relevant items; -inf where `items.is_relevant` is False.
-        highest_first: [B, R] the same, sorted.
+        highest_first: [B, R] the same, sorted; of a sharded gallery the scores of the relevant items of all processes.
         num_ahead: [B, R] the number of irrelevant items that score at least as high, of the chunks so far.
         is_valid: [B, R] False for the padding, in the order of `highest_first`.
     """
@@ -130,11 +131,12 @@ class _Block(NamedTuple):
     is_valid: Tensor
 
     @classmethod
-    def of(cls, items: _BlockItems, scores: Tensor) -> _Block:
+    def of(cls, items: _BlockItems, scores: Tensor, *, is_sharded: bool) -> _Block:
         exact = scores.masked_fill(~items.is_relevant, -torch.inf)
-        highest_first, order = exact.sort(dim=1, descending=True)
-        num_ahead = torch.zeros(exact.shape, dtype=torch.long, device=exact.device)
-        return cls(items, exact, highest_first, num_ahead, items.is_relevant.gather(1, order))
+        of_all = cat_over_processes(exact.T.contiguous()).T.contiguous() if is_sharded else exact
+        highest_first = of_all.sort(dim=1, descending=True).values
+        num_ahead = torch.zeros(of_all.shape, dtype=torch.long, device=exact.device)
+        return cls(items, exact, highest_first, num_ahead, highest_first > -torch.inf)
 
     def select(self, rows: Tensor) -> _Block:
         """The block with some of its queries."""
@@ -154,6 +156,8 @@ class Ranking:
         excluded: the gallery items that are left out of the ranking of a query, because they are the query itself.
         memory: approximate memory in bytes that a block of queries may take, and that a chunk of the gallery may.
         advance: called with the number of scores that were compared since the last call.
+        is_sharded: whether `gallery`, with the lists of its items, is the share of this process, as each of those that work
+            together has another one. All of them get the ranks in the gallery of all.
     """
 
     def __init__(
@@ -166,6 +170,7 @@ class Ranking:
         excluded: PositionLists,
         memory: int,
         advance: Callable[[int], None] = lambda number: None,
+        is_sharded: bool = False,
     ) -> None:
         self._queries, self._gallery, self._distance = queries, gallery, distance
         self._relevant, self._excluded, self._memory, self._advance = relevant, excluded, memory, advance
@@ -174,15 +179,20 @@ class Ranking:
         starts = range(0, len(gallery), math.ceil(len(gallery) / math.ceil(len(gallery) / size)))
         ranges = [range(start, min(start + starts.step, len(gallery))) for start in starts]
         self._only_chunk = self._chunk(ranges[0]) if len(ranges) == 1 else None
-        self._ranges = ranges
+        self._ranges, self._is_sharded = ranges, is_sharded
+        # Blocks of queries must be the same in all processes, and so must be what they depend on
+        self._sizes, self._chunk_size, self._num_items = relevant.sizes(), max(map(len, ranges)), len(gallery)
+        if is_sharded:
+            self._num_items = sum_over_processes({"sizes": self._sizes}, len(gallery))
+            self._chunk_size = max(gather_numbers(self._chunk_size))
 
     def blocks(self) -> Iterator[Ranks]:
         """The ranks of every query that has a relevant item, in blocks of queries with similarly many relevant items."""
-        sizes = self._relevant.sizes()
+        sizes = self._sizes
         by_size = sizes.argsort(stable=True)
         self._advance(int((sizes == 0).sum()) * len(self._gallery))
         by_size = by_size[sizes[by_size] > 0]
-        is_counted = sizes[by_size] <= DENSE_SHARE * len(self._gallery)
+        is_counted = sizes[by_size] <= DENSE_SHARE * self._num_items
         if self._queries.device.type != "cpu":
             is_counted = torch.zeros_like(is_counted)
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -201,18 +211,20 @@ class Ranking:
             add: adds the number of items of a chunk that are ahead to a block.
             is_by_counting: which of the two ways `add` is.
         """
-        dimensions, size = self._gallery.num_dimensions, max(map(len, self._ranges))
-        by_score, by_item = (6, 16 * dimensions) if is_by_counting else (48, 0)
+        by_score, by_item = (6, 16 * self._gallery.num_dimensions) if is_by_counting else (48, 0)
         blocks = []
-        for block in self._memory_blocks(queries, bytes_per_query=by_score * size, bytes_per_item=by_item):
+        for block in self._memory_blocks(queries, bytes_per_query=by_score * self._chunk_size, bytes_per_item=by_item):
             items = self._items_of(block)
             self._advance((len(block) - len(items.queries)) * len(self._gallery))
             if len(items.queries):
-                blocks.append(_Block.of(items, self._exact_scores_of(items.queries, items.relevant)))
+                scores = self._exact_scores_of(items.queries, items.relevant)
+                blocks.append(_Block.of(items, scores, is_sharded=self._is_sharded))
         for chunk in map(self._chunk, self._ranges) if self._only_chunk is None else [self._only_chunk]:
             for one in blocks:
                 add(one, chunk)
                 self._advance(len(one.exact) * len(chunk.items))
+        if self._is_sharded:
+            sum_over_processes({str(index): one.num_ahead for index, one in enumerate(blocks)}, 0)
         for one in blocks:
             yield Ranks(one.items.queries, one.highest_first, one.num_ahead, one.is_valid)
 
@@ -236,7 +248,7 @@ class Ranking:
         excluded, is_excluded = chunk.positions(items.excluded, items.is_excluded)
         not_counted = torch.cat([positions.masked_fill(~is_inside, -1), excluded.masked_fill(~is_excluded, -1)], dim=1)
         approximate, offset, error = chunk.approximate(items.queries)
-        num_relevant = items.is_relevant.sum(1)
+        num_relevant = block.is_valid.sum(1)
         tensors = (approximate, offset, error, block.highest_first, num_relevant, not_counted, items.queries)
         counting = Counting(
             *(tensor.numpy() for tensor in tensors),
@@ -261,9 +273,8 @@ class Ranking:
 
     def _memory_blocks(self, queries: Tensor, *, bytes_per_query: int, bytes_per_item: int) -> Iterator[Tensor]:
         """The queries, which must be ordered by their number of relevant items, in blocks that fit into the memory limit."""
-        sizes = self._relevant.sizes()
         while len(queries):
-            needed = bytes_per_query + bytes_per_item * sizes[queries]
+            needed = bytes_per_query + bytes_per_item * self._sizes[queries]
             counts = torch.arange(1, len(queries) + 1, device=queries.device)
             num_queries = max(1, int((counts * needed <= self._memory).sum()))
             yield queries[:num_queries]
@@ -275,11 +286,16 @@ class Ranking:
         excluded, is_excluded = self._excluded.padded(block)
         for column in range(excluded.shape[1]):
             is_relevant &= (relevant != excluded[:, column : column + 1]) | ~is_excluded[:, column : column + 1]
-        has_relevant = is_relevant.any(1)
+        num_relevant = is_relevant.sum(1)
+        if self._is_sharded:
+            sum_over_processes({"relevant": num_relevant}, 0)
+        has_relevant = num_relevant > 0
         return _BlockItems(*(tensor[has_relevant] for tensor in (block, relevant, is_relevant, excluded, is_excluded)))
 
     def _exact_scores_of(self, block: Tensor, positions: Tensor) -> Tensor:
         """Exact scores [B, R] of the items at positions [B, R], few queries at a time, so that their rows stay in the cache."""
+        if positions.shape[1] == 0:
+            return torch.empty(positions.shape, dtype=torch.float64, device=positions.device)
         step = max(1, NUMBERS_AT_ONCE // (positions.shape[1] * self._gallery.num_dimensions))
         parts = zip(block.split(step), positions.split(step), strict=True)
         scores = [

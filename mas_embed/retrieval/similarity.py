@@ -20,6 +20,7 @@ from torch import Tensor
 from mas_embed.errors import UserError
 from mas_embed.retrieval.inputs import ROWS_AT_ONCE
 from mas_embed.runtime.checks import shown
+from mas_embed.runtime.distributed import cat_over_processes
 
 Transform = Callable[[Tensor], Tensor]
 Distance = Literal["cosine", "euclidean", "inner_product"]
@@ -121,7 +122,12 @@ def prepare_rows(queries: Tensor, gallery: Tensor, distance: Distance) -> tuple[
 
 
 def lazy_rows(
-    queries: Tensor, gallery: Tensor, distance: Distance, transform: Transform | None = None
+    queries: Tensor,
+    gallery: Tensor,
+    distance: Distance,
+    transform: Transform | None = None,
+    *,
+    is_sharded: bool = False,
 ) -> tuple[LazyRows, LazyRows]:
     """As `prepare_rows`, of rows that are prepared when they are read.
 
@@ -130,6 +136,7 @@ def lazy_rows(
         gallery: [G, D].
         distance: that the rows are prepared for.
         transform: what is done to gallery rows first, some at a time; None for nothing.
+        is_sharded: whether the gallery is the share of this process, as each of those that work together has another one.
     """
     check_distance(distance)
     if queries.shape[1] != gallery.shape[1]:
@@ -140,13 +147,16 @@ def lazy_rows(
     if distance == "cosine":
         return LazyRows(queries, None, name="queries"), LazyRows(gallery, None, transform, name="gallery")
     # Of a transformed gallery the scale is that before, which is near enough: it only has to be of the same magnitude
-    scales = [_power_of_two_below(largest_value(rows)) for rows in (queries, gallery)]
+    largest = [_largest_value(rows) for rows in (queries, gallery)]
+    if is_sharded:
+        largest = list(cat_over_processes(torch.stack(largest).unsqueeze(0)).amax(0))
+    scales = [_power_of_two_below(value) for value in largest]
     if distance == "euclidean":
         scales = [torch.maximum(*scales)] * 2
     return LazyRows(queries, scales[0], name="queries"), LazyRows(gallery, scales[1], transform, name="gallery")
 
 
-def largest_value(rows: Tensor) -> Tensor:
+def _largest_value(rows: Tensor) -> Tensor:
     """The largest absolute value of embeddings [N, D], which are read some rows at a time."""
     return torch.stack([_as_floating(block).abs().amax() for block in rows.split(ROWS_AT_ONCE)]).amax()
 

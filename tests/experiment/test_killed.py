@@ -55,8 +55,8 @@ def contents(folder):
 @pytest.mark.parametrize(
     ("start", "num_kills", "num_workers"),
     [
-        (start_here, 3, 0),
-        pytest.param(start_here, 3, 2, marks=pytest.mark.slow),
+        (start_here, 2, 0),
+        pytest.param(start_here, 20, 2, marks=pytest.mark.slow),
         pytest.param(start_command, 20, 0, marks=pytest.mark.slow),
     ],
 )
@@ -82,7 +82,7 @@ def test_a_run_that_is_killed_again_and_again(tmp_path, start, num_kills, num_wo
         wait()
         if (tmp_path / "killed" / "report.html").exists():
             break
-    assert num_killed >= min(3, num_kills)
+    assert num_killed >= num_kills / 2
     start(config, tmp_path / "killed")[1]()
     assert contents(tmp_path / "killed") == whole
     assert count.stat().st_size - num_steps <= num_killed * (

@@ -62,8 +62,8 @@ class Listener(ExperimentCallback):
 
 def test_the_run_directory(finished):
     assert sorted(path.name for path in finished.iterdir()) == [
-        ".mas-embed.json", ".mas-embed.lock", "config.yaml", "environment.json", "finetune", "frozen", "items.safetensors", "joint", "mas", "report.html", "results.json",
-        "scores.png", "stale_gallery.png",
+        ".mas-embed.json", ".mas-embed.lock", "config.yaml", "confused.png", "environment.json", "finetune", "frozen", "items.safetensors", "joint",
+        "kept.png", "layers.png", "map.png", "mas", "report.html", "results.json", "scores.png", "stale_gallery.png", "trade_off.png",
     ]  # fmt: skip
     for method in ("finetune", "frozen", "joint", "mas"):
         for seed in (0, 1):

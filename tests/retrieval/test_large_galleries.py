@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from processes import in_two_processes
 
 from mas_embed import UserError, compare_indexes, evaluate_retrieval
 from mas_embed.retrieval import find_nearest
@@ -94,6 +95,42 @@ def test_a_zero_row_is_refused_wherever_it_stands(small_chunks):
     rows[-1] = 0
     with pytest.raises(UserError, match="gallery contain an all-zero embedding"):
         evaluate_retrieval(rows[:5], labels[:5], rows, labels)
+
+
+def evaluate_shards(rank, folder):
+    """Unequal shards, of which one lacks some classes."""
+    rows, labels = data(ties=True)
+    ids = np.arange(len(rows))
+    own = slice(None, 200) if rank == 0 else slice(200, None)
+    for distance in DISTANCES:
+        for options in ({}, {"memory_mib": 1}):
+            scores = evaluate_retrieval(
+                rows[:50], labels[:50], rows[own], labels[own], query_ids=ids[:50], gallery_ids=ids[own], distance=distance,
+                ndcg_at=(3,), is_sharded=True, **options,
+            )  # fmt: skip
+        torch.save(
+            {name: torch.from_numpy(values) for name, values in scores.per_query.items()},
+            f"{folder}/{distance}{rank}.pt",
+        )
+
+
+def test_a_gallery_that_is_sharded_over_processes(tmp_path):
+    in_two_processes(evaluate_shards, tmp_path)
+    rows, labels = data(ties=True)
+    ids = np.arange(len(rows))
+    for distance in DISTANCES:
+        expected = evaluate_retrieval(
+            rows[:50], labels[:50], rows, labels, query_ids=ids[:50], gallery_ids=ids, distance=distance, ndcg_at=(3,)
+        )
+        for rank in range(2):
+            found = torch.load(tmp_path / f"{distance}{rank}.pt")
+            for name, values in expected.per_query.items():
+                np.testing.assert_allclose(found[name].numpy(), values, rtol=1e-12, err_msg=name)
+
+
+def test_what_cannot_be_sharded_is_refused():
+    with pytest.raises(UserError, match="is_sharded needs a gallery and labels"):
+        evaluate_retrieval([[1.0], [2.0]], [0, 0], is_sharded=True)
 
 
 SCRIPT = """
