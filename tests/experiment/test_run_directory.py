@@ -272,8 +272,11 @@ def test_a_report_of_odd_names(run_folder):
     assert "caf\\udce9" in (run_folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_config_in_a_run_directory_that_is_damaged(run_folder):
-    for text in (b"\xff\xfe", b"a: ["):
-        (run_folder / "config.yaml").write_bytes(text)
-        with pytest.raises(UserError, match="config.yaml"):
-            write_report(run_folder)
+def test_a_report_shows_what_is_there_where_the_config_is_damaged(run_folder):
+    (run_folder / "config.yaml").write_bytes(b"a: [")
+    (run_folder / "report.html").unlink(missing_ok=True)
+    write_report(run_folder)
+    assert "Every split after every split" in (run_folder / "report.html").read_text()
+    (run_folder / "config.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="config.yaml: not a text file"):
+        write_report(run_folder)

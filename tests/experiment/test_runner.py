@@ -72,6 +72,7 @@ def test_the_run_directory(finished):
                 "checkpoint-previous.safetensors",
                 "checkpoint.safetensors",
                 "log.jsonl",
+                "model.safetensors",
                 *(["parameters.safetensors"] if method == "mas" else []),
                 "recording.safetensors",
                 "resources.json",
