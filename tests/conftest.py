@@ -1,7 +1,13 @@
 """Fixtures that tests of several rooms share."""
 
+import signal
+
 import pytest
 import torch
+
+# A shell starts programs in the background with Ctrl-C ignored, which they and their child processes would keep
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
