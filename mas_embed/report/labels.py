@@ -45,13 +45,9 @@ def _boxes_beside(x: float, y: float, *, width: float) -> list[Box]:
     boxes = []
     for distance in (9, 16, 26, 38):
         low = y - HEIGHT / 2
-        boxes += [
-            (x + distance, low, x + distance + width, low + HEIGHT),
-            (x - distance - width, low, x - distance, low + HEIGHT),
-        ]
-        for left in (x + 4, x - 4 - width):
-            for shift in (distance + 3, -distance - 3):
-                boxes.append((left, low + shift, left + width, low + shift + HEIGHT))
+        corners = [(x + distance, low), (x - distance - width, low)]
+        corners += [(left, low + shift) for left in (x + 4, x - 4 - width) for shift in (distance + 3, -distance - 3)]
+        boxes += [(left, bottom, left + width, bottom + HEIGHT) for left, bottom in corners]
     return boxes
 
 

@@ -280,7 +280,10 @@ def test_no_name_covers_another_or_a_point():
     axis.plot(*zip(*points.values(), strict=True), "o")
     axis.margins(1.5)
     label_points(axis, points)
-    boxes = [Bbox.from_bounds(*(text.get_transform().transform(text.get_position()) - (30, 6)), 60, 12) for text in axis.texts]
+    boxes = [
+        Bbox.from_bounds(*(text.get_transform().transform(text.get_position()) - (30, 6)), 60, 12)
+        for text in axis.texts
+    ]
     dots = [axis.transData.transform(point) for point in points.values()]
     assert len(boxes) == 6
     assert not any(one.overlaps(other) for index, one in enumerate(boxes) for other in boxes[:index])
@@ -331,4 +334,3 @@ def test_the_page_in_a_browser(page, tmp_path):
     assert found["before"] == ["finetune", "mas", "joint"]
     assert found["after"] == ["joint", "mas", "finetune"]  # .85, .75, .6
     assert found["is_hidden"] == "none"
-/root/.pyenv/libexec/pyenv-hooks: line 24: enable: cannot open shared object /root/.pyenv/libexec/pyenv-realpath.dylib: /root/.pyenv/libexec/pyenv-realpath.dylib: cannot open shared object file: No such file or directory
