@@ -14,24 +14,26 @@ FAR = 20  # pixels, from which a line leads from the point to its name
 Box = tuple[float, float, float, float]  # left, low, right, top
 
 
-def label_points(axis: Axes, points: Mapping[str, tuple[float, float]], *, most: int = 40) -> None:
+def label_points(axis: Axes, points: Mapping[str, tuple[float, float]], *, leaves_out: bool = False) -> None:
     """Writes the names beside the points, each at the first place where it covers no other name and no point.
 
     Args:
         axis: on which the points are drawn.
         points: by name, in the order in which they are written.
-        most: names that are written.
+        leaves_out: leaves out a name that has no free place, instead of writing it where it covers something.
     """
     axis.autoscale_view()
     pixels = {name: axis.transData.transform(point) for name, point in points.items()}
     frame = axis.get_window_extent()
     placed: list[Box] = []
-    for name, (x, y) in list(pixels.items())[:most]:
+    for name, (x, y) in pixels.items():
         text = drawn(name, 20)
         taken = [*placed, *((u - 6, v - 6, u + 6, v + 6) for other, (u, v) in pixels.items() if other != name)]
         boxes = _boxes_beside(x, y, width=CHARACTER_WIDTH * len(text))
         inside = [box for box in boxes if box[0] >= frame.x0 and box[2] <= frame.x1 and frame.y0 <= box[1] <= frame.y1]
         free = [box for box in inside if not any(_overlap(box, other) for other in taken)]
+        if leaves_out and not free:
+            continue
         left, low, right, top = (free or inside or boxes)[0]
         placed.append((left, low, right, top))
         u, v = axis.transData.inverted().transform(((left + right) / 2, (low + top) / 2))

@@ -126,7 +126,8 @@ def movement_figure(layers: Sequence[Layer], style: Style, *, width: float) -> F
     axis.margins(0.2)
     axis.set_xlabel("importance of a single value")
     axis.set_ylabel("relative movement")
-    label_points(axis, {layer.name: (layer.per_value, layer.moved) for layer in shown}, most=8)
+    ordered = sorted(shown, key=lambda layer: -layer.share)
+    label_points(axis, {layer.name: (layer.per_value, layer.moved) for layer in ordered}, leaves_out=True)
     return figure
 
 
