@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mas_embed.evaluation import Results
 from mas_embed.report.drawing import INK, LINE, MUTED, PAPER, Margins, drawn, panel, plain_axis, room_for, score_limits
 from mas_embed.report.figures import references_of, short_score, styles_of_results
+from mas_embed.report.labels import label_points
 from mas_embed.report.tables import metric_name
 
 ROW_HEIGHT = 30  # pixels
 LEAST_SPAN = 0.04  # of the axes of the trade-off, so that differences which mean nothing look small
-CHARACTER_WIDTH = 6.4  # pixels of a letter of a label, about
 
 
 def kept_figure(results: Results, *, width: float = 720) -> Figure:
@@ -90,7 +89,7 @@ def trade_off_figure(results: Results, groups: Sequence[Sequence[str]] = (), *, 
     metric = drawn(metric_name(results.primary_metric))
     axis.set_xlabel(f"forgetting: fall of the {metric} from its best, less is better")
     axis.set_ylabel("learning: score when just learned")
-    _label_points(axis, points)
+    label_points(axis, points)
     return figure
 
 
@@ -104,50 +103,6 @@ def measured(results: Results, measure: str) -> Mapping[str, list[float]]:
         ]
         for method in results.methods
     }
-
-
-def _label_points(axis: Axes, points: Mapping[str, tuple[float, float]]) -> None:
-    """Writes the names beside the points, each at the first place where it covers no other name and no point."""
-    axis.autoscale_view()
-    placed: list[tuple[float, ...]] = []
-    height = 13.0
-    pixels = {name: axis.transData.transform(point) for name, point in points.items()}
-    frame = axis.get_window_extent()
-    for name, (x, y) in pixels.items():
-        text = drawn(name, 20)
-        width = CHARACTER_WIDTH * len(text)
-        others = [(u - 6, v - 6, u + 6, v + 6) for other, (u, v) in pixels.items() if other != name]
-        candidates = [
-            (x + dx if dx > 0 else x + dx - width, y + dy - height / 2)
-            for distance in (9, 16, 26, 38)
-            for dx, dy in (
-                (distance, 0),
-                (-distance, 0),
-                (4, distance + 3),
-                (4, -distance - 3),
-                (-4, distance + 3),
-                (-4, -distance - 3),
-            )
-        ]
-        boxes = [(left, low, left + width, low + height) for left, low in candidates]
-        free = [
-            box
-            for box in boxes
-            if not any(_overlap(box, other) for other in (*placed, *others))
-            and box[0] >= frame.x0 and box[2] <= frame.x1 and box[1] >= frame.y0 and box[3] <= frame.y1
-        ]  # fmt: skip
-        left, low, right, top = (free or boxes)[0]
-        placed.append((left, low, right, top))
-        is_far = abs((low + top) / 2 - y) > 20
-        anchor = ((left + right) / 2, (low + top) / 2)
-        place = axis.transData.inverted().transform(anchor)
-        if is_far:
-            axis.plot([points[name][0], place[0]], [points[name][1], place[1]], color=LINE, linewidth=0.8, zorder=1)
-        axis.text(place[0], place[1], text, ha="center", va="center_baseline", color=INK, size=11)
-
-
-def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -130,9 +130,16 @@ def own_and_all_figure(results: Results, found: Sequence[OwnAndAllOfMethod], *, 
 
 
 def classes_figure(
-    recordings: Sequence[Recording], items: Items | None, style: Style, *, width: float
+    recordings: Sequence[Recording], items: Items | None, style: Style, *, highest: float, width: float
 ) -> tuple[Figure, str] | None:
     """The classes of one method that fell most, from when their split was learned (a ring) to now (a dot); means over the seeds.
+
+    Args:
+        recordings: of the method, one for each seed.
+        items: the names of classes.
+        style: of the method.
+        highest: the end of the scale.
+        width: of the figure in pixels.
 
     Returns:
         The figure and what it shows in words; None if no class was recorded, or none has changed.
@@ -158,7 +165,7 @@ def classes_figure(
     for row, key in enumerate(fallen):
         learned, now = map(float, means[key])
         draw_fall(axis, row, learned, now, style)
-    axis.set(xlim=(-0.02, 1.02), ylim=(len(fallen) - 0.4, -0.6))
+    axis.set(xlim=(-0.02 * highest, 1.02 * highest), ylim=(len(fallen) - 0.4, -0.6))
     _named_rows(axis, names)
     words = (
         f"{name} from {short_score(means[key][0])} to {short_score(means[key][1])}"

@@ -88,8 +88,10 @@ class Gallery:
         symbols: by name the pictures that stand in it, as data URIs.
         score_name: of the scores.
         note: why there is no picture; "" where there are some.
+        nearest: how the page calls what was found.
         is_of_texts: whether items are texts.
-        is_of_photographs: whether pictures have more than 16 pixels, so that they need room.
+        is_wide: whether what was found needs room: names, or pictures of more than 16 pixels.
+        is_coarse: whether pictures have so few pixels that these are shown as squares.
     """
 
     fallen: list[QueryCard] = field(default_factory=list)
@@ -98,7 +100,9 @@ class Gallery:
     score_name: str = ""
     note: str = ""
     is_of_texts: bool = False
-    is_of_photographs: bool = False
+    is_wide: bool = False
+    is_coarse: bool = False
+    nearest: str = "nearest"
 
 
 def gallery_of(recordings: Sequence[Recording], items: Items | None, styles: dict[str, Style]) -> Gallery | None:
@@ -119,7 +123,9 @@ def gallery_of(recordings: Sequence[Recording], items: Items | None, styles: dic
         for position in positions:
             cards.append(_card(position, shown, tiles, styles))
     gallery.is_of_texts = tiles.has_texts
-    gallery.is_of_photographs = tiles.most_pixels > FEW_PIXELS
+    gallery.is_wide = tiles.most_pixels > FEW_PIXELS or first.neighbour_kind == "label" or not gallery.symbols
+    gallery.is_coarse = tiles.most_pixels <= 2 * FEW_PIXELS
+    gallery.nearest = "highest" if first.neighbour_kind == "label" else "nearest"
     return gallery
 
 

@@ -11,7 +11,8 @@ from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 
 from mas_embed.evaluation import RecordedParameters, Recording
-from mas_embed.report.drawing import INK, LINE, MUTED, Margins, Style, drawn, panel, panels, plain_axis, room_for
+from mas_embed.report.drawing import INK, LINE, Margins, Style, drawn, panel, panels, plain_axis, room_for
+from mas_embed.report.labels import label_points
 
 MOST_LAYERS = 18  # in a picture; the least important ones are left out
 
@@ -125,11 +126,8 @@ def movement_figure(layers: Sequence[Layer], style: Style, *, width: float) -> F
     axis.margins(0.2)
     axis.set_xlabel("importance of a single value")
     axis.set_ylabel("relative movement")
-    for layer in sorted(shown, key=lambda one: -one.share)[:6]:
-        name = drawn(layer.name.rpartition(".")[2] if len(layer.name) > 12 else layer.name, 14)
-        axis.annotate(
-            name, (layer.per_value, layer.moved), (0, 7), textcoords="offset points", size=10, color=MUTED, ha="center"
-        )
+    ordered = sorted(shown, key=lambda layer: -layer.share)
+    label_points(axis, {layer.name: (layer.per_value, layer.moved) for layer in ordered}, leaves_out=True)
     return figure
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from mas_embed.evaluation import Items, Recording, Results
@@ -17,7 +18,7 @@ from mas_embed.report.confusions import (
     own_and_all_of,
     own_table,
 )
-from mas_embed.report.drawing import Style, picture
+from mas_embed.report.drawing import Style, picture, score_limits
 from mas_embed.report.figures import references_of
 from mas_embed.report.layer_figures import importance_figure, in_words, layers_of, movement_figure
 from mas_embed.report.map_figures import map_figure
@@ -92,8 +93,12 @@ def confused_section(results: Results, recorded: Recorded, figures: dict[str, Fi
 def class_panels(recorded: Recorded) -> list[Panel]:
     """For every method the classes that fell most."""
     panels = []
+    classes = [one.classes for one in recorded.recordings if one.classes is not None]
+    scores = np.concatenate([np.concatenate([one.learned, one.now]) for one in classes] or [np.empty(0)])
+    _, highest = score_limits(0.0, float(np.nanmax(scores)) if np.isfinite(scores).any() else 1.0)
     for method, recordings in recorded.by_method.items():
-        found = classes_figure(recordings, recorded.items, recorded.styles[method], width=NARROW)
+        style = recorded.styles[method]
+        found = classes_figure(recordings, recorded.items, style, highest=highest, width=NARROW)
         if found is not None and len(recordings[0].splits) > 1 and _has_rows(recordings):
             figure, words = found
             panels.append(Panel(picture(figure, f"Classes of {method} that changed most: {words}"), method))

@@ -8,6 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
 
 from mas_embed import UserError
 from mas_embed.evaluation import (
@@ -23,8 +24,9 @@ from mas_embed.evaluation import (
     Results,
 )
 from mas_embed.report import render, write_report
-from mas_embed.report.drawing import styles_of
+from mas_embed.report.drawing import Margins, panel, styles_of
 from mas_embed.report.gallery import Tile, gallery_of
+from mas_embed.report.labels import label_points
 from mas_embed.report.map_figures import map_figure
 from mas_embed.report.run_files import LogLine, RunFiles, TrainingLog
 
@@ -270,6 +272,22 @@ def test_tsne_fits_both_times_together(run_files):
         for axis in figure.axes
     ]
     assert [len(one) for one in points] == [4, 6] and np.isfinite(points[0]).all()  # and a ring for each arrow
+
+
+def test_no_name_covers_another_or_a_point():
+    points = {f"method {index}": (0.1 + 0.02 * (index % 3), 0.5 + 0.01 * (index // 3)) for index in range(6)}
+    _, axis = panel(500, 300, Margins())
+    axis.plot(*zip(*points.values(), strict=True), "o")
+    axis.margins(1.5)
+    label_points(axis, points)
+    boxes = [
+        Bbox.from_bounds(*(text.get_transform().transform(text.get_position()) - (30, 6)), 60, 12)
+        for text in axis.texts
+    ]
+    dots = [axis.transData.transform(point) for point in points.values()]
+    assert len(boxes) == 6
+    assert not any(one.overlaps(other) for index, one in enumerate(boxes) for other in boxes[:index])
+    assert not any(box.contains(*dot) for box in boxes for dot in dots)
 
 
 PROBE = """
