@@ -264,6 +264,9 @@ def killed(workplace):
         run_experiment(config, workplace / "whole")
         stop = Recorder(stop_at=lambda event: isinstance(event, SplitEnd))
         run_experiment(config, workplace / "killed", callbacks=[stop])
+    (
+        workplace / "killed" / "m" / "seed0" / "checkpoint-previous.safetensors"
+    ).unlink()  # which would take the other's place
     return SimpleNamespace(
         folder=workplace / "killed", config=workplace / "killed.yaml", scores=scores_in(workplace / "whole")
     )

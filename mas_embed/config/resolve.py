@@ -68,6 +68,11 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     raw = read_yaml(Path(path))
     for override in overrides:
         apply_override(raw, override)
+    return resolve_config(raw)
+
+
+def resolve_config(raw: Mapping[str, Any]) -> Config:
+    """A config from the content of its file, as `load_config` gives it; raises `UserError` as `load_config` does."""
     config = _with_resolved_options(validate_config(raw))
     _check_selections(config)
     return config

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from mas_embed.config import resolve_config
 from mas_embed.data import LearnedSplits
 from mas_embed.errors import UserError
 from mas_embed.evaluation import (
@@ -294,7 +295,7 @@ def _check_config(path: Path, config_yaml: str, *, has_other_splits: bool = Fals
     """Raises `UserError` for a run of another config; one with other splits may name them, and leave out methods."""
     if not path.exists():
         raise UserError(f"{path} is gone, so it is not known what was trained there; start anew with --overwrite")
-    text = read_text(path, "the config")
+    text = _with_present_defaults(read_text(path, "the config"))
     if text == config_yaml:
         return
     try:
@@ -315,6 +316,14 @@ def _check_config(path: Path, config_yaml: str, *, has_other_splits: bool = Fals
         if differing
         else f"{path.parent} holds a run of another config, which this one cannot resume; compare {path}"
     )
+
+
+def _with_present_defaults(config_yaml: str) -> str:
+    """The config of a run, with the defaults of options that did not exist when it was written."""
+    try:
+        return resolve_config(parse_yaml(config_yaml, CONFIG_FILE)).to_yaml()
+    except UserError:  # one that this version does not accept, which is compared as it is
+        return config_yaml
 
 
 def _names_splits(key: str) -> bool:

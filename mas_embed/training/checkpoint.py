@@ -99,7 +99,8 @@ def read_last_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             read = read_checkpoint(previous)
         except UserError:
             raise error from None
-        warnings.warn(f"{error}; training goes on from the checkpoint before it, {previous.name}", stacklevel=2)
+        reason = str(error).removesuffix(f"; {REMEDY}")
+        warnings.warn(f"{reason}; training goes on from the checkpoint before it, {previous.name}", stacklevel=2)
         return read
 
 

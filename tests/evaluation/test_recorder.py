@@ -182,9 +182,10 @@ def test_the_sample_depends_on_the_splits_alone_and_is_bounded(monkeypatch):
     assert (a.similarity_name, b.similarity_name) == ("cosine", "negative squared distance")
 
 
-def test_nothing_is_recorded_unless_it_is_asked_for():
+def test_nothing_is_recorded_unless_it_is_asked_for(tmp_path):
     evaluator = RetrievalEvaluator(recorded_queries=0)
-    assert train_and_observe(evaluator=evaluator).observations == [None] * 3
+    checkpoint = tmp_path / "c.safetensors"  # of a state in which every array is empty
+    assert train_and_observe(evaluator=evaluator, checkpoint=checkpoint).observations == [None] * 3
     assert RetrievalEvaluator().without_details().recorded_queries == 0
     assert RetrievalEvaluator().observations() is None
 

@@ -85,6 +85,12 @@ def test_a_recording_is_read_as_it_was_written(tmp_path, observations):
     assert found.memory == {"process_peak": 12}
 
 
+def test_parameters_before_any_training(tmp_path):
+    none = {name: np.zeros((0, 2), np.float32) for name in ("importance", "moved", "anchor_norm", "pull")}
+    write_parameters(tmp_path, replace(parameters(), splits=np.zeros(0, np.int32), **none))
+    assert read_parameters(tmp_path).moved.shape == (0, 2)
+
+
 def test_what_is_not_there_is_none(tmp_path, observations):
     write_training(tmp_path, replace(observations, map=None))
     (found,) = read_recordings(tmp_path)

@@ -9,6 +9,7 @@ import textwrap
 
 import pytest
 import torch
+import yaml
 from tiny_experiment import TINY, few_digits, load_from
 
 from mas_embed import DATASETS, RunError, Split, UserError, read_results, run_experiment
@@ -153,6 +154,17 @@ def test_what_changes_no_result_may_change(quick, run_folder):
     before = read_results(run_folder)
     assert run_experiment(quick(training=TINY["training"] | changes), run_folder, resume=True) == before
     assert "steps: 7" in (run_folder / "config.yaml").read_text()
+
+
+def test_a_run_from_before_an_option_existed_has_its_default(quick, run_folder):
+    config = yaml.safe_load((run_folder / "config.yaml").read_text())
+    del config["training"]["checkpoint_every"], config["data"]["held_out"], config["report"]
+    (run_folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    assert run_experiment(quick(), run_folder, resume=True) == read_results(run_folder)
+    del config["training"]["epochs"]  # 1 in this run, which is not the default
+    (run_folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    with pytest.raises(UserError, match=r"\(training.epochs: 20 there, 1 here\)"):
+        run_experiment(quick(), run_folder, resume=True)
 
 
 def test_another_number_of_threads_is_told(quick, run_folder):
