@@ -23,7 +23,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -177,6 +177,7 @@ def measure_loop(case: Case, arguments: argparse.Namespace) -> Iterator[dict[str
                 "case": case.name,
                 "cached": arguments.cached,
                 "workers": num_workers,
+                "images": case.num_images,
                 "images_per_second": speeds,
                 "ratio": medians["train_sequence"] / medians["plain"],
             }
@@ -291,6 +292,7 @@ def main() -> None:
     for part in ("loop", "memory", "photographs"):
         parser.add_argument(f"--{part}", action="store_true")
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="of --loop")
+    parser.add_argument("--loop-images", type=int, help="of an epoch of --loop, if not that of the case")
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2], help="of --loop")
     parser.add_argument("--cached", action="store_true", help="keep decoded images in memory, in --loop")
     parser.add_argument("--rounds", type=int, default=5, help="of --loop, after one of warm-up")
@@ -304,7 +306,10 @@ def main() -> None:
         parser.error("choose at least one of --loop, --memory, --many-splits and --photographs")
     lines: list[dict[str, Any]] = []
     if arguments.loop:
-        lines += (line for name in arguments.cases for line in measure_loop(CASES[name], arguments))
+        cases = [CASES[name] for name in arguments.cases]
+        if arguments.loop_images:
+            cases = [replace(case, num_images=arguments.loop_images) for case in cases]
+        lines += (line for case in cases for line in measure_loop(case, arguments))
         print_loop(lines)
     if arguments.memory:
         lines.append(measure_memory(CASES["small"], arguments.memory_epochs, num_workers=0))
