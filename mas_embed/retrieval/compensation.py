@@ -19,7 +19,7 @@ from mas_embed.retrieval.inputs import as_embeddings
 from mas_embed.runtime.checks import as_number
 
 COMPENSATIONS = Registry("compensation")
-BLOCK_ELEMENTS = 2**22  # weights in memory at once
+BLOCK_ELEMENTS = 2**20  # weights in memory at once
 # Relative to the largest singular value: so small that it matters only in directions that the data leave undetermined
 IDENTITY_WEIGHT = 1e-10
 
@@ -51,7 +51,7 @@ class DriftCompensation:
         UserError: `sigma` is not positive; `fit` or `transform` gets embeddings whose shapes do not match; or `transform` is
             called before `fit`.
 
-    Takes O(G M D) time; at most about 4 million weights are in memory at once.
+    Takes O(G M D) time; at most about 1 million weights are in memory at once.
 
     Source: Yu, Twardowski, Liu, Herranz, Wang, Cheng, Jui, van de Weijer, *Semantic Drift Compensation for Class-Incremental
         Learning*, CVPR 2020, equations 10, 11 and 13. The paper moves class means; this class moves any vectors, such as class
@@ -77,9 +77,10 @@ class DriftCompensation:
 
     def transform(self, gallery: Tensor) -> Tensor:
         rows, old, drift = _gallery_and_fitted(gallery, self._old, self._drift)
-        return torch.cat(
-            [_with_weighted_drift(block, old, drift, self.sigma) for block in rows.split(_block_size(old))]
-        ).to(gallery)
+        moved, size = torch.empty_like(rows), _block_size(old)
+        for block, moved_block in zip(rows.split(size), moved.split(size), strict=True):
+            moved_block.copy_(_with_weighted_drift(block, old, drift, self.sigma))
+        return moved.to(gallery)
 
 
 @COMPENSATIONS.register("procrustes")
@@ -174,8 +175,8 @@ class RidgeCompensation:
 
 def _with_weighted_drift(rows: Tensor, old: Tensor, drift: Tensor, sigma: float) -> Tensor:
     """The rows [B, D] of a block plus the weighted mean of the fitted items' drifts, [B, D]."""
-    weights_BM = torch.softmax(-torch.cdist(rows, old).square() / (2 * sigma**2), dim=1)
-    return rows + weights_BM @ drift
+    scaled_BM = torch.cdist(rows, old).square_().div_(-2 * sigma**2)
+    return torch.softmax(scaled_BM, dim=1) @ drift + rows
 
 
 def _block_size(old: Tensor) -> int:
