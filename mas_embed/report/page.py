@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.resources import files as resources
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from mas_embed.report.drawing import png_of
 from mas_embed.report.map_figures import check_map_method
 from mas_embed.report.run_files import RunFiles, read_run_files
 from mas_embed.report.sections import sections_of
+from mas_embed.report.tables import number
 from mas_embed.runtime.atomic_files import write_file
 from mas_embed.runtime.output_folder import check_files, is_marked, mark_folder
 
@@ -74,8 +76,9 @@ def render(results: Results, run_files: Sequence[RunFiles] = (), *, map_method: 
         map_method: how embeddings are drawn in two dimensions.
     """
     sections, figures = sections_of(results, run_files, map_method)
-    template = Environment(autoescape=True, loader=PackageLoader("mas_embed.report", "")).get_template(TEMPLATE)
-    html = template.render(name=results.name, style=_asset("page.css"), script=_asset("page.js"), **sections)
+    environment = Environment(autoescape=True, loader=PackageLoader("mas_embed.report", ""))
+    environment.filters["score"] = partial(number, digits=2)
+    html = environment.get_template(TEMPLATE).render(name=results.name, style=_asset("page.css"), script=_asset("page.js"), **sections)
     files = {f"{name}.png": png_of(figure) for name, figure in figures.items()}
     # Names of folders may hold bytes that are no UTF-8
     return files | {"report.html": html.encode(errors="backslashreplace")}
