@@ -19,6 +19,7 @@ from tiny_experiment import TINY, load_from
 from mas_embed import ProgressBar, RunError, UserError, read_results, run_experiment
 from mas_embed.experiment import ExperimentCallback, jobs
 from mas_embed.experiment.jobs import check_jobs, cluster, threads_of_a_job
+from mas_embed.experiment.worker import num_threads
 from mas_embed.training.checkpoint import read_checkpoint
 
 pytestmark = [
@@ -120,7 +121,8 @@ def test_dask_spreads_the_same_trainings(tmp_path):
     """Its two threads are in this process, where trainings must not disturb each other's random numbers."""
     distributed = pytest.importorskip("dask.distributed")
     config = load_from(tmp_path, TINY | {"methods": ["finetune", "joint"]})
-    expected = run_experiment(config, tmp_path / "one")
+    with num_threads(1):  # as many as a task has
+        expected = run_experiment(config, tmp_path / "one")
     with (
         warnings.catch_warnings(action="ignore"),  # of Dask's own servers
         distributed.LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as workers,
@@ -137,7 +139,8 @@ def test_dask_spreads_the_same_trainings(tmp_path):
 def test_dask_in_other_processes(tmp_path):
     distributed = pytest.importorskip("dask.distributed")
     config = load_from(tmp_path, TINY | {"seeds": [0], "methods": ["finetune", SELECT]})
-    expected = run_experiment(config, tmp_path / "one")
+    with num_threads(1):  # as many as a task has
+        expected = run_experiment(config, tmp_path / "one")
     with (
         warnings.catch_warnings(action="ignore"),
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as workers,
