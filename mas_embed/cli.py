@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import inspect
 import io
+import math
 import os
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from rich.table import Table as RichTable
 from mas_embed.config import changed_options, described_options, load_config
 from mas_embed.data import DATASETS, TRANSFORMS, ordered_batches
 from mas_embed.errors import RunError, UserError, reason_of, unknown_name
-from mas_embed.evaluation import EVALUATORS, Results
+from mas_embed.evaluation import EVALUATORS, Results, RunRecord
 from mas_embed.experiment import (
     ALL_CORES,
     ERROR_FILE,
@@ -185,11 +186,17 @@ def run(
     _show_tables(results)
     for title, name in (("report", "report.html"), ("figure", "scores.png"), ("scores", "results.json")):
         _print(f"{title}  {folder / name}")
-    first = results.runs[0]
+    best = _best_run(results)
     _print(
-        f"next    mas_embed.load_run({str(folder)!r}, method={first.method!r}, seed={first.seed}) loads a model in Python"
+        f"next    mas_embed.load_run({str(folder)!r}, method={best.method!r}, seed={best.seed}) loads a model in Python"
     )
     _print("        append splits to the config and pass --resume to go on")
+
+
+def _best_run(results: Results) -> RunRecord:
+    """The run with the highest final average, of those that were trained split by split if there are any."""
+    runs = [run for run in results.runs if len(run.scores[results.primary_metric]) == len(results.splits)]
+    return max(runs or results.runs, key=lambda run: run.measures[results.primary_metric]["final_average"] or -math.inf)
 
 
 @app.command()

@@ -224,6 +224,8 @@ def test_the_program_in_an_odd_environment(config, tmp_path):
         "methods=[finetune]",
         "--set",
         "data.name=digits",
+        "--set",
+        "name=tïny",
     ]
     with subprocess.Popen(
         command + arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -236,7 +238,7 @@ def test_the_program_in_an_odd_environment(config, tmp_path):
         [*command, "report", str(tmp_path / "run")], capture_output=True, text=True, env=environment, check=False
     )
     assert (report.returncode, report.stderr) == (0, "")
-    assert "mean ? deviation of 1 seed" in report.stdout
+    assert "t?ny: mAP over" in report.stdout
 
 
 def test_no_folder_for_a_traceback(mas_embed, config, monkeypatch):

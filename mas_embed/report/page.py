@@ -78,7 +78,9 @@ def render(results: Results, run_files: Sequence[RunFiles] = (), *, map_method: 
     sections, figures = sections_of(results, run_files, map_method)
     environment = Environment(autoescape=True, loader=PackageLoader("mas_embed.report", ""))
     environment.filters["score"] = partial(number, digits=2)
-    html = environment.get_template(TEMPLATE).render(name=results.name, style=_asset("page.css"), script=_asset("page.js"), **sections)
+    html = environment.get_template(TEMPLATE).render(
+        name=results.name, style=_asset("page.css"), script=_asset("page.js"), **sections
+    )
     files = {f"{name}.png": png_of(figure) for name, figure in figures.items()}
     # Names of folders may hold bytes that are no UTF-8
     return files | {"report.html": html.encode(errors="backslashreplace")}

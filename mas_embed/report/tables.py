@@ -58,10 +58,8 @@ def summary_table(results: Results) -> Table:
         name = method if runs[0].keeps == "nothing" else f"{method} (keeps {runs[0].keeps})"
         rows.append([name, *cells, mean_and_deviation(seconds, digits=1)])
     num_seeds = len({run.seed for run in results.runs})
-    title = (
-        f"{results.name}: {metric_name(metric)} over {len(results.splits)} splits, "
-        f"mean ± deviation of {num_seeds} seed{'s' * (num_seeds != 1)}"
-    )
+    seeds = "one seed" if num_seeds == 1 else f"mean ± deviation of {num_seeds} seeds"
+    title = f"{results.name}: {metric_name(metric)} over {len(results.splits)} splits, {seeds}"
     missing = dict.fromkeys(name for run in results.runs for name in run.missing)
     if missing:
         title += f"; without {', '.join(missing)} in the end, whose data was missing"

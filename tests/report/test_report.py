@@ -145,7 +145,7 @@ def test_metrics_as_people_write_them(metric, name):
 def test_one_seed_has_no_deviation(results):
     results.runs = results.runs[:2]
     assert summary_table(results).rows[0][1] == ".600"
-    assert summary_table(results).title.endswith("of 1 seed")
+    assert summary_table(results).title.endswith("splits, one seed")
 
 
 def test_the_figure_shows_every_method_and_split(results):
