@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,21 +31,24 @@ class Answer:
     sentences: list[str]
 
 
-def answer_of(results: Results, kinds: Mapping[str, str]) -> Answer:
+def answer_of(results: Results, kinds: Sequence[Mapping[str, str]]) -> Answer:
     """The first sentences about a run.
 
     Args:
         results: with at least one run.
-        kinds: by the title of a method the name of its component ("mas"); a title that it lacks is the name.
+        kinds: of every run by the title of a method the name of its component ("mas"); a title that all lack is the name.
     """
     references = references_of(results)
     final = _means(results, "final_average")
     sequential = [method for method in results.methods if method not in references and np.isfinite(final[method])]
     if not sequential:
         return Answer([("No method was trained split by split, so nothing can be forgotten.", False)], [])
-    baseline = next((method for method in sequential if kinds.get(method, method) == "finetune"), None)
-    others = [method for method in sequential if method != baseline]
+    names = {title: name for one in kinds for title, name in one.items()}
+    baselines = [method for method in sequential if names.get(method, method) == "finetune"]
+    others = [method for method in sequential if method not in baselines]
     best = max(others or sequential, key=lambda method: final[method])
+    run = next((one for one in kinds if best in one), {})
+    baseline = next((method for method in baselines if method in run), next(iter(baselines), None))
     headline = _headline(results, best, baseline)
     sentences = [
         _cost(results, best, baseline),

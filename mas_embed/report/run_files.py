@@ -75,6 +75,7 @@ class RunFiles:
         items: pictures, texts and names of what the recordings name; None where there are none.
         changes: the part of the config that is not the default; "" if it is not known.
         mistakes: a sentence for each file that could not be read.
+        titles: by the title of a method in the directory the one that the page shows, where that is another.
     """
 
     config: str = ""
@@ -84,6 +85,7 @@ class RunFiles:
     items: Items | None = None
     changes: str = ""
     mistakes: list[str] = field(default_factory=list)
+    titles: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -105,12 +107,13 @@ class RunFiles:
 
     @property
     def methods(self) -> list[tuple[str, str]]:
-        """The title and the name of every method of the config."""
+        """The title on the page and the name of every method of the config."""
         listed = self.settings.get("methods")
         found = []
         for method in listed if isinstance(listed, list) else []:
             if isinstance(method, dict) and isinstance(method.get("name"), str):
-                found.append((str(method.get("label") or method["name"]), method["name"]))
+                title = str(method.get("label") or method["name"])
+                found.append((self.titles.get(title, title), method["name"]))
         return found
 
     @property
@@ -131,7 +134,7 @@ def read_run_files(
     Args:
         folder: the run directory.
         results: that it holds.
-        titles: by the title of a method in the directory the one that the page shows, where that is another.
+        titles: see `RunFiles`.
         changes_of: gives the part of a config that is not the default, or None if it is not known.
     """
     mistakes: list[str] = []
@@ -152,7 +155,7 @@ def read_run_files(
     except UserError as error:
         mistakes.append(str(error))
     config, environment = _text(folder / CONFIG_FILE), _text(folder / ENVIRONMENT_FILE)
-    return RunFiles(config, environment, logs, recordings, items, changes_of(config) or "", mistakes)
+    return RunFiles(config, environment, logs, recordings, items, changes_of(config) or "", mistakes, titles)
 
 
 def _title_of(training: Path, folder: Path, results: Results | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -80,13 +80,14 @@ def finished_sections(
     results: Results, run_files: Sequence[RunFiles], recorded: Recorded, figures: dict[str, Figure]
 ) -> dict[str, Any]:
     """The sections about trainings that have ended."""
-    kinds = {title: name for files in run_files for title, name in files.methods}
+    kinds_by_run = [dict(files.methods) for files in run_files]
+    kinds = {title: name for one in kinds_by_run for title, name in one.items()}
     metric, references, summary = metric_name(results.primary_metric), references_of(results), summary_table(results)
     figures["scores"], figures["kept"] = scores_figure(results), kept_figure(results)
     wide, narrow = (picture(kept_figure(results, width=width), kept_label(results)) for width in (720, NARROW))
     in_the_end = f"{metric} of every split in the end, and of all together"
     return {
-        "answer": answer_of(results, kinds),
+        "answer": answer_of(results, kinds_by_run),
         "kept": Panel(wide, "", narrow),
         "several_seeds": len({run.seed for run in results.runs}) > 1,
         "not_measured": not_measured(results),
@@ -113,18 +114,19 @@ def styles_of_all(results: Results, run_files: Sequence[RunFiles]) -> dict[str, 
 
 def what_was_run(results: Results, run_files: Sequence[RunFiles]) -> list[tuple[str, str]]:
     """Names and values of what was run: data, splits, model, methods, seeds."""
-    settings = run_files[0].settings if run_files else {}
+    settings = [files.settings for files in run_files]
     seeds = sorted({run.seed for run in results.runs})
-    data, model, training = (settings.get(name) for name in ("data", "model", "training"))
+    trainings = [one.get("training") for one in settings]
+    epochs = [str(one.get("epochs", "")) for one in trainings if isinstance(one, dict)]
     return [
         (name, value)
         for name, value in (
-            ("data", _named(data)),
+            ("data", _each(_named(one.get("data")) for one in settings)),
             (f"{len(results.splits)} splits, in order", _shortlist(results.splits)),
-            ("model", _named(model)),
+            ("model", _each(_named(one.get("model")) for one in settings)),
             (f"{len(results.methods)} methods", _shortlist(results.methods)),
             ("seeds", ", ".join(map(str, seeds))),
-            ("epochs a split", str(training.get("epochs", "")) if isinstance(training, dict) else ""),
+            ("epochs a split", _each(epochs)),
             ("measured by", metric_name(results.primary_metric)),
         )
         if value
@@ -232,6 +234,11 @@ def _by_split(results: Results) -> list[list[str]]:
 
 def _named(component: Any) -> str:
     return str(component.get("name", "")) if isinstance(component, dict) else ""
+
+
+def _each(values: Iterable[str]) -> str:
+    """The values of several runs; once where they are equal."""
+    return ", ".join(dict.fromkeys(value for value in values if value))
 
 
 def _shortlist(names: Sequence[str], most: int = 8) -> str:

@@ -172,7 +172,7 @@ def test_best_values_are_marked_by_a_sign(page):
 
 def test_forgotten_queries_are_shown_with_what_is_right_and_wrong(page):
     gallery = page[page.index('id="queries"') : page.index('id="confused"')]
-    assert "average precision fell by 0.75 on average" in words(gallery)
+    assert "average precision fell by .75 on average" in words(gallery)
     assert "1 query that later splits improved" in words(gallery)
     assert gallery.count("<symbol ") == len(set(re.findall(r'<symbol id="([^"]+)"', gallery)))
     first = re.search(r"<article.*?</article>", gallery, re.DOTALL)[0]

@@ -191,6 +191,20 @@ def test_several_runs_come_into_one_report(content, tmp_path):
     assert "a (two)" in page and "two &lt;splits&gt; and other" in page
 
 
+def test_the_best_of_several_runs_is_compared_with_finetune_of_its_own_run(content, tmp_path):
+    methods = ("{name: finetune, label: a}", "{name: finetune, label: a}, {name: mas, label: b}")
+    configs = [f"methods: [{one}]\ntraining: {{epochs: {epochs}}}" for epochs, one in enumerate(methods, start=2)]
+    better = [run("a", 0, [[0.9, 0.1], [0.5, 0.7]]), run("b", 0, [[0.9, 0.1], [0.8, 0.9]])]
+    folders = [
+        write(tmp_path / "one", content, configs[0]),
+        write(tmp_path / "two", content | {"runs": better}, configs[1]),
+    ]
+    write_report(*folders, out=tmp_path / "both")
+    page = (tmp_path / "both" / "report.html").read_text()
+    assert "<strong>b</strong> keeps <strong>75 %</strong> of what a (two) forgets" in page
+    assert "<dt>epochs a split</dt><dd>2, 3</dd>" in page
+
+
 def test_runs_of_other_data_do_not_compare(content, tmp_path):
     folders = [write(tmp_path / name, content, f"data: {{name: folders, root: {name}}}") for name in ("one", "two")]
     with pytest.raises(UserError, match="two is of other data than .*one"):
