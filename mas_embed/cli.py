@@ -45,7 +45,15 @@ from mas_embed.losses import LOSSES, MINERS
 from mas_embed.methods import METHODS
 from mas_embed.models import MODELS
 from mas_embed.registry import Registry
-from mas_embed.report import Table, results_so_far, split_table, summary_table, tracked_tables, write_report
+from mas_embed.report import (
+    Table,
+    results_so_far,
+    split_table,
+    summary_table,
+    tracked_tables,
+    unseen_table,
+    write_report,
+)
 from mas_embed.retrieval import COMPENSATIONS
 from mas_embed.runtime.command_line import PipedConsole, command_of, resuming_command
 from mas_embed.runtime.distributed import is_error_of_first, launched_processes, launched_rank, reason_of_loss
@@ -296,8 +304,9 @@ def _docstring(constructor: object) -> str:
 
 
 def _show_tables(results: Results) -> None:
-    for table in (summary_table(results), split_table(results), *tracked_tables(results)):
-        console.print(_rich(table))
+    for table in (summary_table(results), split_table(results), unseen_table(results), *tracked_tables(results)):
+        if table is not None:
+            console.print(_rich(table))
 
 
 def _rich(table: Table, *, align: Literal["left", "right"] = "right") -> RichTable:

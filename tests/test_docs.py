@@ -29,6 +29,7 @@ from mas_embed.report import (
     split_table,
     summary_table,
     tracked_tables,
+    unseen_table,
 )
 from mas_embed.runtime.yaml_text import _Loader
 
@@ -88,6 +89,7 @@ TABLES = {
     "index": index_table,
     "cost": cost_table,
     "selection": selection_table,
+    "unseen": unseen_table,
     "tracked": lambda results: tracked_tables(results)[0],
     "recovered": recovered_table,
     **{f"steps_{name}": partial(steps_table, method=name) for name in ("finetune", "mas", "lwf")},

@@ -13,6 +13,7 @@ from mas_embed.report.tables import (
     split_table,
     summary_table,
     tracked_tables,
+    unseen_table,
 )
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "stale_gallery_figure",
     "summary_table",
     "tracked_tables",
+    "unseen_table",
     "write_report",
 ]

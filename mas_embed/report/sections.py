@@ -34,7 +34,7 @@ from mas_embed.report.figures import (
     styles_of_results,
 )
 from mas_embed.report.gallery import gallery_of
-from mas_embed.report.page_tables import page_table
+from mas_embed.report.page_tables import PageTable, page_table
 from mas_embed.report.panels import NARROW, Key, Panel
 from mas_embed.report.progress import progress_table, unfinished_sentence
 from mas_embed.report.recording_sections import (
@@ -46,7 +46,7 @@ from mas_embed.report.recording_sections import (
 )
 from mas_embed.report.run_files import RunFiles
 from mas_embed.report.run_sections import cost_section, course_section, files_section, index_section, memory_table
-from mas_embed.report.tables import metric_name, pooled_table, split_table, summary_table, tracked_tables
+from mas_embed.report.tables import metric_name, pooled_table, split_table, summary_table, tracked_tables, unseen_table
 
 
 def sections_of(
@@ -96,12 +96,32 @@ def finished_sections(
         "by_split": page_table(
             split_table(results), others=("in the end", "high"), unranked=references, title=in_the_end
         ),
+        "unseen": unseen_section(results),
         "tracked": [page_table(table, others=("", "high")) for table in tracked_tables(results)],
         "pooled": page_table(pooled_table(results), others=("", "high"), unranked=references),
         "confused": confused_section(results, recorded, figures),
         "index": index_section(results, figures),
         "cost": cost_section(results),
     }
+
+
+def unseen_section(results: Results) -> PageTable | None:
+    """The table of classes that are trained on and of others, with what its columns mean."""
+    table = unseen_table(results)
+    if table is None:
+        return None
+    title = table.title.removeprefix(f"{results.name}: ")
+    return page_table(
+        table,
+        notes={
+            "seen": ("final average, queries of classes that are trained on", "high"),
+            "unseen": ("final average, queries of classes that are never trained on", "high"),
+            "forgetting, seen": ("fall from the best", "low"),
+            "forgetting, unseen": ("fall from the best", "low"),
+        },
+        unranked=references_of(results),
+        title=title,
+    )
 
 
 def styles_of_all(results: Results, run_files: Sequence[RunFiles]) -> dict[str, Style]:

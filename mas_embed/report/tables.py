@@ -87,6 +87,26 @@ def pooled_table(results: Results) -> Table:
     return Table("Every metric in the end, over all splits together", ["method", *map(metric_name, metrics)], rows)
 
 
+def unseen_table(results: Results) -> Table | None:
+    """The primary metric of classes that are trained on, and of others, by method; None for data without the others."""
+    metrics = [f"{results.primary_metric}_{kind}" for kind in ("seen", "unseen")]
+    if not all(metric in run.measures for metric in metrics for run in results.runs):
+        return None
+    rows = [
+        [
+            method,
+            *(
+                mean_and_deviation(run.measures[metric][measure] for run in results.runs_of(method))
+                for measure in ("final_average", "forgetting")
+                for metric in metrics
+            ),
+        ]
+        for method in results.methods
+    ]
+    title = f"{results.name}: {metric_name(results.primary_metric)} of classes that are trained on, and of unseen ones"
+    return Table(title, ["method", "seen", "unseen", "forgetting, seen", "forgetting, unseen"], rows)
+
+
 def tracked_tables(results: Results) -> list[Table]:
     """The score of every tracked subset after every split, by method: a table for each subset.
 

@@ -17,6 +17,7 @@ from mas_embed.report import (
     stale_gallery_figure,
     summary_table,
     tracked_tables,
+    unseen_table,
     write_report,
 )
 from mas_embed.report.drawing import drawn, png_of
@@ -71,6 +72,25 @@ def test_the_papers_table_by_hand(results):
         ["a", ".500 ± .000", ".800 ± .141", ".500 ± .000"],
         ["joint", ".800 ± .000", ".900 ± .000", ".500 ± .000"],
     ]
+
+
+def test_unseen_classes_by_hand(results, content, tmp_path):
+    assert unseen_table(results) is None
+    for record in content["runs"]:
+        for kind, final in (("seen", 0.5), ("unseen", 0.25)):
+            forgetting = None if record["method"] == "joint" else 0.125
+            measures = record["measures"]["recall_at_1"] | {"final_average": final, "forgetting": forgetting}
+            for part, value in (("scores", record["scores"]["recall_at_1"]), ("pooled", final), ("measures", measures)):
+                record[part] |= {f"recall_at_1_{kind}": value}
+    table = unseen_table(Results.model_validate(content))
+    assert table.rows == [
+        ["a", ".500 ± .000", ".250 ± .000", ".125 ± .000", ".125 ± .000"],
+        ["joint", ".500 ± .000", ".250 ± .000", "-", "-"],
+    ]
+    write_report(write(tmp_path / "run", content))
+    assert (
+        "recall@1 of classes that are trained on, and of unseen ones" in (tmp_path / "run" / "report.html").read_text()
+    )
 
 
 def test_tracked_subsets_by_hand(results, content):
