@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich import box
 from rich.markup import escape
-from rich.table import Table as RichTable
 
 from mas_embed.config import changed_options, described_options, load_config
 from mas_embed.data import DATASETS, TRANSFORMS, ordered_batches
@@ -50,12 +48,13 @@ from mas_embed.report import (
     results_so_far,
     split_table,
     summary_table,
+    terminal_table,
     tracked_tables,
     unseen_table,
     write_report,
 )
 from mas_embed.retrieval import COMPENSATIONS
-from mas_embed.runtime.command_line import PipedConsole, command_of, resuming_command
+from mas_embed.runtime.command_line import PipedConsole, command_of, plain, resuming_command
 from mas_embed.runtime.distributed import is_error_of_first, launched_processes, launched_rank, reason_of_loss
 from mas_embed.runtime.shown_warnings import warnings_as_sentences
 from mas_embed.runtime.signals import INTERRUPTED, TERMINATED, Terminated, exit_codes_of_signals
@@ -216,12 +215,12 @@ def check(config: ConfigPath, overrides: Overrides = None, imports: Imports = No
     dry_run(loaded, splits)
     console.print(escape(loaded.to_yaml()), highlight=False, soft_wrap=True)
     sizes = [[s.name, *(f"{len(part):,}" for part in (s.train, s.query, s.gallery))] for s in splits]
-    console.print(_rich(Table("splits", ["split", "train", "query", "gallery"], sizes)))
+    _show(Table("splits", ["split", "train", "query", "gallery"], sizes))
     model = build_model(loaded, splits, seed=loaded.seeds[0])
     first_batch = next(iter(ordered_batches(splits[0].train, batch_size=2)))
     coverage = explain_coverage(model, first_batch)
     rows = [[row.name, "x".join(map(str, row.shape)), row.layer, row.kind] for row in coverage.rows]
-    console.print(_rich(Table("parameters", ["parameter", "shape", "layer", "importance by"], rows)))
+    _show(Table("parameters", ["parameter", "shape", "layer", "importance by"], rows))
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     num_values = sum(parameter.numel() for parameter in model.parameters())
     num_methods, num_seeds = len(loaded.methods), len(loaded.seeds)
@@ -274,11 +273,11 @@ def list_components(
     kind = _plural(kind)
     if kind is None:
         rows = [[name_of_kind, ", ".join(sorted(registry))] for name_of_kind, registry in KINDS.items()]
-        console.print(_rich(Table("components", ["kind", "names"], rows), align="left"))
+        _show(Table("components", ["kind", "names"], rows), align="left")
     elif name is None:
         described = sorted(KINDS[kind].items())
         rows = [[component, _docstring(constructor).partition("\n")[0]] for component, constructor in described]
-        console.print(_rich(Table(kind, ["name", "description"], rows), align="left"))
+        _show(Table(kind, ["name", "description"], rows), align="left")
     else:
         _show_component(name, KINDS[kind])
 
@@ -294,7 +293,7 @@ def _plural(kind: str | None) -> str | None:
 
 def _show_component(name: str, registry: Registry) -> None:
     rows = described_options(registry[name], registry.kind)
-    console.print(_rich(Table(f"{registry.kind} '{name}'", ["option", "default", "type"], rows), align="left"))
+    _show(Table(f"{registry.kind} '{name}'", ["option", "default", "type"], rows), align="left")
     console.print(escape(_docstring(registry[name])), highlight=False)
 
 
@@ -306,32 +305,21 @@ def _docstring(constructor: object) -> str:
 def _show_tables(results: Results) -> None:
     for table in (summary_table(results), split_table(results), unseen_table(results), *tracked_tables(results)):
         if table is not None:
-            console.print(_rich(table))
+            _show(table)
 
 
-def _rich(table: Table, *, align: Literal["left", "right"] = "right") -> RichTable:
-    """The table for the terminal; the first column is aligned to the left, the others as asked."""
-    rich_table = RichTable(title=_plain(table.title), title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for index, name in enumerate(table.header):
-        rich_table.add_column(_plain(name), justify="left" if index == 0 else align, overflow="fold")
-    for row in table.rows:
-        rich_table.add_row(*(_plain(cell).replace(" ± ", "±") for cell in row))  # or it is broken at 80 columns
-    return rich_table
-
-
-def _plain(text: str) -> str:
-    """Text of unknown origin as it is to be shown, neither markup nor commands to the terminal."""
-    return escape(printable(text))
+def _show(table: Table, *, align: Literal["left", "right"] = "right") -> None:
+    console.print(terminal_table(table, console.width, align=align))
 
 
 def _print(line: str) -> None:
-    console.print(_plain(line), highlight=False, soft_wrap=True)
+    console.print(plain(line), highlight=False, soft_wrap=True)
 
 
 def _print_error(sentence: str, kind: str = "", *, is_alike: bool = False) -> None:
     who = f"process {launched_rank()} of {launched_processes()}: " if launched_rank() > 0 else ""
     if not (who and is_alike):  # what all processes say alike is said by the first one
-        errors.print(f"{kind}{who}{_plain(shortened(sentence, LONGEST_SENTENCE))}", highlight=False, soft_wrap=True)
+        errors.print(f"{kind}{who}{plain(shortened(sentence, LONGEST_SENTENCE))}", highlight=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from mas_embed.report.tables import (
     tracked_tables,
     unseen_table,
 )
+from mas_embed.report.terminal_tables import terminal_table
 
 __all__ = [
     "REPORT_FILES",
@@ -31,6 +32,7 @@ __all__ = [
     "split_table",
     "stale_gallery_figure",
     "summary_table",
+    "terminal_table",
     "tracked_tables",
     "unseen_table",
     "write_report",

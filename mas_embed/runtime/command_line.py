@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
+
+from mas_embed.runtime.text import printable
 
 
 class PipedConsole(Console):
@@ -17,6 +20,11 @@ class PipedConsole(Console):
         self.quiet = True
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.file.fileno())
+
+
+def plain(text: str) -> str:
+    """Text of unknown origin as it is to be shown, neither markup nor commands to the terminal."""
+    return escape(printable(text))
 
 
 def command_of(argv: Sequence[str]) -> str:

@@ -1,10 +1,12 @@
 import json
 import re
+from io import StringIO
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from rich.console import Console
 
 from mas_embed import UserError
 from mas_embed.evaluation import Results
@@ -16,6 +18,7 @@ from mas_embed.report import (
     split_table,
     stale_gallery_figure,
     summary_table,
+    terminal_table,
     tracked_tables,
     unseen_table,
     write_report,
@@ -275,3 +278,15 @@ def test_cells_cannot_break_a_table():
     table = Table("title", ["method", "a|b"], [["two\nlines", "1"]])
     assert table.to_markdown().splitlines()[0] == r"| method     | a\|b |"
     assert len(table.to_markdown().splitlines()) == 3
+
+
+def test_a_narrow_terminal_shows_means_alone(results):
+    table = split_table(results)
+    shown = {}
+    for width in (42, 41):
+        console = Console(width=width, file=StringIO())
+        console.print(terminal_table(table, width))
+        shown[width] = console.file.getvalue().split("\n")
+    assert " a       .500±.000  .800±.141  .500±.000  " in shown[42]
+    assert " a       .500  .800    .500  " in shown[41]
+    assert terminal_table(summary_table(results), 40).title.endswith("mean of 2 seeds")
