@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from mas_embed.errors import UserError, unknown_name
@@ -18,6 +17,7 @@ from mas_embed.report.drawing import COLORS, INK, LINE, MARKERS, MUTED, PAPER, M
 
 MapMethod = Literal["pca", "tsne", "umap"]
 FEWEST = 4  # items of a map
+MOST_NAMED = 12  # classes of a map that have a name, a colour and an arrow
 
 
 def check_map_method(method: str) -> None:
@@ -40,6 +40,8 @@ def check_map_method(method: str) -> None:
 def map_figure(embedded: EmbeddingMap, items: Items | None, method: str, *, width: float) -> tuple[Figure, str] | None:
     """Two panels with the same axes: items when their split was learned, and now, with arrows for the means of their classes.
 
+    Of many classes, those that moved farthest are named, and the others are grey.
+
     Args:
         embedded: the items.
         items: the names of the classes.
@@ -56,18 +58,25 @@ def map_figure(embedded: EmbeddingMap, items: Items | None, method: str, *, widt
     learned, now = _projected(embedded.learned[is_there], embedded.now[is_there], method)
     shared = {"sharex": True, "sharey": True}
     figure, axes = panels(width, width / 2 + 20, Margins(3, 3, 3, 22), num_columns=2, gap=8, **shared)
-    classes = list(dict.fromkeys(labels.tolist()))
-    names = {label: drawn(items.name_of(label) if items else str(label), 14) for label in classes}
+    moved = _classes_by_movement(learned, now, labels)
+    named = moved if len(moved) <= MOST_NAMED else moved[:MOST_NAMED]
+    names = {label: drawn(items.name_of(label) if items else str(label), 14) for label in moved}
     for axis, points, title in zip(axes, (learned, now), ("when learned", "now"), strict=True):
-        _draw_points(axis, points, labels, classes)
+        _draw_points(axis, points, labels, sorted(named))
         axis.set_title(title, fontsize=11, color=MUTED)
-    means = [(label, _means(learned, labels, label), _means(now, labels, label)) for label in classes]
-    for label, before, after in means:
+    for label in named:
+        before, after = _mean(learned, labels, label), _mean(now, labels, label)
         _name_class(axes[0], before, names[label])
-        _draw_arrow(axes[1], before, after, _style_of(classes.index(label))[0])
+        _draw_arrow(axes[1], before, after, _style_of(sorted(named).index(label))[0])
         _name_class(axes[1], after, names[label])
-    moved = sorted(means, key=lambda one: -float(np.linalg.norm(one[2] - one[1])))[:5]
-    return figure, ", ".join(names[label] for label, *_ in moved)
+    return figure, ", ".join(names[label] for label in moved[:5])
+
+
+def _classes_by_movement(learned: NDArray[Any], now: NDArray[Any], labels: NDArray[Any]) -> list[int]:
+    """The classes, that whose mean moved farthest first."""
+    classes = list(dict.fromkeys(labels.tolist()))
+    far = {label: np.linalg.norm(_mean(now, labels, label) - _mean(learned, labels, label)) for label in classes}
+    return sorted(classes, key=lambda label: -float(far[label]))
 
 
 def _projected(
@@ -90,23 +99,29 @@ def _projected(
     return points[: len(learned)], points[len(learned) :]
 
 
-def _draw_points(axis: Axes, points: NDArray[Any], labels: NDArray[Any], classes: list[int]) -> None:
-    for index, label in enumerate(classes):
-        color, marker = _style_of(index)
-        chosen = points[labels == label]
-        axis.plot(
-            chosen[:, 0],
-            chosen[:, 1],
-            marker,
-            color=color,
-            markersize=4.5,
-            alpha=0.6,
-            markeredgewidth=0,
-            linestyle="none",
-        )
+def _draw_points(axis: Axes, points: NDArray[Any], labels: NDArray[Any], named: list[int]) -> None:
+    """The items of the classes that are named, above those of the others in grey."""
+    others = ~np.isin(labels, named)
+    if others.any():
+        _draw_class(axis, points[others], MUTED, ".", alpha=0.3)
+    for index, label in enumerate(named):
+        _draw_class(axis, points[labels == label], *_style_of(index), alpha=0.6)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_color(LINE)
     axis.margins(0.09)
+
+
+def _draw_class(axis: Axes, points: NDArray[Any], color: str, marker: str, *, alpha: float) -> None:
+    axis.plot(
+        points[:, 0],
+        points[:, 1],
+        marker,
+        color=color,
+        alpha=alpha,
+        markersize=4.5,
+        markeredgewidth=0,
+        linestyle="none",
+    )
 
 
 def _style_of(index: int) -> tuple[str, str]:
@@ -124,9 +139,9 @@ def _draw_arrow(axis: Axes, before: NDArray[Any], after: NDArray[Any], color: st
 
 
 def _name_class(axis: Axes, place: NDArray[Any], name: str) -> None:
-    halo = [withStroke(linewidth=3, foreground=PAPER)]
-    axis.text(place[0], place[1], name, size=10, weight="bold", color=INK, ha="center", va="bottom", path_effects=halo)
+    plate = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.75, "pad": 0.6}
+    axis.text(place[0], place[1], name, size=10, weight="bold", color=INK, ha="center", va="bottom", bbox=plate)
 
 
-def _means(points: NDArray[Any], labels: NDArray[Any], label: int) -> NDArray[np.float64]:
+def _mean(points: NDArray[Any], labels: NDArray[Any], label: int) -> NDArray[np.float64]:
     return points[labels == label].mean(0)
