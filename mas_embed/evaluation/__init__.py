@@ -19,6 +19,7 @@ from mas_embed.evaluation.items import ITEMS_FILE, Item, ItemKey, Items, read_it
 from mas_embed.evaluation.present import begin_present, evaluate_present
 from mas_embed.evaluation.recorder import NUM_NEIGHBOURS, Described, Found, Recorder, found_items
 from mas_embed.evaluation.recording import (
+    NONE,
     QUANTILES,
     Confusion,
     EmbeddingMap,
@@ -65,6 +66,7 @@ __all__ = [
     "EVALUATORS",
     "ITEMS_FILE",
     "MEASURES",
+    "NONE",
     "NUM_NEIGHBOURS",
     "QUANTILES",
     "RECORDING_FILES",

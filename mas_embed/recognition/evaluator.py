@@ -15,6 +15,7 @@ from mas_embed.errors import UserError
 from mas_embed.evaluation import (
     BEFORE_FIRST,
     EVALUATORS,
+    NONE,
     NUM_NEIGHBOURS,
     Described,
     Evaluation,
@@ -52,9 +53,9 @@ class _Seen(NamedTuple):
 
     Attributes:
         correct: by metric whether each image is classified correctly [N].
-        reciprocal_rank: [N] of the true class among all classes.
-        top: [q, K] the classes with the highest scores, of the recorded images.
-        shares: [q, K] their probabilities among all classes.
+        reciprocal_rank: [N] of the true class among those of its split.
+        top: [q, K] the classes of the split with the highest scores, of the recorded images; -1 where it has fewer.
+        shares: [q, K] their probabilities among these classes; NaN where there is none.
     """
 
     correct: dict[str, Tensor]
@@ -172,7 +173,8 @@ class RecognitionEvaluator:
         if not self._recorder.is_recording:
             return
         labels, probabilities = (torch.cat([getattr(one, name) for one in seen]).numpy() for name in ("top", "shares"))
-        found = Found(self.split_of_class.numpy()[labels], np.full_like(labels, -1), labels, probabilities)
+        split_of_label = np.where(labels == NONE, NONE, self.split_of_class.numpy()[labels])
+        found = Found(split_of_label, np.full_like(labels, NONE), labels, probabilities)
         reciprocal_ranks = torch.cat([one.reciprocal_rank for one in seen]).numpy()
         self._recorder.record(split_index, [split.query.labels for split in splits], reciprocal_ranks, found)
 
@@ -204,10 +206,11 @@ class RecognitionEvaluator:
         correct = {metric: classes == labels for metric, classes in predicted.items()}
         if not self._recorder.is_recording:
             return _Seen(correct)
-        reciprocal_rank = 1 / (scores >= scores.gather(1, labels[:, None])).sum(1).double()
-        sampled = scores[torch.from_numpy(self._recorder.sample_of(split_index)).long()].double().softmax(1)
+        reciprocal_rank = 1 / (of_own_head >= of_own_head.gather(1, labels[:, None])).sum(1).double()
+        sampled = of_own_head[torch.from_numpy(self._recorder.sample_of(split_index)).long()].double().softmax(1)
         shares, top = sampled.topk(min(NUM_NEIGHBOURS, sampled.shape[1]), dim=1)
-        return _Seen(correct, reciprocal_rank, top, shares)
+        is_other = self.split_of_class[top] != split_index
+        return _Seen(correct, reciprocal_rank, top.masked_fill(is_other, NONE), shares.masked_fill(is_other, torch.nan))
 
     def _by_class(self, correct: Tensor, labels: Tensor) -> dict[str, float]:
         """By the name of a class that occurs the share of its images that are classified correctly."""

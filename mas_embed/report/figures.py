@@ -122,8 +122,18 @@ def cell_size(num_splits: int) -> int:
     return 43 if num_splits <= 6 else 34 if num_splits <= 10 else 26
 
 
-def draw_split(axis: Axes, results: Results, split_index: int, limits: tuple[float, float]) -> None:
-    """The score of one split after every split, a line for each method with a shade of one deviation over the seeds."""
+def draw_split(
+    axis: Axes, results: Results, split_index: int, limits: tuple[float, float], *, width: float = 170
+) -> None:
+    """The score of one split after every split, a line for each method with a shade of one deviation over the seeds.
+
+    Args:
+        axis: to draw on.
+        results: of a run.
+        split_index: of the split.
+        limits: of the scores.
+        width: of the axis in pixels, by which the names of splits stand upright or at an angle.
+    """
     names = [drawn(name, LONGEST_TICK) for name in results.splits]
     positions = np.arange(len(names))
     styles = styles_of_results(results)
@@ -143,7 +153,7 @@ def draw_split(axis: Axes, results: Results, split_index: int, limits: tuple[flo
             line.set_gid(style.group)
     plain_axis(axis)
     axis.axvspan(-0.35, split_index, color=LINE, alpha=0.35, linewidth=0, zorder=0)
-    name_ticks(axis, names, width=170)
+    name_ticks(axis, names, width=width)
     axis.set(xlim=(-0.35, len(names) - 0.65), ylim=limits, title=f"split {names[split_index]}")
 
 

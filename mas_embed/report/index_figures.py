@@ -50,7 +50,7 @@ def stale_gallery_figure(results: Results) -> Figure:
     return figure
 
 
-def draw_stale_gallery(axis: Axes, results: Results, method: str) -> None:
+def draw_stale_gallery(axis: Axes, results: Results, method: str, *, width: float = 230) -> None:
     """The fresh and the stale gallery of one method over time, and between them what the stale one costs."""
     fresh, stale = (curve_so_far(results, method, stale=stale) for stale in (False, True))
     style = styles_of_results(results)[method]
@@ -60,11 +60,11 @@ def draw_stale_gallery(axis: Axes, results: Results, method: str) -> None:
     draw_line(axis, fresh, style, linestyle="-", label="fresh gallery")
     draw_line(axis, stale, style, linestyle=(0, (3, 2)), markerfacecolor="none", label="stale gallery")
     plain_axis(axis)
-    name_ticks(axis, names, width=230)
+    name_ticks(axis, names, width=width)
     axis.set(xlim=(-0.3, len(names) - 0.7), ylim=index_limits(results))
 
 
-def draw_moved(axis: Axes, results: Results, quantity: str) -> None:
+def draw_moved(axis: Axes, results: Results, quantity: str, *, width: float) -> None:
     """The mean drift or churn of the old gallery after every update, a line for each method."""
     names = [drawn(name, LONGEST_TICK) for name in results.splits]
     styles = styles_of_results(results)
@@ -78,7 +78,7 @@ def draw_moved(axis: Axes, results: Results, quantity: str) -> None:
         mean = _mean_of_rows(np.array(rows, dtype=np.float64))
         draw_line(axis, mean, styles[method], label=drawn(method))
     plain_axis(axis)
-    name_ticks(axis, names, width=300)
+    name_ticks(axis, names, width=width)
     axis.set(xlim=(0.7, len(names) - 0.7))
     axis.set_ylim(bottom=0)
 

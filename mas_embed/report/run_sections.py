@@ -49,20 +49,21 @@ def index_section(results: Results, figures: dict[str, Figure]) -> dict[str, Any
     cells = {row[0]: row for row in table.rows}
     panels = []
     width = min(NARROW, max(260, 24 * num_splits))
-    below = room_below([drawn(name, LONGEST_TICK) for name in results.splits], width)
+    names = [drawn(name, LONGEST_TICK) for name in results.splits]
+    below = room_below(names, width)
     for method in methods_with_index(results):
         figure, axis = panel(width, 175 + below, Margins(bottom=below))
-        draw_stale_gallery(axis, results, method)
+        draw_stale_gallery(axis, results, method, width=width)
         row = cells.get(method, ["", "-", "-"])
         label = (
             f"{metric} of the splits learned so far with {method}: {row[1]} in the end with a fresh gallery, "
             f"{row[2]} with a stale one"
         )
         panels.append(Panel(picture(figure, label), method))
-    moved = []
+    moved, below = [], room_below(names, NARROW)
     for quantity, column in (("drift", "drift"), ("churn", "churn")):
         figure, axis = panel(NARROW, 185 + below, Margins(bottom=below))
-        draw_moved(axis, results, quantity)
+        draw_moved(axis, results, quantity, width=NARROW)
         place = table.header.index(column)
         means = "; ".join(f"{row[0]} {row[place]}" for row in table.rows)
         moved.append(

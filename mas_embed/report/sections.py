@@ -194,7 +194,7 @@ def scores_section(results: Results, kinds: Mapping[str, str], figures: dict[str
         below = room_below([drawn(name, LONGEST_TICK) for name in results.splits], width)
         for index, split in enumerate(results.splits):
             figure, axis = panel(width, height + below, Margins(bottom=below))
-            draw_split(axis, results, index, limits)
+            draw_split(axis, results, index, limits, width=width)
             axis.set_title("")
             finals = "; ".join(f"{name} {row[index + 1]}" for name, *row in _by_split(results))
             curves.append(
