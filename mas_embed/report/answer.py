@@ -106,9 +106,8 @@ def _cost(results: Results, best: str, baseline: str | None) -> str:
                 else f"{times:.1f} times the seconds of {baseline} ({seconds:.0f} instead of {without:.0f})"
             )
         given_up = learning[baseline] - learning[best]
-        if np.isfinite(given_up) and abs(given_up) > SMALL:
-            direction = "less" if given_up > 0 else "more"
-            parts.append(f"{number(abs(given_up), 2)} {direction} learning of a new split")
+        if np.isfinite(given_up) and given_up > SMALL:
+            parts.append(f"{number(given_up, 2)} less learning of a new split")
     num_bytes = max(run.num_bytes for run in runs)
     if num_bytes:
         parts.append(f"{size_of(num_bytes)} of memory")
