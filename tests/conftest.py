@@ -14,6 +14,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 def blank_pictures(monkeypatch):
     """Leaves the pictures of reports empty: drawing them takes longer than a tiny experiment."""
     monkeypatch.setattr("mas_embed.report.page.png_of", lambda figure: b"a picture")
+    monkeypatch.setattr("mas_embed.report.drawing.svg_of", lambda figure: '<svg width="1"></svg>')
 
 
 @pytest.fixture(scope="session", autouse=True)

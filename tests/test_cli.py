@@ -19,6 +19,8 @@ from mas_embed import CALLBACKS, LOSSES, Callback, read_results
 from mas_embed.cli import main
 from mas_embed.runtime.signals import Terminated
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 
 @pytest.fixture
 def config(tmp_path):

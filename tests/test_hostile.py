@@ -392,9 +392,8 @@ def outside(workplace, folder):
 
 
 @pytest.fixture
-def resume(killed, workplace, monkeypatch):
+def resume(killed, workplace, blank_pictures):
     """Resumes a copy of the killed run, with some of its files replaced; returns what the command has said, and the folder."""
-    monkeypatch.setattr("mas_embed.report.page.png_of", lambda figure: b"a picture")
 
     def call_resume(files, flag="--resume"):
         folder = workplace / "copy"
