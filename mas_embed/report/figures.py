@@ -114,8 +114,8 @@ def draw_matrix(axis: Axes, results: Results, method: str, limits: tuple[float, 
         [*range(len(row_names)), *([len(scores) + 0.15] if bottom > len(scores) else [])],
         [*row_names, *(["change"] if bottom > len(scores) else [])],
     )
+    axis.xaxis.tick_top()  # first, because the labels above the axis are others than those below it
     name_ticks(axis, names, width=cell_size(len(names)) * len(names))
-    axis.xaxis.tick_top()
     for label in axis.get_xticklabels():
         if label.get_rotation():
             label.set(ha="left")

@@ -290,3 +290,12 @@ def test_a_narrow_terminal_shows_means_alone(results):
     assert " a       .500±.000  .800±.141  .500±.000  " in shown[42]
     assert " a       .500  .800    .500  " in shown[41]
     assert terminal_table(summary_table(results), 40).title.endswith("mean of 2 seeds")
+
+
+def test_long_names_above_a_matrix_stand_at_an_angle(content):
+    content["splits"] = ["credit cards", "auto and commute"]
+    axis = scores_figure(Results.model_validate(content)).subfigs[0].axes[0]
+    above = [tick.label2 for tick in axis.xaxis.get_major_ticks()]
+    assert [(label.get_text(), label.get_rotation(), label.get_visible()) for label in above] == [
+        ("credit cards", 45, True), ("auto  ... mute", 45, True),
+    ]  # fmt: skip
