@@ -158,7 +158,22 @@ def test_every_language_is_handled():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=name_of)
+# Pages whose blocks take more than two seconds
+LONG_PAGES = {
+    "docs/configuration.md", "docs/data.md", "docs/facts.md", "docs/long-runs.md", "docs/recognition.md", "docs/report.md",
+    "docs/start.md", "docs/integrations/avalanche.md", "docs/integrations/plain-loop.md", "docs/results/beyond-mas.md",
+    "docs/results/digits.md", "docs/results/facts.md",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if name_of(page) in LONG_PAGES else (), id=name_of(page))
+        for page in PAGES
+        if blocks(page)
+    ],
+)
 def test_the_blocks_of_a_page_run_in_order(page, workplace, loop, monkeypatch, capsys):
     namespace, printed = {"__name__": "__main__"}, ""  # as if the page were a script
     for language, text in blocks(page):
@@ -260,6 +275,8 @@ def shorten(arguments):
     elif name == "my_images.yaml":  # without a download
         arguments += ["--set", "model.weights=none", "--set", "model.network=cifar_resnet20"]
         arguments += ["--set", "data.image_size=16", "--set", "data.short_side=18", "--set", "training.num_workers=0"]
+    elif name == "recognition.yaml":  # there is no index
+        pass
     elif name == "recognition_digits.yaml":
         arguments += ["--set", "methods=[{name: mas, embed: features}]", "--set", "model.trunk.width=2"]
     elif arguments[1].startswith("configs/") and "facts" not in name:
