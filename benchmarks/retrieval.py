@@ -139,13 +139,13 @@ def write_unit_vectors(path: Path, num_items: int, seed: int) -> Any:
     return mapped
 
 
-def measure_mapped(num_queries: int, num_gallery: int, num_relevant: int) -> list[dict[str, Any]]:
+def measure_mapped(num_queries: int, num_compared: int, num_gallery: int, num_relevant: int) -> list[dict[str, Any]]:
     """Measures and prints what evaluating and comparing mapped arrays costs; returns the lines."""
     with tempfile.TemporaryDirectory(dir=".") as folder:
         old, new = (write_unit_vectors(Path(folder) / f"{seed}.npy", num_gallery, seed) for seed in (0, 1))
         np.save(Path(folder) / "labels.npy", np.arange(num_gallery) % (num_gallery // num_relevant))
         labels = np.load(Path(folder) / "labels.npy", mmap_mode="r")
-        few, queries, ids = slice(0, num_queries // 10), slice(0, num_queries), np.arange(num_gallery)
+        few, queries, ids = slice(0, num_compared), slice(0, num_queries), np.arange(num_gallery)
         fit_on = (old[-2000:], new[-2000:])
         ways: dict[str, tuple[Callable[[], Any], int]] = {
             "matrix product alone": (partial(mapped_product, old[queries], old), num_queries),
@@ -163,7 +163,7 @@ def measure_mapped(num_queries: int, num_gallery: int, num_relevant: int) -> lis
             ),
             "compare_indexes, three compensations": (
                 partial(compare_indexes, old[few], new[few], old, new, labels[few], labels, fit_on=fit_on),
-                num_queries // 10,
+                num_compared,
             ),
         }
         task = f"{num_queries:,} x {num_gallery:,} mapped from files, {num_relevant} relevant"
@@ -198,11 +198,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--mapped", action="store_true", help="measure a gallery that is mapped from a file")
     parser.add_argument("--queries", type=int, default=10_000, help="of the mapped gallery")
+    parser.add_argument("--compared", type=int, help="queries of compare_indexes; by default a tenth")
     parser.add_argument("--gallery", type=int, default=1_000_000, help="its size")
     arguments = parser.parse_args()
     device, lines = torch.device(arguments.device), []
     if arguments.mapped:
-        lines = measure_mapped(arguments.queries, arguments.gallery, 20)
+        compared = arguments.compared or arguments.queries // 10
+        lines = measure_mapped(arguments.queries, compared, arguments.gallery, 20)
     for name, (num_queries, num_gallery, num_relevant) in ({} if arguments.mapped else tasks(device)).items():
         generator = torch.Generator().manual_seed(0)
         gallery = torch.nn.functional.normalize(torch.randn(num_gallery, 128, generator=generator)).to(device)
