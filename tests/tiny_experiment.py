@@ -1,5 +1,6 @@
 """An experiment on the digits that takes a second, and how a test loads it."""
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -62,3 +63,12 @@ def load_from(folder, values):
     """A config by way of a file in the folder."""
     (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
     return load_config(folder / "tiny.yaml")
+
+
+def found_by(folder):
+    """What a run has found out, without seconds; and its logs."""
+    results = json.loads((folder / "results.json").read_text())
+    for run in results["runs"]:
+        del run["seconds"]
+    logs = {path.relative_to(folder): path.read_text() for path in sorted(folder.rglob("*.jsonl"))}
+    return results, logs

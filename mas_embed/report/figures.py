@@ -57,10 +57,9 @@ def scores_figure(results: Results) -> Figure:
     for axis, method in zip(axes, methods, strict=False):
         draw_matrix(axis, results, method, limits)
         axis.set_title(drawn(method))
-    if len(methods) > len(references_of(results)):
-        lowest = max(axis.get_ylim()[0] for axis in axes[: len(methods)])
-        for axis in axes[: len(methods)]:
-            axis.set_ylim(bottom=lowest)  # one size of cells, also in a matrix of a single row
+    lowest = max(axis.get_ylim()[0] for axis in axes[: len(methods)])
+    for axis in axes[: len(methods)]:
+        axis.set_ylim(bottom=lowest)  # one size of cells, also in a matrix of a single row
     panels = lower.subplots(1, num_splits, squeeze=False, sharey=True)[0]
     for split_index, axis in enumerate(panels):
         draw_split(axis, results, split_index, limits)

@@ -21,7 +21,7 @@ from mas_embed.report.confusions import (
 from mas_embed.report.drawing import Style, picture, score_limits
 from mas_embed.report.figures import references_of
 from mas_embed.report.layer_figures import importance_figure, in_words, layers_of, movement_figure
-from mas_embed.report.map_figures import map_figure
+from mas_embed.report.map_figures import MOST_NAMED, map_figure
 from mas_embed.report.page_tables import page_table
 from mas_embed.report.panels import NARROW, Panel
 from mas_embed.report.run_files import RunFiles
@@ -157,7 +157,7 @@ def map_section(recorded: Recorded, method: str, figures: dict[str, Figure]) -> 
         panels.append(Panel(picture(figure, label), title + share, picture(narrow[0], label)))
         figures.setdefault("map", figure)
     names = {"pca": "the first two principal components", "tsne": "t-SNE", "umap": "UMAP"}
-    return {"panels": panels, "method": names[method]} if panels else None
+    return {"panels": panels, "method": names[method], "most_named": MOST_NAMED} if panels else None
 
 
 def _has_rows(recordings: Sequence[Recording]) -> bool:

@@ -1,6 +1,5 @@
 """Runs that are killed at random moments, again and again, and resumed."""
 
-import json
 import multiprocessing
 import os
 import random
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from interrupted import EVERYTHING
-from tiny_experiment import load_from
+from tiny_experiment import found_by, load_from
 
 from mas_embed import run_experiment
 from mas_embed.experiment import runner
@@ -42,15 +41,6 @@ def start_command(config, folder):
     return process.pid, process.wait
 
 
-def contents(folder):
-    """What a run has found out, without seconds; and its logs."""
-    results = json.loads((folder / "results.json").read_text())
-    for run in results["runs"]:
-        del run["seconds"]
-    logs = {path.relative_to(folder): path.read_text() for path in sorted(folder.rglob("*.jsonl"))}
-    return results, logs
-
-
 @pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.parametrize(
     ("start", "num_kills", "num_workers"),
@@ -66,7 +56,7 @@ def test_a_run_that_is_killed_again_and_again(tmp_path, start, num_kills, num_wo
     begin = time.monotonic()
     start(config, tmp_path / "whole")[1]()
     seconds = time.monotonic() - begin
-    whole, num_steps = contents(tmp_path / "whole"), (tmp_path / "whole" / "count").stat().st_size
+    whole, num_steps = found_by(tmp_path / "whole"), (tmp_path / "whole" / "count").stat().st_size
 
     generator = random.Random(0)
     count, num_killed, before = tmp_path / "killed" / "count", 0, 0
@@ -84,7 +74,7 @@ def test_a_run_that_is_killed_again_and_again(tmp_path, start, num_kills, num_wo
             break
     assert num_killed >= num_kills / 2
     start(config, tmp_path / "killed")[1]()
-    assert contents(tmp_path / "killed") == whole
+    assert found_by(tmp_path / "killed") == whole
     assert count.stat().st_size - num_steps <= num_killed * (
         3 + 2
     )  # the steps between checkpoints, and those accumulated

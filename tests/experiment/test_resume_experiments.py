@@ -1,9 +1,10 @@
 """Experiments on facts and on recognition that stop within a split, and go on."""
 
-import json
 from pathlib import Path
 
 import pytest
+from small import Stopped
+from tiny_experiment import found_by
 
 from mas_embed import Callback, load_config, run_experiment
 
@@ -13,10 +14,6 @@ METHODS = {
     "facts_digits": "[{name: si, strength: 0.003}, {name: local_mas, strength: 1}, {name: replay, buffer_size: 20}]",
     "recognition_digits": "[{name: mas, embed: features}, {name: multi_head_lwf}, {name: class_statistics, layer: trunk}]",
 }
-
-
-class Stopped(Exception):
-    """The end of a test run, as if it had been killed."""
 
 
 class StopAtStep(Callback):
@@ -31,14 +28,6 @@ class StopAtStep(Callback):
             raise Stopped
 
 
-def found_in(folder):
-    """The results without seconds, and the logs."""
-    results = json.loads((folder / "results.json").read_text())
-    for run in results["runs"]:
-        del run["seconds"]
-    return results, [path.read_text() for path in sorted(folder.rglob("log.jsonl"))]
-
-
 @pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.parametrize("name", [pytest.param("facts_digits", marks=pytest.mark.slow), "recognition_digits"])
 def test_within_a_split(tmp_path, name):
@@ -48,4 +37,4 @@ def test_within_a_split(tmp_path, name):
         with pytest.raises(Stopped):
             run_experiment(config, tmp_path / "run", resume=True, callbacks=[StopAtStep(method.title, 1, 5)])
     run_experiment(config, tmp_path / "run", resume=True)
-    assert found_in(tmp_path / "run") == found_in(tmp_path / "whole")
+    assert found_by(tmp_path / "run") == found_by(tmp_path / "whole")
